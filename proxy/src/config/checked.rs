@@ -1,0 +1,216 @@
+//! The configuration after checking: every name resolved, every default filled in, nothing left to go wrong.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// Everything that one proxy process runs by.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Worker threads; by default one for each core that this process may use.
+    pub workers: usize,
+    /// How long requests under way may take once the proxy has been told to stop; 8 s by default.
+    pub drain: Duration,
+    /// Folder for what must survive a restart (the registry's last answer); without one nothing is kept.
+    pub state: Option<PathBuf>,
+    /// Where health, metrics and state are served; `127.0.0.1:4191` by default, none when switched off.
+    pub admin: Option<SocketAddr>,
+    /// This proxy's name in `Via`. Unique to the process by default, so that a loop is told from a chain of proxies.
+    pub via: String,
+    /// A host `NAME.SUFFIX` calls the service `NAME`; `mesh` by default, empty for none. Without leading dot.
+    pub suffix: String,
+    pub plugins: Plugins,
+    pub listeners: Vec<Listener>,
+    pub registry: Registry,
+    pub services: Services,
+}
+
+/// Where policies come from, and their bounds.
+#[derive(Debug, Clone)]
+pub struct Plugins {
+    /// The folder whose `*.wasm` files are policies; it need not exist yet. None: the built-in ones only.
+    pub folder: Option<PathBuf>,
+    /// How often the folder is read anew although nothing announced a change; 5 s by default.
+    pub rescan: Duration,
+    /// CPU time of one decision; 10 ms by default, 5 ms at least.
+    pub decision: Duration,
+    /// CPU time of one `configure`, `update` or `eligible`; 100 ms by default.
+    pub change: Duration,
+    /// Memory of one instance in bytes; 64 MiB by default.
+    pub memory: usize,
+    /// This many faults within 10 s put a generation in quarantine; 4 by default.
+    pub faults: u32,
+}
+
+/// One address that applications connect to.
+#[derive(Debug, Clone)]
+pub struct Listener {
+    pub address: SocketAddr,
+    /// All requests go to this service, whatever host they name. None: the request names the service.
+    pub service: Option<Arc<str>>,
+    /// Whether absolute-form requests for a host that is no service go where they say; by default on loopback only.
+    pub passthrough: bool,
+    /// What the proxy tells services about the client.
+    pub forwarded: Forwarded,
+    /// From the first byte of a request to the end of its head; 10 s by default.
+    pub header_timeout: Duration,
+    /// How long a connection may stay open without a request; 1 h by default.
+    pub idle_timeout: Duration,
+    /// Connections at once over all workers; 65,536 by default. Further ones wait in the listen queue.
+    pub max_connections: usize,
+}
+
+/// Which header carries the client's address, the host it asked for and the scheme.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Forwarded {
+    /// None is added, and those that came in are passed on. The default: beside an application the client is local.
+    Off,
+    /// `Forwarded` (RFC 7239), appended to what came in.
+    Standard,
+    /// `X-Forwarded-For`, `X-Forwarded-Host` and `X-Forwarded-Proto`; the first is appended to what came in.
+    Legacy,
+}
+
+/// Where endpoints are announced. Several sources may be in use at once; each announces services of its own.
+#[derive(Debug, Clone, Default)]
+pub struct Registry {
+    pub etcd: Option<Etcd>,
+    pub file: Option<FileSource>,
+    /// Endpoints written in the configuration itself (`endpoints` of a service).
+    pub fixed: HashMap<Arc<str>, Vec<FixedEndpoint>>,
+}
+
+/// An endpoint written in a configuration or services file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FixedEndpoint {
+    /// `host:port`.
+    pub address: String,
+    /// 1 by default; 0 keeps it registered and takes it out of use.
+    pub weight: u32,
+    pub metadata: Vec<(String, String)>,
+}
+
+/// A watched file with services and endpoints.
+#[derive(Debug, Clone)]
+pub struct FileSource {
+    /// `.toml` or `.json`.
+    pub path: PathBuf,
+    /// How often it is read anew although nothing announced a change; 5 s by default.
+    pub rescan: Duration,
+}
+
+/// An etcd cluster (v3 API, 3.4 or later).
+#[derive(Debug, Clone)]
+pub struct Etcd {
+    /// One URL a member: `http://host:port` or `https://host:port`. Tried in turn.
+    pub members: Vec<String>,
+    pub login: Option<EtcdLogin>,
+    pub tls: Option<EtcdTls>,
+    pub watches: Vec<EtcdWatch>,
+    /// One connection attempt; 2 s by default.
+    pub connect_timeout: Duration,
+    /// One request; 5 s by default.
+    pub request_timeout: Duration,
+    /// Without a sign of life for this long a watch is given up and another member tried; 15 s by default. Progress is
+    /// asked for at a third of it.
+    pub liveness: Duration,
+    /// Longest wait between two rounds over all members, jittered by half; 1 s by default.
+    pub backoff: Duration,
+    /// Keys read at once; 1,000 by default.
+    pub page: u32,
+}
+
+/// User and password; the token is renewed when the server no longer takes it.
+#[derive(Clone)]
+pub struct EtcdLogin {
+    pub user: String,
+    pub password: String,
+}
+
+impl std::fmt::Debug for EtcdLogin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EtcdLogin").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
+/// TLS to etcd. The files were readable when the configuration was checked; they are read again at each connection.
+#[derive(Debug, Clone)]
+pub struct EtcdTls {
+    /// PEM file of the authorities to trust; none: the system's.
+    pub ca: Option<PathBuf>,
+    /// PEM files of the client's certificate and key, for a cluster that asks for them.
+    pub client: Option<(PathBuf, PathBuf)>,
+    /// The name to verify; none: the host of the member's URL.
+    pub server_name: Option<String>,
+}
+
+/// One part of the key space and how to read it.
+#[derive(Debug, Clone)]
+pub struct EtcdWatch {
+    pub prefix: Vec<u8>,
+    pub layout: Layout,
+}
+
+/// How a fleet writes an endpoint into the registry.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Layout {
+    Heddle,
+    GoKit,
+}
+
+/// Settings of the services: those named in the configuration, and what holds for all others.
+#[derive(Debug, Clone)]
+pub struct Services {
+    pub default: Arc<Service>,
+    pub named: HashMap<Arc<str>, Arc<Service>>,
+}
+
+impl Services {
+    /// What holds for the service of this name.
+    pub fn get(&self, name: &str) -> &Arc<Service> {
+        self.named.get(name).unwrap_or(&self.default)
+    }
+}
+
+/// How requests to one service are treated.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Service {
+    pub balancer: Policy,
+    pub protocol: UpstreamProtocol,
+    /// One connection attempt; 1 s by default.
+    pub connect_timeout: Duration,
+    /// From the request's head to the response's head, all attempts together; 15 s by default.
+    pub request_timeout: Duration,
+    /// How long a body may stand still in either direction; 5 min by default.
+    pub stream_idle_timeout: Duration,
+    pub pool: Pool,
+}
+
+/// A policy by name, with its settings.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Policy {
+    pub plugin: Arc<str>,
+    /// A JSON object, as the plugin's `configure` is given it; `{}` where nothing is said.
+    pub config: Arc<str>,
+}
+
+/// What the service's endpoints speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum UpstreamProtocol {
+    Http1,
+    /// With prior knowledge (RFC 9113, 3.3).
+    Http2,
+}
+
+/// Connections to one endpoint.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Pool {
+    /// Idle ones kept by each worker; 128 by default.
+    pub max_idle: usize,
+    /// How long an idle one is kept; 60 s by default.
+    pub idle_timeout: Duration,
+    /// At once, idle or busy, over all workers; 1,024 by default. A request that would need one more is answered 503.
+    pub max_connections: usize,
+}

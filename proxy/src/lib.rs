@@ -1,0 +1,4 @@
+//! Heddle: a forward proxy whose routing decisions are WebAssembly plugins.
+
+pub mod config;
+pub mod registry;
