@@ -1,0 +1,126 @@
+//! Compiles the built-in policies to WebAssembly, to be carried inside the binary.
+//!
+//! Every folder of `plugins/` with a `Cargo.toml` is a policy of that folder's name. The result is `builtin.rs` in
+//! `OUT_DIR`: `BUILTIN`, pairs of a policy's name and its module, sorted by name.
+
+#[path = "build/toolchain.rs"]
+mod toolchain;
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt::Write;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::exit;
+
+use toolchain::{PROTOC_PACKAGES, TARGET, Toolchain, WASM_PACKAGES};
+
+fn main() {
+    if let Err(message) = run() {
+        eprintln!("\n{message}\n");
+        exit(1);
+    }
+}
+
+fn run() -> Result<(), String> {
+    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("..");
+    let out = PathBuf::from(variable("OUT_DIR")?);
+    let plugins = root.join("plugins");
+    let policies = policies(&plugins)?;
+    watch(&root, &plugins, &policies);
+
+    let toolchain = Toolchain::find(&variable("RUSTC")?);
+    let (Some(toolchain), true) = (&toolchain, toolchain::has_protoc()) else {
+        return Err(what_to_install(toolchain.is_none()));
+    };
+    let target_dir = target_dir(&out);
+    let mut cargo = toolchain.build(&variable("CARGO")?, &plugins, &target_dir);
+    let status = cargo.status().map_err(|error| format!("cargo did not start: {error}"))?;
+    if !status.success() {
+        return Err(format!("the plugins in {} were not built: {status}", plugins.display()));
+    }
+    embed(&policies, &target_dir.join(TARGET).join("release"), &out)
+}
+
+/// The names of the policies, sorted.
+fn policies(plugins: &Path) -> Result<Vec<String>, String> {
+    let entries = fs::read_dir(plugins).map_err(cannot("read", plugins))?;
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(cannot("read", plugins))?;
+        if entry.path().join("Cargo.toml").is_file() {
+            names.push(entry.file_name().into_string().map_err(|name| format!("{name:?} is not a policy's name"))?);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// Runs this script again when something that the modules are made from has changed. Not `plugins` as a whole, where
+/// compiled plugins may be dropped; a policy that comes or goes also changes the lock file.
+fn watch(root: &Path, plugins: &Path, policies: &[String]) {
+    println!("cargo::rerun-if-changed=build.rs");
+    println!("cargo::rerun-if-changed=build/toolchain.rs");
+    let package = |folder: PathBuf| ["Cargo.toml", "build.rs", "src", "wit"].map(|part| folder.join(part));
+    let workspaces = [root.join("Cargo.toml"), plugins.join("Cargo.toml"), plugins.join("Cargo.lock")];
+    let packages = policies.iter().map(|name| plugins.join(name)).chain([root.join("plugin-sdk")]).flat_map(package);
+    for path in workspaces.into_iter().chain(packages).filter(|path| path.exists()) {
+        println!("cargo::rerun-if-changed={}", path.display());
+    }
+}
+
+/// Where the plugins are compiled: beside the profiles' folders, so that debug and release builds, Clippy and coverage
+/// tools share one standard library (a minute's work where it comes as source) instead of keeping one in each
+/// `OUT_DIR`. Cargo marks the folder that all of them are in; without the mark it is `OUT_DIR` after all.
+fn target_dir(out: &Path) -> PathBuf {
+    let shared = out.ancestors().find(|folder| folder.join("CACHEDIR.TAG").is_file());
+    shared.unwrap_or(out).join("wasm-plugins")
+}
+
+/// Copies the modules to `OUT_DIR`, since another build may be at work in the shared folder, and lists them there.
+fn embed(policies: &[String], built: &Path, out: &Path) -> Result<(), String> {
+    let mut list = String::from("/// The built-in policies: name and module, sorted by name.\n");
+    list.push_str("pub static BUILTIN: &[(&str, &[u8])] = &[\n");
+    for name in policies {
+        let file = format!("{}.wasm", name.replace('-', "_"));
+        let module = fs::read(built.join(&file)).map_err(cannot("read", &built.join(&file)))?;
+        write_if_changed(&out.join(&file), &module)?;
+        writeln!(list, "    ({name:?}, include_bytes!(concat!(env!(\"OUT_DIR\"), \"/{file}\"))),")
+            .map_err(|error| error.to_string())?;
+    }
+    list.push_str("];\n");
+    write_if_changed(&out.join("builtin.rs"), list.as_bytes())
+}
+
+/// Leaves a file alone that is as it should be: a new time would make Cargo compile the proxy again.
+fn write_if_changed(path: &Path, contents: &[u8]) -> Result<(), String> {
+    if fs::read(path).is_ok_and(|old| old == contents) {
+        return Ok(());
+    }
+    fs::write(path, contents).map_err(cannot("write", path))
+}
+
+fn what_to_install(wasm: bool) -> String {
+    let mut message = String::from("Heddle cannot be built here yet.\n");
+    if wasm {
+        let packages = WASM_PACKAGES.join(" ");
+        message += &format!("Its plugins need a Rust toolchain for {TARGET}. Install one:\n");
+        message += &format!("    rustup target add {TARGET}\n");
+        message += &format!("or, on Debian where rustup cannot fetch it:\n    apt-get install {packages}\n");
+    }
+    if !toolchain::has_protoc() {
+        let packages = PROTOC_PACKAGES.join(" ");
+        message += &format!("The etcd client needs protoc. Install it:\n    apt-get install {packages}\n");
+    }
+    message + "`cargo xtask demo` and `cargo xtask test` do this by themselves."
+}
+
+fn cannot(what: &str, path: &Path) -> impl FnOnce(io::Error) -> String {
+    let prefix = format!("cannot {what} {}", path.display());
+    move |error| format!("{prefix}: {error}")
+}
+
+fn variable(name: &str) -> Result<OsString, String> {
+    env::var_os(name).ok_or_else(|| format!("Cargo did not set {name}"))
+}
