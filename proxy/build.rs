@@ -14,7 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::exit;
 
-use toolchain::{PROTOC_PACKAGES, TARGET, Toolchain, WASM_PACKAGES};
+use toolchain::{TARGET, Toolchain, has_protoc, what_to_install};
 
 fn main() {
     if let Err(message) = run() {
@@ -28,19 +28,20 @@ fn run() -> Result<(), String> {
     let out = PathBuf::from(variable("OUT_DIR")?);
     let plugins = root.join("plugins");
     let policies = policies(&plugins)?;
-    watch(&root, &plugins, &policies);
-
     let toolchain = Toolchain::find(&variable("RUSTC")?);
-    let (Some(toolchain), true) = (&toolchain, toolchain::has_protoc()) else {
-        return Err(what_to_install(toolchain.is_none()));
+    let (Some(toolchain), true) = (&toolchain, has_protoc()) else {
+        let what = what_to_install(toolchain.is_none(), !has_protoc());
+        return Err(format!("Heddle cannot be built here yet.\n{what}`cargo xtask demo` does this by itself."));
     };
     let target_dir = target_dir(&out);
     let mut cargo = toolchain.build(&variable("CARGO")?, &plugins, &target_dir);
-    let status = cargo.status().map_err(|error| format!("cargo did not start: {error}"))?;
+    let status = cargo.arg("--locked").status().map_err(|error| format!("cargo did not start: {error}"))?;
     if !status.success() {
         return Err(format!("the plugins in {} were not built: {status}", plugins.display()));
     }
-    embed(&policies, &target_dir.join(TARGET).join("release"), &out)
+    embed(&policies, &target_dir.join(TARGET).join("release"), &out)?;
+    watch(&root, &plugins, &policies);
+    Ok(())
 }
 
 /// The names of the policies, sorted.
@@ -99,21 +100,6 @@ fn write_if_changed(path: &Path, contents: &[u8]) -> Result<(), String> {
         return Ok(());
     }
     fs::write(path, contents).map_err(cannot("write", path))
-}
-
-fn what_to_install(wasm: bool) -> String {
-    let mut message = String::from("Heddle cannot be built here yet.\n");
-    if wasm {
-        let packages = WASM_PACKAGES.join(" ");
-        message += &format!("Its plugins need a Rust toolchain for {TARGET}. Install one:\n");
-        message += &format!("    rustup target add {TARGET}\n");
-        message += &format!("or, on Debian where rustup cannot fetch it:\n    apt-get install {packages}\n");
-    }
-    if !toolchain::has_protoc() {
-        let packages = PROTOC_PACKAGES.join(" ");
-        message += &format!("The etcd client needs protoc. Install it:\n    apt-get install {packages}\n");
-    }
-    message + "`cargo xtask demo` and `cargo xtask test` do this by themselves."
 }
 
 fn cannot(what: &str, path: &Path) -> impl FnOnce(io::Error) -> String {

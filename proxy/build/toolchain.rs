@@ -49,8 +49,9 @@ impl Toolchain {
         debian.then_some(Self::Debian)
     }
 
-    /// `cargo build` of a workspace of plugins in release mode, undisturbed by the environment of an outer build.
-    pub fn build(&self, cargo: &OsStr, workspace: &Path, target_dir: &Path) -> Command {
+    /// `cargo build` of plugins in release mode, undisturbed by the environment of an outer build. `folder` holds their
+    /// `Cargo.toml`. The modules will be in `release`, below [`TARGET`] in `target_dir`.
+    pub fn build(&self, cargo: &OsStr, folder: &Path, target_dir: &Path) -> Command {
         let mut command = Command::new(cargo);
         for (name, _) in env::vars_os() {
             let starts_with = |prefix: &&str| name.as_encoded_bytes().starts_with(prefix.as_bytes());
@@ -60,8 +61,8 @@ impl Toolchain {
         }
         // Empty rather than removed where a configuration file might say something else.
         command.env("CARGO_ENCODED_RUSTFLAGS", "").env("RUSTC_WRAPPER", "").env("RUSTC_WORKSPACE_WRAPPER", "");
-        command.args(["build", "--release", "--locked", "--target", TARGET]);
-        command.arg("--target-dir").arg(target_dir).current_dir(workspace);
+        command.args(["build", "--release", "--target", TARGET]);
+        command.arg("--target-dir").arg(target_dir).current_dir(folder);
         match self {
             Self::Own { rustc } => command.env("RUSTC", rustc),
             Self::Debian => command
@@ -74,15 +75,38 @@ impl Toolchain {
     }
 }
 
-/// Whether the etcd client's build will find the compiler for `.proto` files.
+/// Whether the etcd client's build will find the compiler for `.proto` files, and the files that come with it.
 pub fn has_protoc() -> bool {
-    env::var_os("PROTOC").is_some_and(|path| Path::new(&path).is_file()) || on_path("protoc").is_some()
+    let mut protoc = Command::new(env::var_os("PROTOC").unwrap_or("protoc".into()));
+    if let Some(folder) = env::var_os("PROTOC_INCLUDE") {
+        protoc.arg("-I").arg(folder);
+    }
+    protoc
+        .args(["-o/dev/null", "google/protobuf/descriptor.proto"])
+        .output()
+        .is_ok_and(|output| output.status.success())
 }
 
 /// The file that a command of this name would run.
 pub fn on_path(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     env::split_paths(&path).map(|folder| folder.join(name)).find(|file| file.is_file())
+}
+
+/// What to type where a toolchain for the plugins or `protoc` is missing.
+pub fn what_to_install(wasm: bool, protoc: bool) -> String {
+    let mut message = String::new();
+    if wasm {
+        let packages = WASM_PACKAGES.join(" ");
+        message += &format!("The plugins need a Rust toolchain for {TARGET}. Install one:\n");
+        message += &format!("    rustup target add {TARGET}\n");
+        message += &format!("or, on Debian where rustup cannot fetch it:\n    apt-get install {packages}\n");
+    }
+    if protoc {
+        let packages = PROTOC_PACKAGES.join(" ");
+        message += &format!("The etcd client needs protoc. Install it:\n    apt-get install {packages}\n");
+    }
+    message
 }
 
 fn sysroot(rustc: &OsStr) -> Option<PathBuf> {
