@@ -1,7 +1,7 @@
 //! Installs what a fresh machine lacks. Each part is looked for first, so that a second run finds nothing to do.
 
 use std::env;
-use std::ffi::OsStr;
+use std::ffi::OsString;
 use std::io::{IsTerminal, stdin};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -55,7 +55,7 @@ pub fn for_build() -> Result<Toolchain, Failure> {
 }
 
 /// Makes the tests possible. The result is the `PATH` to run them with.
-pub fn for_tests() -> Result<std::ffi::OsString, Failure> {
+pub fn for_tests() -> Result<OsString, Failure> {
     for tool in TEST_TOOLS.iter().filter(|tool| !(tool.present)()) {
         apt_get_install(tool.name, tool.packages);
     }
@@ -96,6 +96,7 @@ fn add_target() -> bool {
             }
             return status.success();
         }
+        #[expect(clippy::disallowed_methods, reason = "there is nothing else to do here")]
         thread::sleep(Duration::from_millis(50));
     }
     say(&format!("rustup took longer than {} s", RUSTUP_TIME.as_secs()));
@@ -165,7 +166,7 @@ fn fetch_etcd() {
         say("pip cannot fetch it");
         return;
     }
-    for name in ["etcd", "etcdctl"].map(OsStr::new) {
+    for name in ["etcd", "etcdctl"] {
         // The file is there; should it not be executable after all, the tests say so.
         let _ = fs::set_permissions(fetched_etcd().join(name), fs::Permissions::from_mode(0o755));
     }
