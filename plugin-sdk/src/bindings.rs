@@ -1,0 +1,60 @@
+//! The contract in `wit/policy.wit`, as wit-bindgen gives it.
+//!
+//! Each world is generated with `pub_export_macro`: what a world exports is then described by a section that its export
+//! macro emits, in the guest's crate. A guest of one world thus carries the exports of that world alone; the imports of
+//! all three, which are described here, are left out of the component where the guest does not call them.
+#![allow(unsafe_code, missing_docs, reason = "generated: the canonical ABI passes raw pointers")]
+
+pub mod balancer {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "heddle:policy/balancer",
+        pub_export_macro: true,
+        default_bindings_module: "heddle_plugin::bindings::balancer",
+        runtime_path: "heddle_plugin::bindings::rt",
+    });
+}
+
+pub mod retry_policy {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "heddle:policy/retry-policy",
+        pub_export_macro: true,
+        default_bindings_module: "heddle_plugin::bindings::retry_policy",
+        runtime_path: "heddle_plugin::bindings::rt",
+        with: {
+            "heddle:policy/request@0.1.0": heddle_plugin::bindings::balancer::heddle::policy::request,
+            "heddle:policy/clock@0.1.0": heddle_plugin::bindings::balancer::heddle::policy::clock,
+            "heddle:policy/log@0.1.0": heddle_plugin::bindings::balancer::heddle::policy::log,
+        },
+    });
+}
+
+pub mod circuit_breaker {
+    wit_bindgen::generate!({
+        path: "wit",
+        world: "heddle:policy/circuit-breaker",
+        pub_export_macro: true,
+        default_bindings_module: "heddle_plugin::bindings::circuit_breaker",
+        runtime_path: "heddle_plugin::bindings::rt",
+        with: {
+            "heddle:policy/types@0.1.0": heddle_plugin::bindings::balancer::heddle::policy::types,
+            "heddle:policy/request@0.1.0": heddle_plugin::bindings::balancer::heddle::policy::request,
+            "heddle:policy/outcome@0.1.0": heddle_plugin::bindings::retry_policy::heddle::policy::outcome,
+            "heddle:policy/load@0.1.0": heddle_plugin::bindings::balancer::heddle::policy::load,
+            "heddle:policy/clock@0.1.0": heddle_plugin::bindings::balancer::heddle::policy::clock,
+            "heddle:policy/log@0.1.0": heddle_plugin::bindings::balancer::heddle::policy::log,
+        },
+    });
+}
+
+pub use balancer::heddle::policy::types::Endpoint as EndpointRecord;
+pub use wit_bindgen::rt;
+
+/// The imports of all worlds under one name each.
+#[cfg(target_family = "wasm")]
+pub mod imports {
+    pub use super::balancer::heddle::policy::{clock, load, log, request};
+    pub use super::circuit_breaker::heddle::policy::{health, verdicts};
+    pub use super::retry_policy::heddle::policy::outcome;
+}

@@ -1,0 +1,214 @@
+use std::ops::Index;
+
+use crate::bindings::EndpointRecord;
+use crate::host;
+
+/// An endpoint's number: the same for as long as it is registered, unique among the registered endpoints, and small.
+///
+/// It is the handle by which a balancer's own tables refer to an endpoint; [`Endpoints::get`] turns it back into one.
+/// A number of an endpoint that is gone may later belong to another, so a table is rebuilt in
+/// [`Balancer::registered_changed`](crate::Balancer::registered_changed).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Slot(pub(crate) u32);
+
+impl Slot {
+    /// The number itself, for a table of the policy's own that is indexed by it. Slots are dense: a service with `n`
+    /// endpoints rarely has one above `n`.
+    #[must_use]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// One registered endpoint of the service.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Endpoint {
+    /// The endpoint's number.
+    pub slot: Slot,
+    /// Stable across updates and restarts, and the same in every proxy: the registration's key, percent-encoded, then
+    /// `#`, then the address. What must agree between proxies, such as a hash, is made of this.
+    pub id: String,
+    /// `host:port`; an IPv6 host stands in brackets.
+    pub address: String,
+    /// The share relative to the other endpoints, at least 1.
+    pub weight: u32,
+    /// The registry's order of creation: the endpoint with the smallest number has been there longest.
+    pub order: u64,
+    /// What the registration says beside address and weight, as names and values.
+    pub metadata: Vec<(String, String)>,
+}
+
+impl Endpoint {
+    /// The value of one name in the metadata; the first where it is there twice.
+    #[must_use]
+    pub fn metadata(&self, name: &str) -> Option<&str> {
+        self.metadata.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
+}
+
+impl From<EndpointRecord> for Endpoint {
+    fn from(record: EndpointRecord) -> Self {
+        let EndpointRecord { slot, id, address, weight, order, metadata } = record;
+        Self { slot: Slot(slot), id, address, weight: weight.max(1), order, metadata }
+    }
+}
+
+/// The registered endpoints of the service, by slot.
+#[derive(Debug, Default)]
+pub struct Registered {
+    by_slot: Vec<Option<Endpoint>>,
+    len: usize,
+}
+
+impl Registered {
+    /// How many endpoints are registered.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether no endpoint is registered.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// The endpoint with this slot, in constant time.
+    #[must_use]
+    pub fn get(&self, slot: Slot) -> Option<&Endpoint> {
+        self.by_slot.get(slot.index())?.as_ref()
+    }
+
+    /// All of them, in the order of their slots.
+    pub fn iter(&self) -> impl Iterator<Item = &Endpoint> {
+        self.by_slot.iter().flatten()
+    }
+
+    pub(crate) fn update(&mut self, removed: &[u32], added: Vec<EndpointRecord>) {
+        for &slot in removed {
+            if self.by_slot.get_mut(slot as usize).and_then(Option::take).is_some() {
+                self.len -= 1;
+            }
+        }
+        for record in added {
+            let index = record.slot as usize;
+            if index >= self.by_slot.len() {
+                self.by_slot.resize_with(index + 1, || None);
+            }
+            if self.by_slot[index].replace(record.into()).is_none() {
+                self.len += 1;
+            }
+        }
+    }
+}
+
+/// The endpoints that a balancer chooses from: all that are registered, and which of them may be picked now.
+///
+/// Reading is in constant time and allocates nothing.
+#[derive(Debug, Default)]
+pub struct Endpoints {
+    registered: Registered,
+    eligible: Vec<Slot>,
+    is_eligible: Vec<u64>,
+}
+
+impl Endpoints {
+    /// All endpoints that are registered, eligible or not.
+    #[must_use]
+    pub fn registered(&self) -> &Registered {
+        &self.registered
+    }
+
+    /// The endpoint with this slot, if it is eligible.
+    #[must_use]
+    pub fn get_eligible(&self, slot: Slot) -> Option<&Endpoint> {
+        let word = self.is_eligible.get(slot.index() / 64)?;
+        if word >> (slot.index() % 64) & 1 == 1 { self.registered.get(slot) } else { None }
+    }
+
+    /// How many endpoints are eligible.
+    #[must_use]
+    pub fn eligible_len(&self) -> usize {
+        self.eligible.len()
+    }
+
+    /// The eligible endpoint at a place in a circle: places run on past the last endpoint to the first. None where no
+    /// endpoint is eligible.
+    #[must_use]
+    pub fn nth_eligible(&self, place: usize) -> Option<&Endpoint> {
+        let index = place.checked_rem(self.eligible.len())?;
+        self.registered.get(*self.eligible.get(index)?)
+    }
+
+    /// The eligible endpoints, in the order of their slots.
+    pub fn eligible(&self) -> impl Iterator<Item = &Endpoint> {
+        self.eligible.iter().filter_map(|&slot| self.registered.get(slot))
+    }
+
+    /// Requests (for TCP, connections) under way at one endpoint, over all workers of the proxy.
+    #[must_use]
+    pub fn in_flight(&self, endpoint: &Endpoint) -> u32 {
+        host::load::in_flight(endpoint.slot.0)
+    }
+
+    /// Requests under way at every endpoint, read at once. One call of this costs far less than one
+    /// [`Endpoints::in_flight`] an endpoint.
+    #[must_use]
+    pub fn in_flight_all(&self) -> PerSlot {
+        PerSlot(host::load::in_flight_all())
+    }
+
+    /// A moving average of the time to an endpoint's response head, in microseconds; 0 where nothing has been measured.
+    #[must_use]
+    pub fn latency_micros(&self, endpoint: &Endpoint) -> u32 {
+        host::load::latency_micros(endpoint.slot.0)
+    }
+
+    /// The latency of every endpoint, read at once, as [`Endpoints::latency_micros`] gives it.
+    #[must_use]
+    pub fn latency_micros_all(&self) -> PerSlot {
+        PerSlot(host::load::latency_micros_all())
+    }
+
+    pub(crate) fn update(&mut self, removed: &[u32], added: Vec<EndpointRecord>) {
+        self.registered.update(removed, added);
+        for &slot in removed {
+            if let Some(word) = self.is_eligible.get_mut(slot as usize / 64) {
+                *word &= !(1 << (slot % 64));
+            }
+        }
+        self.list_eligible();
+    }
+
+    pub(crate) fn set_eligible(&mut self, bits: Vec<u64>) {
+        self.is_eligible = bits;
+        self.list_eligible();
+    }
+
+    fn list_eligible(&mut self) {
+        self.eligible.clear();
+        for (index, &word) in self.is_eligible.iter().enumerate() {
+            let mut rest = word;
+            while rest != 0 {
+                let slot = Slot(index as u32 * 64 + rest.trailing_zeros());
+                rest &= rest - 1;
+                if self.registered.get(slot).is_some() {
+                    self.eligible.push(slot);
+                }
+            }
+        }
+    }
+}
+
+/// One number an endpoint, indexed by its [`Slot`]. An endpoint without one has 0.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PerSlot(Vec<u32>);
+
+impl Index<Slot> for PerSlot {
+    type Output = u32;
+
+    fn index(&self, slot: Slot) -> &u32 {
+        self.0.get(slot.index()).unwrap_or(&0)
+    }
+}

@@ -1,0 +1,46 @@
+/// A small deterministic source of random numbers: the same seed gives the same numbers everywhere.
+///
+/// It is SplitMix64 (Steele, Lea and Flood, "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014): eight bytes
+/// of state, any seed is a good one. Not for secrets.
+#[derive(Clone, Debug)]
+pub struct Random(u64);
+
+impl Random {
+    /// A source that begins at a seed.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// The next number, each of the 2^64 as likely as any other.
+    pub fn next_u64(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        mix(self.0)
+    }
+
+    /// A number from 0 to `bound - 1`, each exactly as likely; 0 where `bound` is 0.
+    ///
+    /// The method is Lemire's ("Fast Random Integer Generation in an Interval", ACM TOMACS 29, 2019): a multiplication,
+    /// and a division only in the rare case that may need another draw.
+    pub fn below(&mut self, bound: u32) -> u32 {
+        let bound = u64::from(bound);
+        let draw = |random: &mut Self| (random.next_u64() >> 32) * bound;
+        let mut product = draw(self);
+        if product & 0xffff_ffff < bound {
+            let least = (1 << 32) % bound;
+            while product & 0xffff_ffff < least {
+                product = draw(self);
+            }
+        }
+        (product >> 32) as u32
+    }
+}
+
+/// SplitMix64's output function (Stafford's variant 13 of MurmurHash3's finaliser): each bit of the input changes each
+/// bit of the output with a chance of about a half, and no two inputs have the same output.
+#[must_use]
+pub fn mix(mut bits: u64) -> u64 {
+    bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+    bits ^ bits >> 31
+}
