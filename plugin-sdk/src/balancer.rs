@@ -33,7 +33,6 @@ pub trait Balancer: Sized {
 }
 
 /// A balancer and what it was told: the calls of the contract, in the contract's terms.
-#[doc(hidden)]
 pub struct Instance<B> {
     balancer: B,
     endpoints: Endpoints,
@@ -42,6 +41,11 @@ pub struct Instance<B> {
 impl<B: Balancer> Instance<B> {
     pub fn new(config: &str, seed: u64) -> Result<Self, String> {
         Ok(Self { balancer: B::new(Config::new(config), seed)?, endpoints: Endpoints::default() })
+    }
+
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn endpoints(&self) -> &Endpoints {
+        &self.endpoints
     }
 
     pub fn update(&mut self, removed: &[u32], added: Vec<EndpointRecord>) {

@@ -1,11 +1,11 @@
-use std::ops::Index;
+use std::ops::{Deref, Index};
 
 use crate::bindings::EndpointRecord;
 use crate::host;
 
 /// An endpoint's number: the same for as long as it is registered, unique among the registered endpoints, and small.
 ///
-/// It is the handle by which a balancer's own tables refer to an endpoint; [`Endpoints::get`] turns it back into one.
+/// It is the handle by which a balancer's own tables refer to an endpoint; [`Registered::get`] turns it back into one.
 /// A number of an endpoint that is gone may later belong to another, so a table is rebuilt in
 /// [`Balancer::registered_changed`](crate::Balancer::registered_changed).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,7 +54,7 @@ impl From<EndpointRecord> for Endpoint {
     }
 }
 
-/// The registered endpoints of the service, by slot.
+/// The registered endpoints of the service, and their load.
 #[derive(Debug, Default)]
 pub struct Registered {
     by_slot: Vec<Option<Endpoint>>,
@@ -85,6 +85,31 @@ impl Registered {
         self.by_slot.iter().flatten()
     }
 
+    /// Requests (for TCP, connections) under way at one endpoint, over all workers of the proxy.
+    #[must_use]
+    pub fn in_flight(&self, endpoint: &Endpoint) -> u32 {
+        host::load::in_flight(endpoint.slot.0)
+    }
+
+    /// Requests under way at every endpoint, read at once. One call of this costs far less than one
+    /// [`Registered::in_flight`] an endpoint.
+    #[must_use]
+    pub fn in_flight_all(&self) -> PerSlot {
+        PerSlot(host::load::in_flight_all())
+    }
+
+    /// A moving average of the time to an endpoint's response head, in microseconds; 0 where nothing has been measured.
+    #[must_use]
+    pub fn latency_micros(&self, endpoint: &Endpoint) -> u32 {
+        host::load::latency_micros(endpoint.slot.0)
+    }
+
+    /// The latency of every endpoint, read at once, as [`Registered::latency_micros`] gives it.
+    #[must_use]
+    pub fn latency_micros_all(&self) -> PerSlot {
+        PerSlot(host::load::latency_micros_all())
+    }
+
     pub(crate) fn update(&mut self, removed: &[u32], added: Vec<EndpointRecord>) {
         for &slot in removed {
             if self.by_slot.get_mut(slot as usize).and_then(Option::take).is_some() {
@@ -103,7 +128,8 @@ impl Registered {
     }
 }
 
-/// The endpoints that a balancer chooses from: all that are registered, and which of them may be picked now.
+/// The endpoints that a balancer chooses from: all that are [`Registered`], which it dereferences to, and which of them
+/// are eligible, that is, may be picked now.
 ///
 /// Reading is in constant time and allocates nothing.
 #[derive(Debug, Default)]
@@ -113,13 +139,15 @@ pub struct Endpoints {
     is_eligible: Vec<u64>,
 }
 
-impl Endpoints {
-    /// All endpoints that are registered, eligible or not.
-    #[must_use]
-    pub fn registered(&self) -> &Registered {
+impl Deref for Endpoints {
+    type Target = Registered;
+
+    fn deref(&self) -> &Registered {
         &self.registered
     }
+}
 
+impl Endpoints {
     /// The endpoint with this slot, if it is eligible.
     #[must_use]
     pub fn get_eligible(&self, slot: Slot) -> Option<&Endpoint> {
@@ -144,31 +172,6 @@ impl Endpoints {
     /// The eligible endpoints, in the order of their slots.
     pub fn eligible(&self) -> impl Iterator<Item = &Endpoint> {
         self.eligible.iter().filter_map(|&slot| self.registered.get(slot))
-    }
-
-    /// Requests (for TCP, connections) under way at one endpoint, over all workers of the proxy.
-    #[must_use]
-    pub fn in_flight(&self, endpoint: &Endpoint) -> u32 {
-        host::load::in_flight(endpoint.slot.0)
-    }
-
-    /// Requests under way at every endpoint, read at once. One call of this costs far less than one
-    /// [`Endpoints::in_flight`] an endpoint.
-    #[must_use]
-    pub fn in_flight_all(&self) -> PerSlot {
-        PerSlot(host::load::in_flight_all())
-    }
-
-    /// A moving average of the time to an endpoint's response head, in microseconds; 0 where nothing has been measured.
-    #[must_use]
-    pub fn latency_micros(&self, endpoint: &Endpoint) -> u32 {
-        host::load::latency_micros(endpoint.slot.0)
-    }
-
-    /// The latency of every endpoint, read at once, as [`Endpoints::latency_micros`] gives it.
-    #[must_use]
-    pub fn latency_micros_all(&self) -> PerSlot {
-        PerSlot(host::load::latency_micros_all())
     }
 
     pub(crate) fn update(&mut self, removed: &[u32], added: Vec<EndpointRecord>) {

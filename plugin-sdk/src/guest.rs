@@ -1,8 +1,15 @@
 //! What the export macros expand to. Not for use by hand.
 
-use crate::Balancer;
-pub use crate::balancer;
 pub use crate::guest_instance as instance;
+pub mod balancer {
+    pub use crate::balancer::Instance;
+}
+pub mod breaker {
+    pub use crate::breaker::Instance;
+}
+pub mod retry {
+    pub use crate::retry::Instance;
+}
 
 /// The policy's one instance in this module, and the two ways to reach it.
 #[macro_export]
@@ -17,7 +24,7 @@ macro_rules! guest_instance {
         fn start(
             made: ::std::result::Result<$instance, ::std::string::String>,
         ) -> ::std::result::Result<(), ::std::string::String> {
-            $crate::host::report_panics();
+            $crate::guest::report_panics();
             INSTANCE.set(Some(made?));
             Ok(())
         }
@@ -28,4 +35,12 @@ macro_rules! guest_instance {
     };
 }
 
-pub const fn implements_balancer<B: Balancer>() {}
+/// Makes a panic's message reach the proxy's log before the panic ends the instance.
+#[cfg(target_family = "wasm")]
+pub fn report_panics() {
+    std::panic::set_hook(Box::new(|info| crate::host::log::write(0, &info.to_string())));
+}
+
+pub const fn implements_balancer<B: crate::Balancer>() {}
+pub const fn implements_retry_policy<R: crate::RetryPolicy>() {}
+pub const fn implements_circuit_breaker<C: crate::CircuitBreaker>() {}

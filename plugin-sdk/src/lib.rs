@@ -1,23 +1,31 @@
 #![deny(unsafe_code)]
+
 extern crate self as heddle_plugin;
 
-#[doc(hidden)]
-pub mod balancer;
+mod balancer;
 #[doc(hidden)]
 pub mod bindings;
+mod breaker;
 mod config;
 mod endpoints;
 #[doc(hidden)]
 pub mod guest;
-#[doc(hidden)]
-pub mod host;
+mod health;
+mod host;
+mod outcome;
 mod random;
 mod request;
+mod retry;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;
 
 pub use balancer::Balancer;
+pub use breaker::CircuitBreaker;
 pub use config::Config;
 pub use endpoints::{Endpoint, Endpoints, PerSlot, Registered, Slot};
-pub use random::{Random, mix};
+pub use health::{Attempts, Condition, Health, State, Totals};
+pub use host::{Level, log, now};
+pub use outcome::{Kind, Outcome};
+pub use random::Random;
 pub use request::{Request, Tried};
+pub use retry::RetryPolicy;

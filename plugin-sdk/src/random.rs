@@ -22,24 +22,21 @@ impl Random {
     ///
     /// The method is Lemire's ("Fast Random Integer Generation in an Interval", ACM TOMACS 29, 2019): a multiplication,
     /// and a division only in the rare case that may need another draw.
-    pub fn below(&mut self, bound: u32) -> u32 {
-        let bound = u64::from(bound);
-        let draw = |random: &mut Self| (random.next_u64() >> 32) * bound;
-        let mut product = draw(self);
-        if product & 0xffff_ffff < bound {
-            let least = (1 << 32) % bound;
-            while product & 0xffff_ffff < least {
-                product = draw(self);
+    pub fn below(&mut self, bound: u64) -> u64 {
+        let mut product = u128::from(self.next_u64()) * u128::from(bound);
+        if (product as u64) < bound {
+            let least = bound.wrapping_neg() % bound;
+            while (product as u64) < least {
+                product = u128::from(self.next_u64()) * u128::from(bound);
             }
         }
-        (product >> 32) as u32
+        (product >> 64) as u64
     }
 }
 
 /// SplitMix64's output function (Stafford's variant 13 of MurmurHash3's finaliser): each bit of the input changes each
 /// bit of the output with a chance of about a half, and no two inputs have the same output.
-#[must_use]
-pub fn mix(mut bits: u64) -> u64 {
+fn mix(mut bits: u64) -> u64 {
     bits = (bits ^ bits >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     bits ^ bits >> 31

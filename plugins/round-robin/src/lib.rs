@@ -19,3 +19,6 @@ impl Balancer for RoundRobin {
 }
 
 heddle_plugin::export_balancer!(RoundRobin);
+
+#[cfg(test)]
+mod tests;

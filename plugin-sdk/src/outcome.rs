@@ -1,0 +1,112 @@
+use std::time::Duration;
+
+use crate::host;
+
+/// How the attempt that a decision is about has ended. As with [`Request`](crate::Request), each fact is read when its
+/// function is called, and absent where the protocol lacks it.
+#[derive(Debug)]
+pub struct Outcome(());
+
+/// The ways in which an attempt ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum Kind {
+    /// A response head arrived; [`Outcome::status`] has its status.
+    Response,
+    /// The connection was refused, or the endpoint is unreachable.
+    Refused,
+    /// The connection was not there in time.
+    ConnectTimeout,
+    /// TLS to the endpoint failed.
+    Tls,
+    /// The endpoint said that it did not process the request (HTTP/2 `REFUSED_STREAM`, `GOAWAY`).
+    NotProcessed,
+    /// The connection ended before a response head.
+    Closed,
+    /// No response head arrived in time.
+    ResponseTimeout,
+    /// The response broke after its head.
+    Broken,
+    /// The client went away.
+    ClientGone,
+    /// No endpoint was eligible.
+    NoEndpoint,
+    /// A failure of a kind that this version of the contract does not know.
+    Other,
+}
+
+impl Kind {
+    pub(crate) fn from_number(number: Option<u32>) -> Self {
+        match number {
+            Some(0) => Self::Response,
+            Some(1) => Self::Refused,
+            Some(2) => Self::ConnectTimeout,
+            Some(3) => Self::Tls,
+            Some(4) => Self::NotProcessed,
+            Some(5) => Self::Closed,
+            Some(6) => Self::ResponseTimeout,
+            Some(7) => Self::Broken,
+            Some(8) => Self::ClientGone,
+            Some(9) => Self::NoEndpoint,
+            _ => Self::Other,
+        }
+    }
+}
+
+impl Outcome {
+    pub(crate) const CURRENT: Self = Self(());
+
+    /// The way in which it ended.
+    #[must_use]
+    pub fn kind(&self) -> Kind {
+        Kind::from_number(host::outcome::kind())
+    }
+
+    /// The HTTP status of the response.
+    #[must_use]
+    pub fn status(&self) -> Option<u32> {
+        host::outcome::status()
+    }
+
+    /// The gRPC status of the response, where its head or trailers said one.
+    #[must_use]
+    pub fn grpc_status(&self) -> Option<u32> {
+        host::outcome::grpc_status()
+    }
+
+    /// From the start of the attempt to the response head or the failure.
+    #[must_use]
+    pub fn latency(&self) -> Option<Duration> {
+        host::outcome::latency_micros().map(Duration::from_micros)
+    }
+
+    /// Whether a byte of the request may have reached the endpoint.
+    #[must_use]
+    pub fn sent(&self) -> Option<bool> {
+        host::outcome::sent()
+    }
+
+    /// Whether the request can be sent again as it was: its body is empty, or still held in full.
+    #[must_use]
+    pub fn replayable(&self) -> Option<bool> {
+        host::outcome::replayable()
+    }
+
+    /// What the response's `Retry-After` asks for.
+    #[must_use]
+    pub fn retry_after(&self) -> Option<Duration> {
+        host::outcome::retry_after_ms().map(Duration::from_millis)
+    }
+
+    /// Since the request arrived, all attempts and delays counted.
+    #[must_use]
+    pub fn elapsed(&self) -> Option<Duration> {
+        host::outcome::elapsed_ms().map(Duration::from_millis)
+    }
+
+    /// How many more retries the service's budget allows at this moment.
+    #[must_use]
+    pub fn budget_left(&self) -> Option<u32> {
+        host::outcome::budget_left()
+    }
+}

@@ -1,0 +1,121 @@
+//! The one wasmtime engine, and the thread that makes its clock tick.
+//!
+//! A call is bounded by epochs: the engine's epoch number rises four times in a decision's budget, and compiled code
+//! compares it with the store's deadline. Epochs measure wall time, and a thread that the operating system did not
+//! run (a throttled container, a busy machine) must not be taken for a guest that loops. So the first deadline only
+//! notes the thread's CPU time, and the second, half a budget later, ends the call if the thread has spent its CPU
+//! time in between. A decision thus pays one store for its bound, and reads no clock.
+
+use std::sync::atomic::{
+    AtomicBool,
+    Ordering::{Relaxed, SeqCst},
+};
+use std::sync::{Arc, Weak};
+use std::thread::{self, Thread};
+use std::time::Duration;
+
+use wasmtime::component::Linker;
+use wasmtime::{Config, OptLevel};
+
+use super::host::{self, State};
+use crate::config::checked;
+
+/// Epochs in one decision's budget.
+const TICKS_A_DECISION: u32 = 4;
+
+/// The tick thread looks this many ticks into the past for calls before it goes to sleep.
+const IDLE_TICKS: u32 = 64;
+
+/// Everything that generations of all plugins share.
+pub struct Engine {
+    pub(super) wasm: wasmtime::Engine,
+    pub(super) linker: Linker<State>,
+    pub(super) limits: checked::Plugins,
+    ticker: Arc<Ticker>,
+    ticker_thread: Thread,
+    /// The length of one epoch.
+    pub(super) tick: Duration,
+}
+
+struct Ticker {
+    /// Set by every call, cleared by the tick thread.
+    used: AtomicBool,
+    asleep: AtomicBool,
+}
+
+impl Engine {
+    /// An engine with these bounds, and its tick thread, which ends with the engine.
+    ///
+    /// # Errors
+    ///
+    /// When this machine cannot run what the compiler makes, or no thread can be started.
+    pub fn new(limits: checked::Plugins) -> Result<Arc<Self>, wasmtime::Error> {
+        let mut config = Config::new();
+        config
+            .wasm_component_model(true)
+            .epoch_interruption(true)
+            .cranelift_opt_level(OptLevel::Speed)
+            // A memory never grows beyond the bound, so no more than the bound is reserved for it: with the default of
+            // 4 GiB, a thousand services on many cores would use up the address space.
+            .memory_reservation(limits.memory as u64)
+            .memory_may_move(false)
+            .max_wasm_stack(256 * 1024);
+        let wasm = wasmtime::Engine::new(&config)?;
+        let linker = host::linker(&wasm)?;
+        let tick = (limits.decision / TICKS_A_DECISION).max(Duration::from_millis(1));
+        let ticker = Arc::new(Ticker { used: AtomicBool::new(true), asleep: AtomicBool::new(false) });
+        let ticker_thread = {
+            let (wasm, ticker) = (wasm.weak(), Arc::downgrade(&ticker));
+            thread::Builder::new().name("heddle-epoch".into()).spawn(move || run_ticker(&wasm, &ticker, tick))?
+        };
+        let ticker_thread = ticker_thread.thread().clone();
+        Ok(Arc::new(Self { wasm, linker, limits, ticker, ticker_thread, tick }))
+    }
+
+    /// Says that a call is about to begin, so that epochs rise.
+    pub(super) fn mark_used(&self) {
+        if !self.ticker.used.load(Relaxed) {
+            // Sequentially consistent with the tick thread, which writes `asleep` and then reads `used`: at least one
+            // of the two sees the other's write.
+            self.ticker.used.store(true, SeqCst);
+            if self.ticker.asleep.load(SeqCst) {
+                self.ticker_thread.unpark();
+            }
+        }
+    }
+
+    /// Epochs to the first of the two deadlines of a call with this budget, and between the two.
+    pub(super) fn half_budget(&self, budget: Duration) -> u64 {
+        let ticks = budget.as_micros() / self.tick.as_micros().max(1);
+        u64::try_from(ticks / 2).unwrap_or(u64::MAX).max(1)
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.ticker_thread.unpark();
+    }
+}
+
+fn run_ticker(wasm: &wasmtime::EngineWeak, ticker: &Weak<Ticker>, tick: Duration) {
+    let mut idle = 0;
+    loop {
+        thread::park_timeout(tick);
+        let (Some(wasm), Some(ticker)) = (wasm.upgrade(), ticker.upgrade()) else { return };
+        wasm.increment_epoch();
+        if ticker.used.swap(false, Relaxed) {
+            idle = 0;
+            ticker.asleep.store(false, Relaxed);
+            continue;
+        }
+        idle += 1;
+        if idle >= IDLE_TICKS {
+            ticker.asleep.store(true, SeqCst);
+            let used = ticker.used.load(SeqCst);
+            drop((wasm, ticker));
+            if !used {
+                thread::park();
+            }
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! What a guest may call: the host side of `plugin-sdk/wit/policy.wit`.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use wasmtime::component::{HasSelf, Linker};
+use wasmtime::{ResourceLimiter, Result, UpdateDeadline};
+
+use crate::policy::Facts;
+use crate::service::Snapshot;
+
+wasmtime::component::bindgen!({ world: "balancer", path: "../plugin-sdk/wit" });
+
+use heddle::policy::{clock, load, log, request, types};
+
+/// Lines that one instance may log within a second.
+const LINES_A_SECOND: u32 = 10;
+
+/// A longer line is cut here, in bytes.
+const LINE_LENGTH: usize = 1024;
+
+/// What belongs to one instance: the facts of the decision under way, and its bounds.
+pub(super) struct State {
+    pub(super) policy: Arc<str>,
+    pub(super) service: Arc<str>,
+    /// The request that is being decided on; a placeholder between decisions.
+    pub(super) facts: Facts,
+    pub(super) deciding: bool,
+    /// The endpoints, as the guest was told them.
+    pub(super) snapshot: Arc<Snapshot>,
+    /// When the guest's clock read zero.
+    pub(super) epoch: Instant,
+    /// What the clock read when the call under way first asked: it stands still, so that a decision can be replayed.
+    pub(super) now: Option<u64>,
+    pub(super) memory: MemoryBound,
+    pub(super) lines: LineRate,
+    pub(super) budget: Budget,
+}
+
+impl State {
+    fn fact<T>(&self, of: impl FnOnce(&Facts) -> Option<T>) -> Option<T> {
+        if self.deciding { of(&self.facts) } else { None }
+    }
+}
+
+impl types::Host for State {}
+
+impl request::Host for State {
+    fn service(&mut self) -> Option<String> {
+        self.fact(|_| Some(self.service.to_string()))
+    }
+
+    fn client_ip(&mut self) -> Option<String> {
+        self.fact(|facts| Some(facts.client.to_string()))
+    }
+
+    fn method(&mut self) -> Option<String> {
+        self.fact(|facts| Some(facts.head.method.to_string()))
+    }
+
+    fn path(&mut self) -> Option<String> {
+        self.fact(|facts| facts.head.uri.path_and_query().map(|path| path.as_str().to_owned()))
+    }
+
+    fn header(&mut self, name: String) -> Option<Vec<u8>> {
+        self.fact(|facts| {
+            let mut lines = facts.head.headers.get_all(name.as_str()).iter();
+            let mut value = lines.next()?.as_bytes().to_vec();
+            for line in lines {
+                value.extend_from_slice(b", ");
+                value.extend_from_slice(line.as_bytes());
+            }
+            Some(value)
+        })
+    }
+
+    fn sni(&mut self) -> Option<String> {
+        None
+    }
+
+    fn identity(&mut self) -> Option<String> {
+        None
+    }
+
+    fn attempt(&mut self) -> Option<u32> {
+        self.fact(|facts| Some(facts.attempt))
+    }
+
+    fn tried(&mut self) -> Vec<u32> {
+        self.fact(|facts| Some(facts.tried.clone())).unwrap_or_default()
+    }
+}
+
+impl load::Host for State {
+    fn in_flight(&mut self, slot: u32) -> u32 {
+        self.snapshot.endpoint(slot).map_or(0, |endpoint| endpoint.load.in_flight())
+    }
+
+    fn in_flight_all(&mut self) -> Vec<u32> {
+        self.snapshot.in_flight()
+    }
+
+    fn latency_micros(&mut self, slot: u32) -> u32 {
+        self.snapshot.endpoint(slot).map_or(0, |endpoint| endpoint.load.latency_micros())
+    }
+
+    fn latency_micros_all(&mut self) -> Vec<u32> {
+        self.snapshot.latency()
+    }
+}
+
+impl clock::Host for State {
+    fn now_micros(&mut self) -> u64 {
+        let epoch = self.epoch;
+        *self.now.get_or_insert_with(|| u64::try_from(epoch.elapsed().as_micros()).unwrap_or(u64::MAX))
+    }
+}
+
+impl log::Host for State {
+    fn write(&mut self, level: u32, mut message: String) {
+        if !self.lines.admit(Instant::now()) {
+            return;
+        }
+        message.truncate(message.floor_char_boundary(LINE_LENGTH));
+        let (policy, service) = (&self.policy, &self.service);
+        match level {
+            0 => tracing::error!(target: "heddle::plugin", %policy, %service, "{message}"),
+            1 => tracing::warn!(target: "heddle::plugin", %policy, %service, "{message}"),
+            2 => tracing::info!(target: "heddle::plugin", %policy, %service, "{message}"),
+            _ => tracing::debug!(target: "heddle::plugin", %policy, %service, "{message}"),
+        }
+    }
+}
+
+/// A linker with every function of the contract.
+pub(super) fn linker(engine: &wasmtime::Engine) -> Result<Linker<State>> {
+    let mut linker = Linker::new(engine);
+    Balancer::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+    Ok(linker)
+}
+
+/// The time bound of the call under way; [`super::engine`] says how it works.
+#[derive(Default)]
+pub(super) struct Budget {
+    /// Epochs to the first deadline, and from there to the second.
+    pub(super) ticks: u64,
+    /// CPU time that must be spent between the two for the call to be ended.
+    pub(super) cpu: Duration,
+    /// The thread's CPU time at the first deadline.
+    pub(super) at_first_deadline: Option<Duration>,
+}
+
+impl Budget {
+    /// What follows a deadline, at this CPU time of the thread.
+    pub(super) fn at_deadline(&mut self, cpu_time: Duration) -> UpdateDeadline {
+        let since = *self.at_first_deadline.get_or_insert(cpu_time);
+        if cpu_time.saturating_sub(since) >= self.cpu.max(Duration::from_micros(1)) {
+            UpdateDeadline::Interrupt
+        } else {
+            UpdateDeadline::Continue(self.ticks)
+        }
+    }
+}
+
+/// Bounds a guest's memory and remembers when it asked for more.
+pub(super) struct MemoryBound {
+    pub(super) bytes: usize,
+    pub(super) exceeded: bool,
+}
+
+/// Tables hold function pointers; the largest plugins have a few thousand.
+const TABLE_ELEMENTS: usize = 100_000;
+
+impl ResourceLimiter for MemoryBound {
+    fn memory_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
+        self.exceeded |= desired > self.bytes;
+        Ok(desired <= self.bytes)
+    }
+
+    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
+        Ok(desired <= TABLE_ELEMENTS)
+    }
+
+    fn memories(&self) -> usize {
+        4
+    }
+
+    fn instances(&self) -> usize {
+        64
+    }
+
+    fn tables(&self) -> usize {
+        64
+    }
+}
+
+/// Admits a bounded number of log lines a second.
+pub(super) struct LineRate {
+    since: Instant,
+    lines: u32,
+}
+
+impl LineRate {
+    pub(super) fn new(now: Instant) -> Self {
+        Self { since: now, lines: 0 }
+    }
+
+    fn admit(&mut self, now: Instant) -> bool {
+        if now.saturating_duration_since(self.since) >= Duration::from_secs(1) {
+            *self = Self::new(now);
+        }
+        self.lines = self.lines.saturating_add(1);
+        self.lines <= LINES_A_SECOND
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_call_is_ended_only_when_the_thread_has_spent_the_time() {
+        let mut budget = Budget { ticks: 2, cpu: Duration::from_millis(3), at_first_deadline: None };
+        let start = Duration::from_secs(9);
+        assert!(matches!(budget.at_deadline(start), UpdateDeadline::Continue(2)));
+        // Two more deadlines pass while the thread was not run.
+        assert!(matches!(budget.at_deadline(start), UpdateDeadline::Continue(2)));
+        assert!(matches!(budget.at_deadline(start + Duration::from_millis(1)), UpdateDeadline::Continue(2)));
+        assert!(matches!(budget.at_deadline(start + Duration::from_millis(3)), UpdateDeadline::Interrupt));
+    }
+
+    #[test]
+    fn ten_lines_a_second_pass() {
+        let start = Instant::now();
+        let mut rate = LineRate::new(start);
+        assert_eq!((0..100).filter(|_| rate.admit(start)).count(), 10);
+        assert!(rate.admit(start + Duration::from_secs(1)));
+    }
+}

@@ -1,0 +1,29 @@
+//! Policies as WebAssembly plugins.
+//!
+//! A file becomes a [`Generation`] off the workers: compiled, linked against the host functions, and probed with every
+//! configuration that services give it. A named [`Plugin`] holds the generation in force; workers notice a new one by
+//! a version number and make an [`Instance`] of it for each service they serve. An instance has a store of its own,
+//! because wasmtime ends a whole store on a trap: one service's fault leaves the next service's state alone.
+//!
+//! Whatever a guest does, it costs a bounded piece of a worker's time and memory. Faults are counted over all workers,
+//! and a generation that repeats them is replaced by the one before.
+
+mod engine;
+mod fault;
+mod folder;
+mod generation;
+mod host;
+mod instance;
+mod registry;
+
+pub use engine::Engine;
+pub use fault::{Fault, FaultKind};
+pub use folder::{Folder, watch};
+pub use generation::{ContentHash, Generation, LoadError, Origin};
+pub use instance::Instance;
+pub use registry::{Plugin, Plugins};
+
+/// The built-in policies, compiled from `plugins/` by the build script: name and component or core module, by name.
+pub mod builtin {
+    include!(concat!(env!("OUT_DIR"), "/builtin.rs"));
+}

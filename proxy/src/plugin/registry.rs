@@ -1,0 +1,242 @@
+//! The plugins in force, by name, and what becomes of them when files change or guests misbehave.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwapOption;
+
+use super::builtin::BUILTIN;
+use super::engine::Engine;
+use super::fault::Fault;
+use super::generation::{ContentHash, Generation, LoadError, Origin};
+use crate::config::checked;
+
+/// A generation in quarantine that nothing could replace is given another chance after this time.
+const SECOND_CHANCE: Duration = Duration::from_secs(30);
+
+/// A policy by name, whichever generation of it is in force.
+pub struct Plugin {
+    pub name: Arc<str>,
+    current: ArcSwapOption<Generation>,
+    /// Changes whenever `current` does: all that a worker looks at.
+    version: AtomicU64,
+    history: Mutex<History>,
+}
+
+#[derive(Default)]
+struct History {
+    /// What is brought back when the generation in force misbehaves.
+    last_good: Option<Arc<Generation>>,
+    /// Out of force with nothing to replace it, since this moment.
+    quarantined: Option<(Arc<Generation>, Instant)>,
+    /// Configurations that services give this policy.
+    configs: BTreeSet<Arc<str>>,
+    quarantines: u64,
+    refusals: u64,
+}
+
+impl fmt::Debug for Plugin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Plugin").field("name", &self.name).field("current", &self.current()).finish()
+    }
+}
+
+impl Plugin {
+    fn new(name: Arc<str>) -> Self {
+        Self { name, current: ArcSwapOption::empty(), version: AtomicU64::new(0), history: Mutex::default() }
+    }
+
+    /// Changes whenever another generation comes into force.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The generation in force; none while the proxy has to decide by itself.
+    pub fn current(&self) -> Option<Arc<Generation>> {
+        self.current.load_full()
+    }
+
+    /// How often a generation was put in quarantine, and how often a file was refused.
+    pub fn incidents(&self) -> (u64, u64) {
+        let history = self.history();
+        (history.quarantines, history.refusals)
+    }
+
+    /// Counts a guest's fault; enough of them within 10 s put its generation in quarantine.
+    pub fn fault(&self, generation: &Arc<Generation>, fault: &Fault) {
+        let threshold = generation.engine.limits.faults as usize;
+        if generation.faults.record(fault.kind, Instant::now()) < threshold {
+            return;
+        }
+        let mut history = self.history();
+        if !self.current().is_some_and(|current| Arc::ptr_eq(&current, generation)) {
+            return;
+        }
+        history.quarantines += 1;
+        let replacement = history.last_good.take();
+        let then = match &replacement {
+            Some(good) => format!("back to generation {} ({})", good.number, good.origin),
+            None => "the proxy decides by itself".to_owned(),
+        };
+        tracing::error!(target: "heddle::plugin", policy = %self.name, generation = generation.number,
+            "in quarantine after {threshold} faults within 10 s, the last one {fault}; {then}");
+        history.quarantined = replacement.is_none().then(|| (generation.clone(), Instant::now()));
+        self.put(replacement);
+    }
+
+    fn history(&self) -> MutexGuard<'_, History> {
+        self.history.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn put(&self, generation: Option<Arc<Generation>>) {
+        self.current.store(generation);
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Brings a new generation into force and remembers the one before.
+    fn replace(&self, generation: Arc<Generation>) {
+        let mut history = self.history();
+        history.last_good = self.current();
+        history.quarantined = None;
+        self.put(Some(generation));
+    }
+
+    fn second_chance(&self, now: Instant) {
+        let mut history = self.history();
+        if history.quarantined.as_ref().is_some_and(|(_, since)| now.duration_since(*since) >= SECOND_CHANCE)
+            && let Some((generation, _)) = history.quarantined.take()
+        {
+            tracing::warn!(target: "heddle::plugin", policy = %self.name, generation = generation.number,
+                "out of quarantine, as nothing could replace it");
+            self.put(Some(generation));
+        }
+    }
+}
+
+/// All plugins by name.
+pub struct Plugins {
+    engine: Arc<Engine>,
+    plugins: Mutex<BTreeMap<Arc<str>, Arc<Plugin>>>,
+}
+
+impl Plugins {
+    pub fn new(engine: Arc<Engine>) -> Self {
+        Self { engine, plugins: Mutex::default() }
+    }
+
+    /// The plugin that a service's policy names; its configuration is among those that every generation is probed with
+    /// from now on.
+    pub fn require(&self, policy: &checked::Policy) -> Arc<Plugin> {
+        let plugin = self.plugin(&policy.plugin);
+        plugin.history().configs.insert(policy.config.clone());
+        plugin
+    }
+
+    /// All plugins, by name.
+    pub fn all(&self) -> Vec<Arc<Plugin>> {
+        self.lock().values().cloned().collect()
+    }
+
+    /// Loads the built-in policies that services use.
+    ///
+    /// # Errors
+    ///
+    /// For each that failed its name and the cause: a configuration that it does not accept, in the main.
+    pub fn load_builtin(&self) -> Result<(), Vec<(Arc<str>, LoadError)>> {
+        let mut failed = Vec::new();
+        for plugin in self.all() {
+            if let Some(bytes) = builtin_bytes(&plugin.name)
+                && let Err(error) = self.load_into(&plugin, bytes, Origin::BuiltIn)
+            {
+                failed.push((plugin.name.clone(), error));
+            }
+        }
+        if failed.is_empty() { Ok(()) } else { Err(failed) }
+    }
+
+    /// Loads a file's content as the policy of this name. A content that is refused changes nothing.
+    ///
+    /// # Errors
+    ///
+    /// Why it was refused.
+    pub fn load(&self, name: &str, bytes: &[u8], origin: Origin) -> Result<Arc<Generation>, LoadError> {
+        self.load_into(&self.plugin(name), bytes, origin)
+    }
+
+    /// The file of this name is gone: back to the built-in policy. A policy in use that has no built-in one stays in
+    /// force.
+    pub fn remove(&self, name: &str) {
+        let plugin = self.plugin(name);
+        if let Some(bytes) = builtin_bytes(name) {
+            match self.load_into(&plugin, bytes, Origin::BuiltIn) {
+                Ok(generation) => tracing::info!(target: "heddle::plugin", policy = name,
+                    generation = generation.number, "its file is gone: back to the built-in policy"),
+                Err(error) => tracing::error!(target: "heddle::plugin", policy = name,
+                    "its file is gone, and the built-in policy cannot take over ({error}): it stays in force"),
+            }
+        } else if plugin.history().configs.is_empty() {
+            plugin.put(None);
+            self.lock().remove(name);
+            tracing::info!(target: "heddle::plugin", policy = name, "its file is gone");
+        } else {
+            tracing::error!(target: "heddle::plugin", policy = name,
+                "its file is gone, but services use it and there is no built-in policy of that name: it stays in force");
+        }
+    }
+
+    /// Gives generations that nothing could replace another chance.
+    pub fn second_chances(&self) {
+        let now = Instant::now();
+        for plugin in self.all() {
+            plugin.second_chance(now);
+        }
+    }
+
+    /// Names that services use and that no generation is in force for.
+    pub fn missing(&self) -> Vec<Arc<str>> {
+        let plugins = self.all();
+        let missing =
+            plugins.iter().filter(|plugin| plugin.current().is_none() && !plugin.history().configs.is_empty());
+        missing.map(|plugin| plugin.name.clone()).collect()
+    }
+
+    fn load_into(&self, plugin: &Arc<Plugin>, bytes: &[u8], origin: Origin) -> Result<Arc<Generation>, LoadError> {
+        let hash = ContentHash::of(bytes);
+        if let Some(current) = plugin.current().filter(|current| current.hash == hash && current.origin == origin) {
+            return Ok(current);
+        }
+        let configs: Vec<Arc<str>> = plugin.history().configs.iter().cloned().collect();
+        match Generation::load(&self.engine, &plugin.name, bytes, origin, &configs) {
+            Ok(generation) => {
+                plugin.replace(generation.clone());
+                Ok(generation)
+            }
+            Err(error) => {
+                plugin.history().refusals += 1;
+                Err(error)
+            }
+        }
+    }
+
+    fn plugin(&self, name: &str) -> Arc<Plugin> {
+        let mut plugins = self.lock();
+        if let Some(plugin) = plugins.get(name) {
+            return plugin.clone();
+        }
+        let plugin = Arc::new(Plugin::new(name.into()));
+        plugins.insert(plugin.name.clone(), plugin.clone());
+        plugin
+    }
+
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Plugin>>> {
+        self.plugins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The built-in policy of this name.
+pub(super) fn builtin_bytes(name: &str) -> Option<&'static [u8]> {
+    BUILTIN.iter().find(|(builtin, _)| *builtin == name).map(|(_, bytes)| *bytes)
+}

@@ -1,0 +1,176 @@
+//! Live counters of endpoints, shared by all workers.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+
+/// Slots in one block; four cache lines for each counter.
+const BLOCK: usize = 64;
+
+/// The counters of 64 neighbouring slots.
+#[derive(Debug)]
+struct Block {
+    in_flight: [AtomicU32; BLOCK],
+    latency: [AtomicU32; BLOCK],
+    connections: [AtomicU32; BLOCK],
+}
+
+impl Block {
+    fn new() -> Arc<Self> {
+        let zeroes = || std::array::from_fn(|_| AtomicU32::new(0));
+        Arc::new(Self { in_flight: zeroes(), latency: zeroes(), connections: zeroes() })
+    }
+}
+
+/// One endpoint's counters.
+#[derive(Debug, Clone)]
+pub struct Load {
+    block: Arc<Block>,
+    index: usize,
+}
+
+impl Load {
+    fn counter(of: &[AtomicU32; BLOCK], index: usize) -> &AtomicU32 {
+        // `index` is a slot modulo BLOCK; the mask lets the compiler see it.
+        &of[index % BLOCK]
+    }
+
+    /// Requests under way at the endpoint, over all workers.
+    pub fn in_flight(&self) -> u32 {
+        Self::counter(&self.block.in_flight, self.index).load(Relaxed)
+    }
+
+    /// Counts a request as under way until the guard is dropped.
+    pub fn begin(&self) -> InFlight {
+        Self::counter(&self.block.in_flight, self.index).fetch_add(1, Relaxed);
+        InFlight { load: self.clone() }
+    }
+
+    /// A moving average of the time to the response head, in microseconds; 0 before the first.
+    pub fn latency_micros(&self) -> u32 {
+        Self::counter(&self.block.latency, self.index).load(Relaxed)
+    }
+
+    /// Takes a time to the response head into the average, with a weight of one eighth (as TCP smooths its round-trip
+    /// time, RFC 6298, 2.3). Two workers that do so at once may lose one of the two: it is an average.
+    pub fn observe_latency(&self, micros: u32) {
+        let average = Self::counter(&self.block.latency, self.index);
+        let old = average.load(Relaxed);
+        let new = if old == 0 { micros } else { old - old / 8 + micros / 8 };
+        average.store(new.max(1), Relaxed);
+    }
+
+    /// Connections open to the endpoint, over all workers.
+    pub fn connections(&self) -> u32 {
+        Self::counter(&self.block.connections, self.index).load(Relaxed)
+    }
+
+    /// Counts a connection, unless there are `limit` already.
+    pub fn try_connect(&self, limit: u32) -> bool {
+        let connections = Self::counter(&self.block.connections, self.index);
+        connections.fetch_update(Relaxed, Relaxed, |n| (n < limit).then(|| n + 1)).is_ok()
+    }
+
+    /// A connection that [`Load::try_connect`] counted has ended.
+    pub fn disconnected(&self) {
+        Self::counter(&self.block.connections, self.index).fetch_sub(1, Relaxed);
+    }
+
+    fn is_idle(&self) -> bool {
+        self.in_flight() == 0 && self.connections() == 0
+    }
+}
+
+/// A request under way at an endpoint.
+#[derive(Debug)]
+pub struct InFlight {
+    load: Load,
+}
+
+impl Drop for InFlight {
+    fn drop(&mut self) {
+        Load::counter(&self.load.block.in_flight, self.load.index).fetch_sub(1, Relaxed);
+    }
+}
+
+/// The counters of one service, which grow with its slots and never move.
+#[derive(Debug, Clone, Default)]
+pub(super) struct LoadTable {
+    blocks: Vec<Arc<Block>>,
+}
+
+impl LoadTable {
+    /// The counters of a slot.
+    pub(super) fn slot(&mut self, slot: usize) -> Load {
+        let number = slot / BLOCK;
+        while self.blocks.len() <= number {
+            self.blocks.push(Block::new());
+        }
+        Load { block: self.blocks[number].clone(), index: slot % BLOCK }
+    }
+
+    /// Whether nothing of an earlier holder of the slot is still under way.
+    pub(super) fn is_idle(&mut self, slot: usize) -> bool {
+        self.slot(slot).is_idle()
+    }
+
+    /// Resets what an earlier holder of the slot left behind.
+    pub(super) fn reset(&mut self, slot: usize) {
+        Load::counter(&self.slot(slot).block.latency, slot % BLOCK).store(0, Relaxed);
+    }
+
+    /// Requests under way of the first `slots` slots, in order.
+    pub(super) fn in_flight(&self, slots: usize) -> Vec<u32> {
+        self.collect(slots, |block| &block.in_flight)
+    }
+
+    /// Latency averages of the first `slots` slots, in order.
+    pub(super) fn latency(&self, slots: usize) -> Vec<u32> {
+        self.collect(slots, |block| &block.latency)
+    }
+
+    fn collect(&self, slots: usize, of: impl Fn(&Block) -> &[AtomicU32; BLOCK]) -> Vec<u32> {
+        let mut out = Vec::with_capacity(self.blocks.len() * BLOCK);
+        for block in &self.blocks {
+            out.extend(of(block).iter().map(|n| n.load(Relaxed)));
+        }
+        out.truncate(slots);
+        out
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_request_counts_until_its_guard_is_dropped() {
+        let mut table = LoadTable::default();
+        let load = table.slot(70);
+        let guard = load.begin();
+        assert_eq!(table.in_flight(71)[70], 1);
+        assert!(!table.is_idle(70));
+        drop(guard);
+        assert_eq!(load.in_flight(), 0);
+        assert!(table.is_idle(70));
+    }
+
+    #[test]
+    fn connections_stop_at_the_limit() {
+        let load = LoadTable::default().slot(0);
+        assert!(load.try_connect(1));
+        assert!(!load.try_connect(1));
+        load.disconnected();
+        assert!(load.try_connect(1));
+    }
+
+    #[test]
+    fn the_latency_average_moves_towards_what_is_observed() {
+        let load = LoadTable::default().slot(3);
+        load.observe_latency(800);
+        assert_eq!(load.latency_micros(), 800);
+        for _ in 0..100 {
+            load.observe_latency(80);
+        }
+        assert!(load.latency_micros() < 100, "{}", load.latency_micros());
+    }
+}

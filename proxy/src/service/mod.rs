@@ -1,0 +1,17 @@
+//! Services, their endpoints, and the live counters that decisions read.
+//!
+//! What the registry announces reaches the request path as immutable [`Snapshot`]s: the control thread builds one and
+//! publishes it in a single swap, a worker compares one version number a request and takes the new snapshot when it
+//! differs. An endpoint keeps its slot for as long as it is registered, so that a change renumbers nothing. Counters
+//! live beside the snapshots, in blocks that every snapshot of the service shares: they survive each change, and a
+//! balancer that looks at all endpoints reads contiguous memory.
+
+mod directory;
+mod load;
+mod snapshot;
+mod stats;
+
+pub use directory::{Directory, Service};
+pub use load::{InFlight, Load};
+pub use snapshot::{Endpoint, Snapshot};
+pub use stats::{Counter, DURATION_BUCKETS, ServiceStats, StatsTotal};
