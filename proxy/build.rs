@@ -1,6 +1,6 @@
 //! Compiles the built-in policies to WebAssembly, to be carried inside the binary.
 //!
-//! Every folder of `plugins/` with a `Cargo.toml` is a policy of that folder's name. The result is `builtin.rs` in
+//! Every package in `plugins/` that makes a module (a `cdylib`) is a policy of its folder's name. The result is `builtin.rs` in
 //! `OUT_DIR`: `BUILTIN`, pairs of a policy's name and its module, sorted by name.
 
 #[path = "build/toolchain.rs"]
@@ -14,7 +14,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::process::exit;
 
-use toolchain::{TARGET, Toolchain, has_protoc, what_to_install};
+use toolchain::{TARGET, Toolchain, has_protoc, is_plugin, what_to_install};
 
 fn main() {
     if let Err(message) = run() {
@@ -27,7 +27,7 @@ fn run() -> Result<(), String> {
     let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")?).join("..");
     let out = PathBuf::from(variable("OUT_DIR")?);
     let plugins = root.join("plugins");
-    let policies = policies(&plugins)?;
+    let packages = packages(&plugins)?;
     let toolchain = Toolchain::find(&variable("RUSTC")?);
     let (Some(toolchain), true) = (&toolchain, has_protoc()) else {
         let what = what_to_install(toolchain.is_none(), !has_protoc());
@@ -39,33 +39,29 @@ fn run() -> Result<(), String> {
     if !status.success() {
         return Err(format!("the plugins in {} were not built: {status}", plugins.display()));
     }
-    embed(&policies, &target_dir.join(TARGET).join("release"), &out)?;
-    watch(&root, &plugins, &policies);
+    embed(&packages, &target_dir.join(TARGET).join("release"), &out)?;
+    watch(&root, &plugins, &packages);
     Ok(())
 }
 
-/// The names of the policies, sorted.
-fn policies(plugins: &Path) -> Result<Vec<String>, String> {
+/// The folders of the packages, sorted.
+fn packages(plugins: &Path) -> Result<Vec<PathBuf>, String> {
     let entries = fs::read_dir(plugins).map_err(cannot("read", plugins))?;
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.map_err(cannot("read", plugins))?;
-        if entry.path().join("Cargo.toml").is_file() {
-            names.push(entry.file_name().into_string().map_err(|name| format!("{name:?} is not a policy's name"))?);
-        }
-    }
-    names.sort();
-    Ok(names)
+    let paths: io::Result<Vec<_>> = entries.map(|entry| entry.map(|entry| entry.path())).collect();
+    let mut packages = paths.map_err(cannot("read", plugins))?;
+    packages.retain(|path| path.join("Cargo.toml").is_file());
+    packages.sort();
+    Ok(packages)
 }
 
 /// Runs this script again when something that the modules are made from has changed. Not `plugins` as a whole, where
-/// compiled plugins may be dropped; a policy that comes or goes also changes the lock file.
-fn watch(root: &Path, plugins: &Path, policies: &[String]) {
+/// compiled plugins may be dropped; a package that comes or goes also changes the lock file.
+fn watch(root: &Path, plugins: &Path, packages: &[PathBuf]) {
     println!("cargo::rerun-if-changed=build.rs");
     println!("cargo::rerun-if-changed=build/toolchain.rs");
-    let package = |folder: PathBuf| ["Cargo.toml", "build.rs", "src", "wit"].map(|part| folder.join(part));
+    let parts = |folder: PathBuf| ["Cargo.toml", "build.rs", "src", "wit"].map(|part| folder.join(part));
     let workspaces = [root.join("Cargo.toml"), plugins.join("Cargo.toml"), plugins.join("Cargo.lock")];
-    let packages = policies.iter().map(|name| plugins.join(name)).chain([root.join("plugin-sdk")]).flat_map(package);
+    let packages = packages.iter().cloned().chain([root.join("plugin-sdk")]).flat_map(parts);
     for path in workspaces.into_iter().chain(packages).filter(|path| path.exists()) {
         println!("cargo::rerun-if-changed={}", path.display());
     }
@@ -80,10 +76,12 @@ fn target_dir(out: &Path) -> PathBuf {
 }
 
 /// Copies the modules to `OUT_DIR`, since another build may be at work in the shared folder, and lists them there.
-fn embed(policies: &[String], built: &Path, out: &Path) -> Result<(), String> {
+fn embed(packages: &[PathBuf], built: &Path, out: &Path) -> Result<(), String> {
     let mut list = String::from("/// The built-in policies: name and module, sorted by name.\n");
     list.push_str("pub static BUILTIN: &[(&str, &[u8])] = &[\n");
-    for name in policies {
+    for folder in packages.iter().filter(|folder| is_plugin(folder)) {
+        let name = folder.file_name().and_then(|name| name.to_str());
+        let name = name.ok_or_else(|| format!("{} is not a policy's name", folder.display()))?;
         let file = format!("{}.wasm", name.replace('-', "_"));
         let module = fs::read(built.join(&file)).map_err(cannot("read", &built.join(&file)))?;
         write_if_changed(&out.join(&file), &module)?;

@@ -4,6 +4,7 @@
 
 use std::env;
 use std::ffi::OsStr;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -73,6 +74,11 @@ impl Toolchain {
         };
         command
     }
+}
+
+/// Whether the package in this folder is a plugin, and not a library that plugins share.
+pub fn is_plugin(folder: &Path) -> bool {
+    fs::read_to_string(folder.join("Cargo.toml")).is_ok_and(|manifest| manifest.contains("\"cdylib\""))
 }
 
 /// Whether the etcd client's build will find the compiler for `.proto` files, and the files that come with it.

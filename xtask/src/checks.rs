@@ -8,9 +8,12 @@ use std::process::Command;
 
 use crate::setup;
 use crate::step::{self, Failure, cargo, root, run, say};
-use crate::toolchain::Toolchain;
+use crate::toolchain::{Toolchain, is_plugin};
 
-const LINT: &[&str] = &["clippy", "--locked", "--workspace", "--all-targets"];
+/// The SDK is built by itself: with its dependencies' features, wasmtime would be built a second time.
+const MAIN: &[&str] = &["--workspace", "--exclude", "heddle-plugin"];
+const SDK: &[&str] = &["--package", "heddle-plugin"];
+const LINT: &[&str] = &["clippy", "--locked", "--all-targets"];
 const DENY: &[&str] = &["--", "--deny", "warnings"];
 
 /// Runs all checks; with arguments only the tests of the main workspace, with these arguments.
@@ -28,24 +31,30 @@ pub fn run_all(args: &[OsString]) -> Result<(), Failure> {
         }
     }
     test(&path, args)?;
+    run("tests of plugin-sdk", cargo(&["test", "--locked"]).args(SDK))?;
     run("demo --check", &mut cargo(&["run", "--locked", "--package", "heddle", "--", "demo", "--check"]))?;
     for other in &others {
         other.test(&toolchain)?;
     }
     if component("clippy")? {
-        run("clippy", cargo(LINT).args(DENY))?;
+        run("clippy", cargo(LINT).args(MAIN).args(DENY))?;
+        run("clippy of plugin-sdk", cargo(LINT).args(SDK).args(DENY))?;
         for other in &others {
-            run(&format!("clippy of {}", other.name), other.cargo(LINT).arg("--target-dir").arg(native()).args(DENY))?;
+            let mut lint = other.cargo(LINT);
+            lint.args(["--workspace", "--target-dir"]).arg(native());
+            run(&format!("clippy of {}", other.name), lint.args(DENY))?;
         }
     }
-    let mut doc = cargo(&["doc", "--locked", "--workspace", "--no-deps"]);
-    run("documentation", doc.env("RUSTDOCFLAGS", "--deny warnings"))?;
+    for packages in [MAIN, SDK] {
+        let mut doc = cargo(&["doc", "--locked", "--no-deps"]);
+        run("documentation", doc.args(packages).env("RUSTDOCFLAGS", "--deny warnings"))?;
+    }
     say("all checks passed");
     Ok(())
 }
 
 fn test(path: &OsStr, args: &[OsString]) -> Result<(), Failure> {
-    run("tests", cargo(&["test", "--locked", "--workspace"]).args(args).env("PATH", path))
+    run("tests", cargo(&["test", "--locked"]).args(MAIN).args(args).env("PATH", path))
 }
 
 /// A workspace or package beside the main one: the built-in plugins, and each example.
@@ -65,8 +74,7 @@ impl Other {
     fn test(&self, toolchain: &Toolchain) -> Result<(), Failure> {
         let mut test = self.cargo(&["test", "--locked", "--workspace"]);
         run(&format!("tests of {}", self.name), test.arg("--target-dir").arg(native()))?;
-        let manifest = self.folder.join("Cargo.toml");
-        if !fs::read_to_string(&manifest).is_ok_and(|text| text.contains("cdylib")) {
+        if !is_plugin(&self.folder) {
             return Ok(());
         }
         let target = step::target().join("wasm-plugins");
@@ -80,14 +88,13 @@ fn native() -> PathBuf {
 }
 
 fn others() -> Result<Vec<Other>, Failure> {
-    let mut others = vec![Other { name: "plugins".into(), folder: root().join("plugins") }];
     let examples = root().join("examples");
     let entries = fs::read_dir(&examples).map_err(|error| Failure::new(format!("{}: {error}", examples.display())))?;
     let mut folders: Vec<PathBuf> =
         entries.flatten().map(|entry| entry.path()).filter(|path| is_package(path)).collect();
+    folders.push(root().join("plugins"));
     folders.sort();
-    others.extend(folders.into_iter().map(|folder| Other { name: name(&folder), folder }));
-    Ok(others)
+    Ok(folders.into_iter().map(|folder| Other { name: name(&folder), folder }).collect())
 }
 
 fn is_package(folder: &Path) -> bool {
