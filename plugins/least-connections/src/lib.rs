@@ -18,31 +18,41 @@ struct Candidate {
     weight: u32,
 }
 
-/// The lowest load found, as a fraction, and the sum of the weights of all who have it.
+/// The lowest load found: of the candidate at an index, and of others after it.
 struct Lowest {
+    index: usize,
     in_flight: u64,
     weight: u64,
+    /// The weights of all who have this load.
     weights: u64,
+}
+
+impl Lowest {
+    const INFINITE: Self = Self { index: 0, in_flight: 1, weight: 0, weights: 0 };
 }
 
 impl LeastConnections {
     /// One of the least loaded candidates that are not ruled out.
     fn choose(&mut self, in_flight: &PerSlot, out: impl Fn(Slot) -> bool) -> Option<Slot> {
-        let candidates = || self.eligible.iter().filter(|candidate| !out(candidate.slot));
-        let mut lowest: Option<Lowest> = None;
-        for candidate in candidates() {
-            let (requests, weight) = (u64::from(in_flight[candidate.slot]), u64::from(candidate.weight));
-            match &mut lowest {
-                Some(known) if requests * known.weight > known.in_flight * weight => {}
-                Some(known) if requests * known.weight == known.in_flight * weight => known.weights += weight,
-                _ => lowest = Some(Lowest { in_flight: requests, weight, weights: weight }),
+        let load = |candidate: &Candidate| (u64::from(in_flight[candidate.slot]), u64::from(candidate.weight));
+        let mut lowest = Lowest::INFINITE;
+        for (index, candidate) in self.eligible.iter().enumerate() {
+            if out(candidate.slot) {
+                continue;
+            }
+            let (requests, weight) = load(candidate);
+            // a / b < c / d where a * d < c * b.
+            let (this, known) = (requests * lowest.weight, lowest.in_flight * weight);
+            if this < known {
+                lowest = Lowest { index, in_flight: requests, weight, weights: weight };
+            } else if this == known {
+                lowest.weights += weight;
             }
         }
-        let lowest = lowest?;
         let mut drawn = self.random.below(lowest.weights);
-        for candidate in candidates() {
-            let (requests, weight) = (u64::from(in_flight[candidate.slot]), u64::from(candidate.weight));
-            if requests * lowest.weight == lowest.in_flight * weight {
+        for candidate in self.eligible.get(lowest.index..)? {
+            let (requests, weight) = load(candidate);
+            if requests * lowest.weight == lowest.in_flight * weight && !out(candidate.slot) {
                 if drawn < weight {
                     return Some(candidate.slot);
                 }
