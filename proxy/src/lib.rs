@@ -3,5 +3,9 @@
 pub mod config;
 pub mod plugin;
 pub mod policy;
+pub mod proto;
 pub mod registry;
+pub mod server;
 pub mod service;
+pub mod timer;
+pub mod upstream;
