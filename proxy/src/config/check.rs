@@ -2,6 +2,8 @@
 //! other files are looked at. Each default is said here and nowhere else (an endpoint's weight: beside its reading).
 
 use std::collections::HashMap;
+use std::fmt::Debug;
+use std::hash::Hash;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
@@ -11,25 +13,30 @@ use super::checked::{
     Config, Etcd, EtcdLogin, EtcdTls, EtcdWatch, FileSource, FixedEndpoint, Forwarded, Layout, Listener, Plugins,
     Policy, Pool, Registry, Service, Services, UpstreamProtocol,
 };
-use super::file::{self, File};
-use super::problem::{Place, Problems};
+use super::file::{self, Admin, File, NamedService};
+use super::problem::{Place, Problem, Problems};
 use super::read::At;
 use super::{Balancer, Checked, service};
 
 /// Checks what was read. Where there is a problem the result is no configuration to run by, and the problems say so.
 pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checked {
-    let admin = file.admin.as_ref().map_or(Some(ADMIN), |at| at.value);
+    let admin = match &file.admin {
+        Some(Admin::At(at)) => Some(at.value),
+        Some(Admin::Off) => None,
+        None => Some(ADMIN),
+    };
     report_shared_addresses(&file, problems);
     report_no_folder(file.state.as_ref(), problems);
     report_no_folder(file.plugins.folder.as_ref(), problems);
 
     let suffix = file.suffix.unwrap_or_else(|| "mesh".to_owned());
-    report_unreachable_names(&file.services, &suffix, problems);
-    let fixed = file.services.iter().filter_map(|(name, service)| fixed_endpoints(name, service, problems)).collect();
-    let balancers = balancers(&file.default, &file.services, place);
-    let default = inherit(&file.default, &built_in_service());
-    let named = file.services.iter().map(|(name, service)| (name.value.clone(), Arc::new(inherit(service, &default))));
-    let named = named.collect();
+    report_unreachable_names(&file.services.named, &suffix, problems);
+    let named = &file.services.named;
+    let fixed = named.iter().filter_map(|service| fixed_endpoints(service, problems)).collect();
+    let balancers = balancers(&file.services, place);
+    let default = inherit(&file.services.default, &built_in_service());
+    let inherited = |service: &NamedService| Arc::new(inherit(&service.settings, &default));
+    let named = named.iter().map(|service| (service.name.value.clone(), inherited(service))).collect();
 
     let config = Config {
         workers: file.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
@@ -64,27 +71,18 @@ fn own_name() -> String {
 
 /// Two listeners, or a listener and the admin server, on one address. Port 0 is another one each time.
 fn report_shared_addresses(file: &File, problems: &mut Problems) {
-    let mut taken: HashMap<SocketAddr, &str> = HashMap::new();
+    let admin = match &file.admin {
+        Some(Admin::At(at)) => Some(at),
+        Some(Admin::Off) | None => None,
+    };
     let listeners = file.listeners.iter().filter_map(|listener| listener.address.as_ref());
-    let admin = file.admin.as_ref().and_then(|at| at.value.map(|value| (value, at)));
-    for at in listeners.clone() {
-        if let Some(other) = taken.insert(at.value, &at.key).filter(|_| at.value.port() != 0) {
-            problems.add(at.problem(format!("\"{}\" is {other} too", at.value), "expected an address of its own"));
+    let fixed = listeners.clone().chain(admin).filter(|at| at.value.port() != 0);
+    report_doubles(fixed.map(|at| (at.value, at)), "expected an address of its own", problems);
+    if file.admin.is_none() {
+        for at in listeners.filter(|at| at.value == ADMIN) {
+            let remedy = "expected another address, or one for [admin]";
+            problems.add(at.problem(format!("{ADMIN} is where the admin server listens by default"), remedy));
         }
-    }
-    match admin {
-        Some((address, at)) if address.port() != 0 => {
-            if let Some(other) = taken.get(&address) {
-                problems.add(at.problem(format!("\"{address}\" is {other} too"), "expected an address of its own"));
-            }
-        }
-        None if file.admin.is_none() => {
-            for at in listeners.filter(|at| at.value == ADMIN) {
-                let remedy = "expected another address, or one for [admin]";
-                problems.add(at.problem(format!("\"{ADMIN}\" is where the admin server listens by default"), remedy));
-            }
-        }
-        _ => {}
     }
 }
 
@@ -94,11 +92,11 @@ fn report_no_folder(at: Option<&At<PathBuf>>, problems: &mut Problems) {
     }
 }
 
-fn report_unreachable_names(services: &[(At<Arc<str>>, service::Service)], suffix: &str, problems: &mut Problems) {
+fn report_unreachable_names(services: &[NamedService], suffix: &str, problems: &mut Problems) {
     if suffix.is_empty() {
         return;
     }
-    for (name, _) in services {
+    for NamedService { name, .. } in services {
         if let Some(short) = name.value.strip_suffix(suffix).and_then(|rest| rest.strip_suffix('.')) {
             let found = format!("no host names this service: {:?} means {short:?}", &*name.value);
             problems.add(name.problem(found, format!("expected {short:?}, or another suffix")));
@@ -157,11 +155,23 @@ fn file_source(written: file::FileSource, problems: &mut Problems) -> Option<Fil
 }
 
 fn etcd(written: file::Etcd, problems: &mut Problems) -> Etcd {
+    let members = written.members.iter().flatten().map(|at| (at.value.as_str(), at));
+    report_doubles(members, "expected each member once", problems);
+    let mut members = written.members.iter();
+    let plain = members.all(|member| member.as_ref().is_some_and(|at| at.value.starts_with("http:")));
+    if let Some(tls) = written.tls.as_ref().filter(|_| plain && !written.members.is_empty()) {
+        problems.add(Problem {
+            place: tls.place.clone(),
+            key: tls.path.clone(),
+            found: "no member is reached over TLS".to_owned(),
+            remedy: "expected an https:// URL among the endpoints".to_owned(),
+        });
+    }
     Etcd {
         login: login(&written, problems),
         tls: written.tls.map(|tls| etcd_tls(tls, problems)),
         watches: watches(written.watches, problems),
-        members: written.members.into_iter().map(|at| at.value).collect(),
+        members: written.members.into_iter().flatten().map(|at| at.value).collect(),
         connect_timeout: written.connect_timeout.unwrap_or(Duration::from_secs(2)),
         request_timeout: written.request_timeout.unwrap_or(Duration::from_secs(5)),
         liveness: written.liveness.unwrap_or(Duration::from_secs(15)),
@@ -172,7 +182,7 @@ fn etcd(written: file::Etcd, problems: &mut Problems) -> Etcd {
 
 fn login(written: &file::Etcd, problems: &mut Problems) -> Option<EtcdLogin> {
     let from_file = written.password_file.as_ref().and_then(|at| {
-        let password = contents(at, "the password", problems)?;
+        let password = contents(at, "password", problems)?;
         let password = password.trim_end_matches(['\r', '\n']);
         if password.is_empty() {
             problems.add(at.problem(format!("{} is empty", at.value.display()), "expected a file with the password"));
@@ -228,19 +238,27 @@ fn watches(written: Vec<file::Watch>, problems: &mut Problems) -> Vec<EtcdWatch>
     written.into_iter().filter_map(checked).collect()
 }
 
-fn fixed_endpoints(
-    name: &At<Arc<str>>,
-    service: &service::Service,
+fn fixed_endpoints(service: &NamedService, problems: &mut Problems) -> Option<(Arc<str>, Vec<FixedEndpoint>)> {
+    let written = service.settings.endpoints.as_ref()?;
+    let addresses = written.iter().map(|at| (at.value.address.as_str(), at));
+    report_doubles(addresses, "expected each address once", problems);
+    Some((service.name.value.clone(), written.iter().map(|at| at.value.clone()).collect()))
+}
+
+/// Reports each value that stands a second time.
+fn report_doubles<'a, K: Eq + Hash + Debug, T: 'a>(
+    all: impl Iterator<Item = (K, &'a At<T>)>,
+    remedy: &str,
     problems: &mut Problems,
-) -> Option<(Arc<str>, Vec<FixedEndpoint>)> {
-    let written = service.endpoints.as_ref()?;
-    let mut seen: HashMap<&str, &str> = HashMap::new();
-    for at in written {
-        if let Some(other) = seen.insert(&at.value.address, &at.key) {
-            problems.add(at.problem(format!("{:?} is {other} too", at.value.address), "expected each address once"));
+) {
+    let mut seen: HashMap<K, &str> = HashMap::new();
+    for (value, at) in all {
+        if let Some(first) = seen.get(&value) {
+            problems.add(at.problem(format!("{value:?} is {first} too"), remedy));
+        } else {
+            seen.insert(value, &at.key);
         }
     }
-    Some((name.value.clone(), written.iter().map(|at| at.value.clone()).collect()))
 }
 
 fn built_in_service() -> Service {
@@ -271,8 +289,9 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
 }
 
 /// The balancers that were written, and the built-in default if `[service.default]` names none.
-fn balancers(default: &service::Service, named: &[(At<Arc<str>>, service::Service)], place: Place) -> Vec<Balancer> {
-    let written = std::iter::once(default).chain(named.iter().map(|(_, service)| service));
+fn balancers(services: &file::Services, place: Place) -> Vec<Balancer> {
+    let file::Services { default, named } = services;
+    let written = std::iter::once(default).chain(named.iter().map(|service| &service.settings));
     let written = written.filter_map(|service| service.balancer.clone());
     let built_in = At { value: built_in_service().balancer, place, key: "service.default.balancer".to_owned() };
     let unsaid = default.balancer.is_none().then_some(built_in);

@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::checked::{Forwarded, Layout};
-use super::read::{At, Section};
+use super::problem::Place;
+use super::read::{At, Section, take_item};
 use super::service::Service;
 use super::tree::{Node, Value};
 use super::value::{
@@ -32,14 +33,30 @@ pub(super) struct File {
     pub via: Option<String>,
     pub suffix: Option<String>,
     pub plugins: Plugins,
-    /// None inside: switched off.
-    pub admin: Option<At<Option<SocketAddr>>>,
+    pub admin: Option<Admin>,
     pub listeners: Vec<Listener>,
     pub etcd: Option<Etcd>,
     pub file: Option<FileSource>,
-    /// `[service.default]`.
+    pub services: Services,
+}
+
+/// All of `[service...]`.
+#[derive(Default)]
+pub(super) struct Services {
     pub default: Service,
-    pub services: Vec<(At<Arc<str>>, Service)>,
+    pub named: Vec<NamedService>,
+}
+
+/// `[service.NAME]`.
+pub(super) struct NamedService {
+    pub name: At<Arc<str>>,
+    pub settings: Service,
+}
+
+/// `[admin]`, or `admin = false`.
+pub(super) enum Admin {
+    Off,
+    At(At<SocketAddr>),
 }
 
 /// `[plugins]`.
@@ -72,7 +89,8 @@ pub(super) struct FileSource {
 
 /// `[registry.etcd]`.
 pub(super) struct Etcd {
-    pub members: Vec<At<String>>,
+    /// None for one that was refused.
+    pub members: Vec<Option<At<String>>>,
     pub user: Option<String>,
     pub password: Option<String>,
     pub password_file: Option<At<PathBuf>>,
@@ -87,6 +105,9 @@ pub(super) struct Etcd {
 
 /// `tls` of `[registry.etcd]`.
 pub(super) struct Tls {
+    pub place: Place,
+    /// The path of this table.
+    pub path: String,
     pub ca: Option<At<PathBuf>>,
     pub certificate: Option<At<PathBuf>>,
     pub key: Option<At<PathBuf>>,
@@ -103,7 +124,6 @@ impl File {
     /// Reads the top level; relative paths start from `base`.
     pub fn read(s: &mut Section<'_>, base: &Path) -> File {
         let (etcd, file) = s.section("registry", |s| registry(s, base)).unwrap_or_default();
-        let (default, services) = s.section("service", services).unwrap_or_default();
         File {
             workers: s.get("workers", integer(1..=1024)),
             drain: s.get("drain", duration(Duration::ZERO..=HOUR)),
@@ -115,8 +135,7 @@ impl File {
             listeners: listeners(s),
             etcd,
             file,
-            default,
-            services,
+            services: s.section("service", services).unwrap_or_default(),
         }
     }
 }
@@ -136,24 +155,18 @@ fn plugins(s: &mut Section<'_>, base: &Path) -> Plugins {
     read.unwrap_or_default()
 }
 
-fn admin(s: &mut Section<'_>) -> Option<At<Option<SocketAddr>>> {
-    let off = |node: &Node| match node.value {
-        Value::Flag(false) => Ok(None),
-        _ => Err(refuse(node, "a table", "false, or [admin] with an address")),
-    };
-    match s.peek("admin") {
-        Some(Value::Table(_)) => {
-            let at = s.section("admin", |s| s.at("address", socket_address))??;
-            Some(At { value: Some(at.value), place: at.place, key: at.key })
-        }
-        _ => s.at("admin", off),
+fn admin(s: &mut Section<'_>) -> Option<Admin> {
+    if let Some(Value::Table(_)) = s.peek("admin") {
+        return s.section("admin", |s| s.at("address", socket_address))?.map(Admin::At);
     }
+    s.get("admin", |node| match node.value {
+        Value::Flag(false) => Ok(Admin::Off),
+        _ => Err(refuse(node, "a table", "false, or [admin] with an address")),
+    })
 }
 
 fn listeners(s: &mut Section<'_>) -> Vec<Listener> {
-    if !s.has("listener") {
-        s.missing("listener", "at least one [[listener]] with an address");
-    }
+    s.needs_items("listener", "at least one [[listener]] with an address");
     let listeners = s.list("listener", |node, key, problems| Section::read(node, key, problems, listener));
     listeners.unwrap_or_default()
 }
@@ -189,13 +202,9 @@ fn registry(s: &mut Section<'_>, base: &Path) -> (Option<Etcd>, Option<FileSourc
 
 fn etcd(s: &mut Section<'_>, base: &Path) -> Etcd {
     report_incomplete_login(s);
-    if !s.has("endpoints") {
-        s.missing("endpoints", "the URLs of the members, such as [\"http://127.0.0.1:2379\"]");
-    }
-    if !s.has("watch") {
-        s.missing("watch", "at least one [[registry.etcd.watch]] with a prefix");
-    }
-    let members = s.list("endpoints", |node, key, problems| super::read::take_item(node, key, problems, member));
+    s.needs_items("endpoints", "the URLs of the members, such as [\"http://127.0.0.1:2379\"]");
+    s.needs_items("watch", "at least one [[registry.etcd.watch]] with a prefix");
+    let members = s.list("endpoints", |node, key, problems| Some(take_item(node, key, problems, member)));
     let watches = s.list("watch", |node, key, problems| Section::read(node, key, problems, watch));
     Etcd {
         members: members.unwrap_or_default(),
@@ -230,6 +239,8 @@ fn tls(s: &mut Section<'_>, base: &Path) -> Tls {
         _ => {}
     }
     Tls {
+        place: s.place.clone(),
+        path: s.key.clone(),
         ca: s.at("ca", path(base)),
         certificate: s.at("certificate", path(base)),
         key: s.at("key", path(base)),
@@ -244,7 +255,7 @@ fn watch(s: &mut Section<'_>) -> Watch {
     }
 }
 
-fn services(s: &mut Section<'_>) -> (Service, Vec<(At<Arc<str>>, Service)>) {
+fn services(s: &mut Section<'_>) -> Services {
     let default = s.section("default", |s| {
         if s.has("endpoints") {
             s.refuse("endpoints", "endpoints belong to one service", "expected them in the table of a named service");
@@ -255,9 +266,9 @@ fn services(s: &mut Section<'_>) -> (Service, Vec<(At<Arc<str>>, Service)>) {
     for (name, entry) in s.take_rest() {
         let key = s.path(&name);
         let node = Node { place: entry.key, value: Value::Text(name), raw: None };
-        let name = super::read::take_item(node, key.clone(), s.problems, service_name);
-        let service = Section::read(entry.node, key, s.problems, Service::read);
-        named.extend(name.zip(service));
+        let name = take_item(node, key.clone(), s.problems, service_name);
+        let settings = Section::read(entry.node, key, s.problems, Service::read);
+        named.extend(name.zip(settings).map(|(name, settings)| NamedService { name, settings }));
     }
-    (default.unwrap_or_default(), named)
+    Services { default: default.unwrap_or_default(), named }
 }

@@ -136,6 +136,17 @@ impl Section<'_> {
         join(&self.key, key)
     }
 
+    /// Reports a list that is absent or empty.
+    pub fn needs_items(&mut self, key: &str, expected: &str) {
+        match self.peek(key) {
+            None => self.missing(key, expected),
+            Some(Value::List(items)) if items.is_empty() => {
+                self.refuse(key, "an empty list", &format!("expected {expected}"));
+            }
+            Some(_) => {}
+        }
+    }
+
     /// Reports what is wrong with a key that is there and has not been read yet.
     pub fn refuse(&mut self, key: &str, found: &str, remedy: &str) {
         let place = self.rest.get(key).map_or(&self.place, |entry| &entry.key).clone();
@@ -184,11 +195,11 @@ pub(super) fn take_item<T>(
     }
 }
 
-/// The known key that `name` was probably meant to be: at most a third of it mistyped.
+/// The known key that `name` was probably meant to be: less than half of it mistyped.
 fn nearest<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let name: Vec<char> = name.chars().take(40).collect();
     let (edits, key) = known.iter().map(|key| (edits(&name, key), *key)).min()?;
-    (edits * 3 <= name.len().max(key.len())).then_some(key)
+    (edits * 2 < name.len().max(key.len())).then_some(key)
 }
 
 /// How many characters must be put in, left out or changed to make one of the other (Wagner and Fischer, 1974).

@@ -64,7 +64,13 @@ pub(super) fn document(text: &str, file: &Arc<Path>) -> Result<Node, Problems> {
         if reported.replace(line) == Some(line) {
             continue;
         }
-        let (found, wanted) = message.split_once(", expected ").unwrap_or((message, "TOML"));
+        let (found, wanted) = message.split_once(", expected ").unwrap_or((message, "TOML as on https://toml.io"));
+        let wanted = match found {
+            "duplicate key" => "each key once",
+            "invalid boolean" => "true or false, or text in quotes",
+            "string values must be quoted" => "text in quotes",
+            _ => wanted,
+        };
         problems.add(Problem {
             place: lines.place(at),
             key: String::new(),
