@@ -24,6 +24,7 @@ mod value;
 
 pub use env::environment;
 pub use problem::{Place, Problem, Problems};
+pub use read::Refusal;
 pub use value::is_service_name;
 
 /// A configuration that holds, and where its balancers were written.
@@ -60,8 +61,6 @@ impl Checked {
     }
 }
 
-pub use read::Refusal;
-
 /// Reads and checks a file. `variables` are those of the environment, as [`environment`] gives them, or `&[]`.
 ///
 /// # Errors
@@ -94,7 +93,7 @@ pub fn load(path: &Path, variables: &[(OsString, OsString)]) -> Result<Checked, 
 pub fn parse(text: &str, origin: &Path, variables: &[(OsString, OsString)]) -> Result<Checked, Problems> {
     let file: Arc<Path> = Arc::from(origin);
     let mut problems = Problems::default();
-    let mut root = tree::document(text, &file).map_err(Problems::sorted)?;
+    let Some(mut root) = tree::document(text, &file, &mut problems) else { return Err(problems.sorted()) };
     env::overlay(&mut root, variables, &mut problems);
     let place = root.place.clone();
     let base = origin.parent().unwrap_or(Path::new(""));

@@ -69,7 +69,7 @@ impl Problems {
         self.0.len()
     }
 
-    /// Lets each problem be found once: in order, none twice.
+    /// In order, each once.
     pub(super) fn sorted(mut self) -> Problems {
         self.0.sort();
         self.0.dedup();

@@ -42,31 +42,19 @@ pub(super) struct Entry {
     pub node: Node,
 }
 
-/// Reads a document. Text that is not TOML is reported for that alone, each line once: what the rest of it would mean is
-/// a guess.
-pub(super) fn document(text: &str, file: &Arc<Path>) -> Result<Node, Problems> {
+/// Reads a document. None if its text is not TOML: what the rest of it would mean is a guess, so that nothing else is
+/// reported then, and each line once. Keys that stand twice leave no doubt about the rest.
+pub(super) fn document(text: &str, file: &Arc<Path>, problems: &mut Problems) -> Option<Node> {
     let lines = Lines::new(text, file);
     let (table, errors) = DeTable::parse_recoverable(text);
-    if errors.is_empty() {
-        let place = Place::File { file: file.clone() };
-        return Ok(Node {
-            place,
-            value: Value::Table(convert_table(table.into_inner(), &|at| lines.place(at))),
-            raw: None,
-        });
-    }
-    let mut problems = Problems::default();
-    let mut reported = None;
     let mut errors: Vec<_> = errors.iter().map(|e| (e.span().map_or(0, |span| span.start), e.message())).collect();
     errors.sort();
+    errors.dedup_by_key(|(at, _)| lines.index(*at));
+    let readable = errors.iter().all(|(_, message)| *message == DOUBLE);
     for (at, message) in errors {
-        let line = lines.index(at);
-        if reported.replace(line) == Some(line) {
-            continue;
-        }
         let (found, wanted) = message.split_once(", expected ").unwrap_or((message, "TOML as on https://toml.io"));
         let wanted = match found {
-            "duplicate key" => "each key once",
+            DOUBLE => "each key once",
             "invalid boolean" => "true or false, or text in quotes",
             "string values must be quoted" => "text in quotes",
             _ => wanted,
@@ -78,8 +66,12 @@ pub(super) fn document(text: &str, file: &Arc<Path>) -> Result<Node, Problems> {
             remedy: format!("expected {}", one_line(wanted)),
         });
     }
-    Err(problems)
+    let convert = || Value::Table(convert_table(table.into_inner(), &|at| lines.place(at)));
+    readable.then(|| Node { place: Place::File { file: file.clone() }, value: convert(), raw: None })
 }
+
+/// How the parser calls a key that stands twice.
+const DOUBLE: &str = "duplicate key";
 
 /// The value of a variable: TOML if it reads as such, else a string.
 pub(super) fn variable(text: &str, place: Place) -> Node {

@@ -71,6 +71,21 @@ fn text_that_is_not_toml() {
     )]);
 }
 
+/// A key or table that stands twice hides nothing else.
+#[test]
+fn keys_that_stand_twice() {
+    assert_problems_after_listener(&[(
+        "address = \"127.0.0.1:1\"\n[admin]\nadress = 1\n[service.users]\nprotocol = 1\n[service.users]\nbalancer = 1",
+        &[
+            ":3: not TOML: duplicate key; expected each key once",
+            r#":5: admin.adress: unknown key; did you mean "address"?"#,
+            r#":7: service.users.protocol: 1 is not a protocol; expected "http1" or "http2""#,
+            ":8: not TOML: duplicate key; expected each key once",
+            r#":9: service.users.balancer: 1 is not a balancer; expected the name of a plugin, or a table such as { plugin = "url-hash" }"#,
+        ],
+    )]);
+}
+
 #[test]
 fn listeners() {
     assert_problems(&[
