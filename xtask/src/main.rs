@@ -1,1 +1,51 @@
-fn main(){}
+//! Set-up and checks: `cargo xtask demo`, `cargo xtask test`, `cargo xtask plugin`.
+
+mod checks;
+mod plugin;
+mod setup;
+mod step;
+#[path = "../../proxy/build/toolchain.rs"]
+mod toolchain;
+
+use std::env;
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use step::{Failure, cargo};
+
+const USAGE: &str = "\
+usage: cargo xtask COMMAND
+
+  demo [ARGS]          set up what is missing, then run `heddle demo ARGS`
+  test [ARGS]          set up what is missing, also for the tests, then check everything as CI does;
+                       with ARGS only the tests of proxy and xtask, given ARGS as `cargo test` is
+  plugin FOLDER INTO   set up what is missing, then compile the plugin in FOLDER to INTO/<name of FOLDER>.wasm
+
+In need of packages, these call apt-get as root or through sudo.";
+
+fn main() -> ExitCode {
+    let mut args = env::args_os().skip(1);
+    let command = args.next().unwrap_or_default();
+    let rest: Vec<OsString> = args.collect();
+    let result = match (command.to_str(), rest.as_slice()) {
+        (Some("demo"), args) => demo(args),
+        (Some("test"), args) => checks::run_all(args),
+        (Some("plugin"), [folder, into]) => plugin::run(folder.as_ref(), into.as_ref()),
+        _ => {
+            eprintln!("{USAGE}");
+            return ExitCode::from(64);
+        }
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("xtask: {failure}");
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn demo(args: &[OsString]) -> Result<(), Failure> {
+    setup::for_build()?;
+    step::run("the demo", cargo(&["run", "--locked", "--package", "heddle", "--", "demo"]).args(args))
+}

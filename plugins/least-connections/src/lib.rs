@@ -11,6 +11,8 @@ use heddle_plugin::{Balancer, Config, Endpoint, Endpoints, PerSlot, Random, Requ
 struct LeastConnections {
     random: Random,
     eligible: Vec<Candidate>,
+    /// Kept between picks for its room.
+    tied: Vec<Tied>,
 }
 
 struct Candidate {
@@ -18,55 +20,45 @@ struct Candidate {
     weight: u32,
 }
 
-/// The lowest load found: of the candidate at an index, and of others after it.
-struct Lowest {
-    index: usize,
-    in_flight: u64,
-    weight: u64,
-    /// The weights of all who have this load.
-    weights: u64,
-}
-
-impl Lowest {
-    const INFINITE: Self = Self { index: 0, in_flight: 1, weight: 0, weights: 0 };
+/// One of those who have the lowest load.
+struct Tied {
+    slot: Slot,
+    /// The sum of the weights of all of them up to here, this one counted.
+    end: u64,
 }
 
 impl LeastConnections {
     /// One of the least loaded candidates that are not ruled out.
     fn choose(&mut self, in_flight: &PerSlot, out: impl Fn(Slot) -> bool) -> Option<Slot> {
-        let load = |candidate: &Candidate| (u64::from(in_flight[candidate.slot]), u64::from(candidate.weight));
-        let mut lowest = Lowest::INFINITE;
-        for (index, candidate) in self.eligible.iter().enumerate() {
-            if out(candidate.slot) {
+        self.tied.clear();
+        // The lowest load so far, as a fraction; at first it is infinite.
+        let (mut lowest_in_flight, mut lowest_weight) = (1, 0);
+        let mut end = 0;
+        for &Candidate { slot, weight } in &self.eligible {
+            let (requests, weight) = (u64::from(in_flight[slot]), u64::from(weight));
+            // a / b < c / d where a * d < c * b.
+            let (this, lowest) = (requests * lowest_weight, lowest_in_flight * weight);
+            if this > lowest || out(slot) {
                 continue;
             }
-            let (requests, weight) = load(candidate);
-            // a / b < c / d where a * d < c * b.
-            let (this, known) = (requests * lowest.weight, lowest.in_flight * weight);
-            if this < known {
-                lowest = Lowest { index, in_flight: requests, weight, weights: weight };
-            } else if this == known {
-                lowest.weights += weight;
+            if this < lowest {
+                (lowest_in_flight, lowest_weight) = (requests, weight);
+                self.tied.clear();
+                end = 0;
             }
+            end += weight;
+            self.tied.push(Tied { slot, end });
         }
-        let mut drawn = self.random.below(lowest.weights);
-        for candidate in self.eligible.get(lowest.index..)? {
-            let (requests, weight) = load(candidate);
-            if requests * lowest.weight == lowest.in_flight * weight && !out(candidate.slot) {
-                if drawn < weight {
-                    return Some(candidate.slot);
-                }
-                drawn -= weight;
-            }
-        }
-        None
+        let drawn = self.random.below(end);
+        let index = self.tied.partition_point(|tied| tied.end <= drawn);
+        self.tied.get(index).map(|tied| tied.slot)
     }
 }
 
 impl Balancer for LeastConnections {
     fn new(config: Config<'_>, seed: u64) -> Result<Self, String> {
         config.expect_empty()?;
-        Ok(Self { random: Random::new(seed), eligible: Vec::new() })
+        Ok(Self { random: Random::new(seed), eligible: Vec::new(), tied: Vec::new() })
     }
 
     fn eligible_changed(&mut self, endpoints: &Endpoints) {

@@ -67,7 +67,9 @@ impl Decider {
         for _ in 0..ASKED {
             match self.ask(facts) {
                 Some(Some(slot)) => {
-                    if let Some(endpoint) = self.snapshot.eligible_endpoint(slot).filter(|_| !facts.tried.contains(&slot)) {
+                    if let Some(endpoint) =
+                        self.snapshot.eligible_endpoint(slot).filter(|_| !facts.tried.contains(&slot))
+                    {
                         return Choice::Endpoint(endpoint.clone());
                     }
                     self.stats.asked_again.add(1);

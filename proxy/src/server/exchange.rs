@@ -186,7 +186,9 @@ impl Attempt<'_> {
                 // While the request is still being sent, its own progress counts.
                 match upload.as_ref().and_then(|upload| upload.time_left(timers, self.timeout)) {
                     Some(left) => deadline.reset(left),
-                    None => return Poll::Ready(Err(Failure::Timeout { address: self.pool.target.address.to_string() })),
+                    None => {
+                        return Poll::Ready(Err(Failure::Timeout { address: self.pool.target.address.to_string() }));
+                    }
                 }
             }
         })

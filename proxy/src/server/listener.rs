@@ -107,12 +107,8 @@ impl Bound {
     /// The part of each worker, in order.
     pub fn into_parts(self, workers: &Arc<[UnboundedSender<Accepted>]>) -> Vec<Part> {
         let Self { listener, sockets, permits } = self;
-        let part = |socket| Part {
-            listener: listener.clone(),
-            socket,
-            permits: permits.clone(),
-            workers: workers.clone(),
-        };
+        let part =
+            |socket| Part { listener: listener.clone(), socket, permits: permits.clone(), workers: workers.clone() };
         sockets.into_iter().map(part).collect()
     }
 }
@@ -161,7 +157,13 @@ pub async fn take_over(worker: Rc<Worker>, mut handed: UnboundedReceiver<Accepte
     }
 }
 
-fn start(worker: &Rc<Worker>, listener: Arc<Listener>, stream: TcpStream, client: SocketAddr, permit: OwnedSemaphorePermit) {
+fn start(
+    worker: &Rc<Worker>,
+    listener: Arc<Listener>,
+    stream: TcpStream,
+    client: SocketAddr,
+    permit: OwnedSemaphorePermit,
+) {
     let counted = Counted::new(worker.clone());
     let serve = connection::serve(worker.clone(), listener, stream, client);
     tokio::task::spawn_local(async move {

@@ -36,7 +36,14 @@ pub struct Passthrough {
 
 impl Passthrough {
     /// The pool of a host, reached from a listener on loopback or from another.
-    pub fn pool(&self, host: &str, port: u16, from_loopback: bool, timers: &Rc<Timers>, scratch: &Rc<Scratch>) -> Rc<Pool> {
+    pub fn pool(
+        &self,
+        host: &str,
+        port: u16,
+        from_loopback: bool,
+        timers: &Rc<Timers>,
+        scratch: &Rc<Scratch>,
+    ) -> Rc<Pool> {
         // A pool belongs to one kind of listener, as what it may connect to does.
         let key = format!("{}{host}:{port}", if from_loopback { "" } else { "!" });
         if let Some(pool) = self.pools.borrow().get(&key) {
@@ -115,7 +122,9 @@ fn canonical(ip: IpAddr) -> IpAddr {
         IpAddr::V4(Ipv4Addr::new(a, b, c, d))
     };
     match v6.segments() {
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => from(high, low),
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            from(high, low)
+        }
         _ => ip,
     }
 }

@@ -4,8 +4,8 @@
 //! registered types and whose `details` begin with the part of Heddle that refused.
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 use http::StatusCode;
+use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 
 use crate::proto::{Body, BodyError, Response};
 use crate::upstream::Failure;
@@ -104,7 +104,10 @@ mod tests {
         let response = Refusal::UnknownService { host: "no\"body\u{e9}".into() }.response();
         assert_eq!(response.status(), 404);
         let header = response.headers()["proxy-status"].to_str().unwrap();
-        assert!(header.starts_with("heddle; error=destination_not_found; details=\"router: no service is called"), "{header}");
+        assert!(
+            header.starts_with("heddle; error=destination_not_found; details=\"router: no service is called"),
+            "{header}"
+        );
         assert!(header.is_ascii() && header.ends_with("here\""), "{header}");
     }
 

@@ -49,7 +49,11 @@ pub fn named(head: &Parts) -> Result<Named<'_>, Refusal> {
 
 fn without_port(host: &str) -> &str {
     match host.rsplit_once(':') {
-        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) => name,
+        Some((name, port))
+            if port.bytes().all(|b| b.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) =>
+        {
+            name
+        }
         _ => host,
     }
 }
@@ -57,7 +61,11 @@ fn without_port(host: &str) -> &str {
 /// In lower case, without a final dot.
 pub fn normalized(host: &str) -> Cow<'_, str> {
     let host = host.strip_suffix('.').unwrap_or(host);
-    if host.bytes().any(|b| b.is_ascii_uppercase()) { Cow::Owned(host.to_ascii_lowercase()) } else { Cow::Borrowed(host) }
+    if host.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    }
 }
 
 /// The host without `.suffix`, if it ends so.
@@ -87,7 +95,9 @@ mod tests {
 
     #[test]
     fn ports_are_no_part_of_the_name() {
-        for (host, name) in [("users", "users"), ("users:80", "users"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a:b", "a:b")] {
+        for (host, name) in
+            [("users", "users"), ("users:80", "users"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a:b", "a:b")]
+        {
             let parts = head(Request::get("/").header("host", host));
             assert_eq!(named(&parts).unwrap(), Named { host: name, absolute: None });
         }

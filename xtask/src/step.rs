@@ -1,0 +1,63 @@
+//! Steps: a line that says what is being done, then a command, whose failure ends the run.
+
+use std::env;
+use std::ffi::OsString;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Why xtask ends early, and the exit code that says so.
+#[derive(Debug)]
+pub struct Failure {
+    pub message: String,
+    pub code: u8,
+}
+
+impl Failure {
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), code: 1 }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+/// Announces a step.
+pub fn say(what: &str) {
+    eprintln!("==> {what}");
+}
+
+/// Announces a command and runs it with our own terminal. Its exit code becomes ours when it fails.
+pub fn run(what: &str, command: &mut Command) -> Result<(), Failure> {
+    say(what);
+    let status = command.status().map_err(|error| Failure::new(format!("{what}: did not start: {error}")))?;
+    if status.success() {
+        return Ok(());
+    }
+    let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
+    Err(Failure { message: format!("{what}: failed ({status})"), code })
+}
+
+/// Cargo in the project's folder, as the one that runs us.
+pub fn cargo(args: &[&str]) -> Command {
+    let mut command = Command::new(cargo_path());
+    command.current_dir(root()).args(args);
+    command
+}
+
+pub fn cargo_path() -> OsString {
+    env::var_os("CARGO").unwrap_or("cargo".into())
+}
+
+/// The project's folder.
+pub fn root() -> &'static Path {
+    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+}
+
+/// Where builds and fetched tools go.
+pub fn target() -> PathBuf {
+    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+}
