@@ -152,31 +152,102 @@ fn nothing_is_lost_to_a_compaction_while_the_watch_is_cut_off() {
     driver.wait_for("users", &["10.0.0.2:80", "10.0.0.3:80"]);
 }
 
-#[test]
-fn nothing_is_lost_to_a_compaction_between_the_reading_and_the_watch() {
-    let etcd = Etcd::start();
-    etcd.put("/services/users/a", A);
-    let (reading, read) = std::sync::mpsc::channel();
-    let (go, gone) = std::sync::mpsc::channel();
-    let mut first = true;
-    // The sink holds the registry's only thread, so that the watch cannot be opened yet.
-    let driver = {
-        let url = etcd.url();
-        Driver::start_with(&registry(&[&url]), None, move || {
+/// A registry whose first change is held up until [`Held::go_on`]. The sink holds the registry's only thread, so that
+/// the watch cannot be opened yet.
+struct Held {
+    // Dropped first, so that a test that fails does not wait for a sink that waits for it.
+    go: std::sync::mpsc::Sender<()>,
+    driver: Driver,
+}
+
+impl Held {
+    fn after_the_reading(registry: &checked::Registry) -> Self {
+        let (reading, read) = std::sync::mpsc::channel();
+        let (go, gone) = std::sync::mpsc::channel();
+        let mut first = true;
+        let driver = Driver::start_with(registry, None, move || {
             if std::mem::take(&mut first) {
                 reading.send(()).expect("a test that waits");
                 gone.recv().expect("a test that goes on");
             }
-        })
-    };
-    read.recv().expect("a first reading");
+        });
+        read.recv().expect("a first reading");
+        Self { go, driver }
+    }
+
+    fn go_on(self) -> Driver {
+        self.go.send(()).expect("a sink that waits");
+        self.driver
+    }
+}
+
+#[test]
+fn nothing_is_lost_between_the_reading_and_the_watch() {
+    let etcd = Etcd::start();
+    etcd.put("/services/users/a", A);
+    let held = Held::after_the_reading(&registry(&[&etcd.url()]));
+    etcd.put("/services/users/b", B);
+    let driver = held.go_on();
+    driver.wait_for("users", &["10.0.0.1:80", "10.0.0.2:80"]);
+    assert_eq!(driver.report().sources[0].relists, 1);
+}
+
+#[test]
+fn nothing_is_lost_to_a_compaction_between_the_reading_and_the_watch() {
+    let etcd = Etcd::start();
+    etcd.put("/services/users/a", A);
+    let held = Held::after_the_reading(&registry(&[&etcd.url()]));
     etcd.put("/services/users/b", B);
     etcd.delete("/services/users/a");
     etcd.compact();
-    go.send(()).expect("a sink that waits");
+    let driver = held.go_on();
     driver.wait_for("users", &["10.0.0.2:80"]);
     connected(&driver);
     assert_eq!(driver.report().sources[0].relists, 2, "the watch came too late, and all was read again");
+}
+
+#[tokio::test]
+async fn every_reading_and_every_transaction_is_of_one_moment() {
+    const MOVES: usize = 150;
+    let etcd = Etcd::start();
+    let mut client = etcd_client::Client::connect([etcd.url()], None).await.expect("a client");
+    for padding in 0..30 {
+        client.put(format!("/services/m{padding}/1"), A, None).await.expect("a put");
+    }
+    client.put("/services/a/1", A, None).await.expect("a put");
+    let relay = Relay::start(etcd.port());
+    let mut registry = registry(&[&relay.url()]);
+    settings(&mut registry).page = 1;
+    settings(&mut registry).backoff = Duration::from_millis(1);
+    let driver = Driver::start(&registry, None);
+    connected(&driver);
+    // One endpoint moves between a service at the beginning and one at the end of the range, while readings go on.
+    for turn in 0..MOVES {
+        let (from, to) =
+            if turn % 2 == 0 { ("/services/a/1", "/services/z/1") } else { ("/services/z/1", "/services/a/1") };
+        let operations = [etcd_client::TxnOp::delete(from, None), etcd_client::TxnOp::put(to, A, None)];
+        client.txn(etcd_client::Txn::new().and_then(operations)).await.expect("a transaction");
+        if turn % 10 == 0 {
+            relay.cut();
+            relay.open();
+        }
+    }
+    client.put("/services/last/1", B, None).await.expect("a put");
+    driver.wait_for("last", &["10.0.0.2:80"]);
+    assert!(driver.report().sources[0].relists > 1);
+    let told = driver.told();
+    let (mut at_a, mut at_z, mut from) = (0, 0, 0);
+    for &to in &told.calls {
+        for change in &told.changes[from..to] {
+            match change.service.as_str() {
+                "a" => at_a = change.added.len(),
+                "z" => at_z = change.added.len(),
+                _ => {}
+            }
+        }
+        assert_eq!(at_a + at_z, 1, "it is at one of the two, after change {to}");
+        from = to;
+    }
 }
 
 #[test]

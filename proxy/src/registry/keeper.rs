@@ -132,8 +132,12 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
                 }
             }
         }
-        for task in [writing, due.and_then(|_| self.write())].into_iter().flatten() {
-            // Writing logs its own failures; what remains is a panic, which tokio has reported.
+        // One after the other, so that the older content cannot come to lie over the newer. Writing logs its own
+        // failures; what remains is a panic, which has been reported.
+        if let Some(task) = writing {
+            let _ = task.await;
+        }
+        if let Some(task) = due.and_then(|_| self.write()) {
             let _ = task.await;
         }
     }

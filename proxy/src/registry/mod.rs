@@ -146,7 +146,7 @@ fn file_part(file: &checked::FileSource) -> String {
 }
 
 fn etcd_part(watch: &checked::EtcdWatch) -> String {
-    format!("etcd {:?} {}", watch.layout, encode_key(&layout::range_prefix(&watch.prefix)))
+    format!("etcd {} {}", layout::name(watch.layout), encode_key(&layout::range_prefix(&watch.prefix)))
 }
 
 fn fixed_entries(services: &HashMap<Arc<str>, Vec<checked::FixedEndpoint>>) -> Vec<Entry> {

@@ -20,6 +20,8 @@ pub struct Told {
     pub services: BTreeMap<String, BTreeMap<String, Registered>>,
     /// Every change since the start.
     pub changes: Vec<Change>,
+    /// How many there were after each call of the sink.
+    pub calls: Vec<usize>,
 }
 
 impl Told {
@@ -79,7 +81,11 @@ impl Driver {
                         let told = told.clone();
                         move |changes: Vec<Change>| {
                             before();
-                            changes.into_iter().for_each(|change| lock(&told.0).take(change));
+                            let mut all = lock(&told.0);
+                            changes.into_iter().for_each(|change| all.take(change));
+                            let after = all.changes.len();
+                            all.calls.push(after);
+                            drop(all);
                             told.1.notify_all();
                         }
                     });

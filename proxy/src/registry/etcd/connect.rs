@@ -8,8 +8,8 @@ use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 
 use crate::config::checked;
 
-/// etcd takes HTTP/2 pings at most every 5 s and closes the connection of a client that sends more
-/// (`--grpc-keepalive-min-time`).
+/// etcd takes HTTP/2 pings at most every 5 s (`--grpc-keepalive-min-time`), and none on a connection without a request
+/// under way; it closes the connection of a client that sends more.
 const PING_AT_MOST_EVERY: Duration = Duration::from_secs(6);
 
 /// Why there is no client.
@@ -27,7 +27,7 @@ pub(super) async fn connect(config: &checked::Etcd, member: &str) -> Result<Clie
     let mut options = ConnectOptions::new()
         .with_connect_timeout(config.connect_timeout)
         .with_keep_alive(ping, config.liveness / 3)
-        .with_keep_alive_while_idle(true)
+        .with_keep_alive_while_idle(false)
         .with_require_leader(true)
         .with_auto_token_refresh(true);
     if let Some(login) = &config.login {

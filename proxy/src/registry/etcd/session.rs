@@ -93,8 +93,10 @@ impl Session<'_> {
             self.feed.skipped(&batch.skips);
             self.feed.send(part, vec![Event::Reset(batch.entries())]).await;
         }
+        let store = store.ok_or(SessionError::NoHeader)?;
         self.feed.own().relists.fetch_add(1, Relaxed);
-        store.ok_or(SessionError::NoHeader)
+        self.feed.own().revision.store(store.revision, Relaxed);
+        Ok(store)
     }
 
     /// Reads one page; answers where the next one begins.

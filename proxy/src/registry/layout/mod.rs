@@ -48,6 +48,14 @@ pub enum LayoutError {
     NoUsualPort { url: String, scheme: String },
 }
 
+/// The layout's name, as the configuration has it.
+pub const fn name(layout: Layout) -> &'static str {
+    match layout {
+        Layout::Heddle => "heddle",
+        Layout::GoKit => "go-kit",
+    }
+}
+
 /// The prefix as it is watched: with the separator at its end, so that it cannot match half of a segment. An empty
 /// prefix stays empty and holds every key.
 pub fn range_prefix(prefix: &[u8]) -> Vec<u8> {
