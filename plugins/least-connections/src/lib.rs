@@ -12,7 +12,7 @@ struct LeastConnections {
     random: Random,
     eligible: Vec<Candidate>,
     /// Kept between picks for its room.
-    tied: Vec<Tied>,
+    tied: Vec<u32>,
 }
 
 struct Candidate {
@@ -20,38 +20,49 @@ struct Candidate {
     weight: u32,
 }
 
-/// One of those who have the lowest load.
-struct Tied {
-    slot: Slot,
-    /// The sum of the weights of all of them up to here, this one counted.
-    end: u64,
+/// The lowest load so far, as a fraction, and how many candidates have it.
+struct Lowest {
+    in_flight: u64,
+    weight: u64,
+    count: usize,
+    /// Their weights together.
+    weights: u64,
 }
 
 impl LeastConnections {
     /// One of the least loaded candidates that are not ruled out.
     fn choose(&mut self, in_flight: &PerSlot, out: impl Fn(Slot) -> bool) -> Option<Slot> {
-        self.tied.clear();
-        // The lowest load so far, as a fraction; at first it is infinite.
-        let (mut lowest_in_flight, mut lowest_weight) = (1, 0);
-        let mut end = 0;
-        for &Candidate { slot, weight } in &self.eligible {
+        const INFINITE: Lowest = Lowest { in_flight: 1, weight: 0, count: 0, weights: 0 };
+        let mut lowest = INFINITE;
+        // Written at each step, and kept only where the count then covers it: no branch that is hard to foresee.
+        self.tied.resize(self.eligible.len() + 1, 0);
+        for (index, &Candidate { slot, weight }) in (0..).zip(&self.eligible) {
             let (requests, weight) = (u64::from(in_flight[slot]), u64::from(weight));
             // a / b < c / d where a * d < c * b.
-            let (this, lowest) = (requests * lowest_weight, lowest_in_flight * weight);
-            if this > lowest || out(slot) {
+            let (this, known) = (requests * lowest.weight, lowest.in_flight * weight);
+            if this > known || out(slot) {
                 continue;
             }
-            if this < lowest {
-                (lowest_in_flight, lowest_weight) = (requests, weight);
-                self.tied.clear();
-                end = 0;
+            if this < known {
+                lowest = Lowest { in_flight: requests, weight, ..INFINITE };
             }
-            end += weight;
-            self.tied.push(Tied { slot, end });
+            if let Some(place) = self.tied.get_mut(lowest.count) {
+                *place = index;
+            }
+            lowest.count += 1;
+            lowest.weights += weight;
         }
-        let drawn = self.random.below(end);
-        let index = self.tied.partition_point(|tied| tied.end <= drawn);
-        self.tied.get(index).map(|tied| tied.slot)
+        let mut drawn = self.random.below(lowest.weights);
+        self.tied.get(..lowest.count)?.iter().find_map(|&index| {
+            let &Candidate { slot, weight } = self.eligible.get(index as usize)?;
+            match drawn.checked_sub(weight.into()) {
+                Some(rest) => {
+                    drawn = rest;
+                    None
+                }
+                None => Some(slot),
+            }
+        })
     }
 }
 
