@@ -11,8 +11,9 @@ use heddle_plugin::{Balancer, Config, Endpoint, Endpoints, PerSlot, Random, Requ
 struct LeastConnections {
     random: Random,
     eligible: Vec<Candidate>,
+    greatest_weight: u32,
     /// Kept between picks for its room.
-    tied: Vec<u32>,
+    tied: Vec<Tied>,
 }
 
 struct Candidate {
@@ -20,62 +21,67 @@ struct Candidate {
     weight: u32,
 }
 
-/// The lowest load so far, as a fraction, and how many candidates have it.
-struct Lowest {
-    in_flight: u64,
-    weight: u64,
-    count: usize,
-    /// Their weights together.
-    weights: u64,
+/// One of those who have the lowest load.
+struct Tied {
+    slot: Slot,
+    /// The sum of the weights of all of them up to here, this one counted.
+    end: u64,
 }
 
 impl LeastConnections {
+    /// One that is idle, if a few trials find one: nobody has a lower load, so the others need not be looked at.
+    fn draw_idle(&mut self, in_flight: &PerSlot, out: impl Fn(Slot) -> bool) -> Option<Slot> {
+        const TRIALS: usize = 4;
+        (0..TRIALS).find_map(|_| {
+            let index = self.random.below(self.eligible.len() as u64) as usize;
+            let &Candidate { slot, weight } = self.eligible.get(index)?;
+            let taken = self.random.below(self.greatest_weight.into()) < u64::from(weight);
+            (in_flight[slot] == 0 && taken && !out(slot)).then_some(slot)
+        })
+    }
+
     /// One of the least loaded candidates that are not ruled out.
     fn choose(&mut self, in_flight: &PerSlot, out: impl Fn(Slot) -> bool) -> Option<Slot> {
-        const INFINITE: Lowest = Lowest { in_flight: 1, weight: 0, count: 0, weights: 0 };
-        let mut lowest = INFINITE;
-        // Written at each step, and kept only where the count then covers it: no branch that is hard to foresee.
-        self.tied.resize(self.eligible.len() + 1, 0);
-        for (index, &Candidate { slot, weight }) in (0..).zip(&self.eligible) {
+        let idle = self.draw_idle(in_flight, &out);
+        if idle.is_some() {
+            return idle;
+        }
+        self.tied.clear();
+        // The lowest load so far, as a fraction; at first it is infinite.
+        let (mut lowest_in_flight, mut lowest_weight) = (1, 0);
+        let mut end = 0;
+        for &Candidate { slot, weight } in &self.eligible {
             let (requests, weight) = (u64::from(in_flight[slot]), u64::from(weight));
             // a / b < c / d where a * d < c * b.
-            let (this, known) = (requests * lowest.weight, lowest.in_flight * weight);
-            if this > known || out(slot) {
+            let (this, lowest) = (requests * lowest_weight, lowest_in_flight * weight);
+            if this > lowest || out(slot) {
                 continue;
             }
-            if this < known {
-                lowest = Lowest { in_flight: requests, weight, ..INFINITE };
+            if this < lowest {
+                (lowest_in_flight, lowest_weight) = (requests, weight);
+                self.tied.clear();
+                end = 0;
             }
-            if let Some(place) = self.tied.get_mut(lowest.count) {
-                *place = index;
-            }
-            lowest.count += 1;
-            lowest.weights += weight;
+            end += weight;
+            self.tied.push(Tied { slot, end });
         }
-        let mut drawn = self.random.below(lowest.weights);
-        self.tied.get(..lowest.count)?.iter().find_map(|&index| {
-            let &Candidate { slot, weight } = self.eligible.get(index as usize)?;
-            match drawn.checked_sub(weight.into()) {
-                Some(rest) => {
-                    drawn = rest;
-                    None
-                }
-                None => Some(slot),
-            }
-        })
+        let drawn = self.random.below(end);
+        let index = self.tied.partition_point(|tied| tied.end <= drawn);
+        self.tied.get(index).map(|tied| tied.slot)
     }
 }
 
 impl Balancer for LeastConnections {
     fn new(config: Config<'_>, seed: u64) -> Result<Self, String> {
         config.expect_empty()?;
-        Ok(Self { random: Random::new(seed), eligible: Vec::new(), tied: Vec::new() })
+        Ok(Self { random: Random::new(seed), eligible: Vec::new(), greatest_weight: 0, tied: Vec::new() })
     }
 
     fn eligible_changed(&mut self, endpoints: &Endpoints) {
         self.eligible.clear();
         self.eligible
             .extend(endpoints.eligible().map(|endpoint| Candidate { slot: endpoint.slot, weight: endpoint.weight }));
+        self.greatest_weight = self.eligible.iter().map(|candidate| candidate.weight).max().unwrap_or(0);
     }
 
     fn pick<'a>(&mut self, request: &Request, endpoints: &'a Endpoints) -> Option<&'a Endpoint> {
