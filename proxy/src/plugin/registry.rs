@@ -241,7 +241,12 @@ impl Plugins {
     }
 }
 
+/// The names of the built-in policies.
+pub fn builtin_names() -> Vec<&'static str> {
+    BUILTIN.iter().map(|(name, _)| *name).collect()
+}
+
 /// The built-in policy of this name.
-pub(super) fn builtin_bytes(name: &str) -> Option<&'static [u8]> {
+fn builtin_bytes(name: &str) -> Option<&'static [u8]> {
     BUILTIN.iter().find(|(builtin, _)| *builtin == name).map(|(_, bytes)| *bytes)
 }
