@@ -23,9 +23,9 @@ impl<'a> Config<'a> {
     ///
     /// A text that says so, where the object is not empty.
     pub fn expect_empty(self) -> Result<(), String> {
-        let inside = self.0.trim().strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
+        let inside = self.0.trim_ascii().strip_prefix('{').and_then(|rest| rest.strip_suffix('}'));
         match inside {
-            Some(inside) if inside.trim().is_empty() => Ok(()),
+            Some(inside) if inside.trim_ascii().is_empty() => Ok(()),
             _ => Err("this policy takes no settings; found ".to_owned() + self.0),
         }
     }

@@ -1,7 +1,32 @@
 //! Heddle: a forward proxy whose routing decisions are WebAssembly plugins.
+//!
+//! # The parts
+//!
+//! - [`config`] turns a file into settings, or into a list of everything that is wrong with it.
+//! - [`registry`] follows where endpoints are announced, and reports how services change.
+//! - [`service`] publishes what services look like as snapshots, and holds the live counters.
+//! - [`plugin`] loads policies, keeps them within bounds, and replaces them while traffic flows.
+//! - [`policy`] is what a decision is made from, and what is decided when no plugin can.
+//! - [`server`] serves clients; [`server::exchange`] is the path of one request.
+//! - [`upstream`] calls endpoints; [`proto`] is what messages have in common on both sides.
+//! - [`admin`] shows all of it; [`app`] is the only place that wires it together.
+//!
+//! # Threads
+//!
+//! One [worker](server::worker) a core, with its own listening sockets, connections and plugin instances: on the path
+//! of a request our code takes no lock and moves nothing between threads. A control thread holds the registry, plugin
+//! loading and the admin server. Between them there are snapshots, version numbers and counters.
 
+pub mod admin;
+pub mod app;
+pub mod cli;
 pub mod config;
+pub mod drain;
 pub mod plugin;
 pub mod policy;
+pub mod proto;
 pub mod registry;
+pub mod server;
 pub mod service;
+pub mod timer;
+pub mod upstream;

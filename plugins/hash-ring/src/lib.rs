@@ -50,7 +50,7 @@ impl HashBalancer {
     /// The endpoint of the request's key.
     pub fn pick<'a>(&mut self, request: &Request, endpoints: &'a Endpoints) -> Option<&'a Endpoint> {
         let Some(hash) = self.by.hash(request) else {
-            self.turn = self.turn.wrapping_add(1);
+            self.turn = self.turn % endpoints.eligible_len().max(1) + 1;
             return endpoints.nth_eligible(self.turn);
         };
         let tried = request.tried();

@@ -14,9 +14,9 @@ const MOST_POINTS: u64 = 1 << 17;
 /// own place.
 ///
 /// An endpoint's points are the first numbers of [`Random`] (SplitMix64) from the XXH64 (seed 0) of its id on: the same
-/// in every proxy, on every machine, in every version. When an endpoint comes or goes, the keys that move are those of the
-/// points that come or go: the endpoint's own, and where it changes the mean weight the few that the others gain or
-/// lose.
+/// in every proxy, on every machine, in every version. An endpoint that comes or goes takes its own keys; where it is
+/// heavier or lighter than the mean, the others lose or gain points in turn, and as many keys again may move between
+/// them.
 #[derive(Debug, Default)]
 pub struct Ring {
     /// By rising place.

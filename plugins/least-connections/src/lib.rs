@@ -11,6 +11,9 @@ use heddle_plugin::{Balancer, Config, Endpoint, Endpoints, PerSlot, Random, Requ
 struct LeastConnections {
     random: Random,
     eligible: Vec<Candidate>,
+    greatest_weight: u32,
+    /// Kept between picks for its room.
+    tied: Vec<Tied>,
 }
 
 struct Candidate {
@@ -18,51 +21,67 @@ struct Candidate {
     weight: u32,
 }
 
-/// The lowest load found, as a fraction, and the sum of the weights of all who have it.
-struct Lowest {
-    in_flight: u64,
-    weight: u64,
-    weights: u64,
+/// One of those who have the lowest load.
+struct Tied {
+    slot: Slot,
+    /// The sum of the weights of all of them up to here, this one counted.
+    end: u64,
 }
 
 impl LeastConnections {
+    /// One that is idle, if a few trials find one: nobody has a lower load, so the others need not be looked at.
+    fn draw_idle(&mut self, in_flight: &PerSlot, out: impl Fn(Slot) -> bool) -> Option<Slot> {
+        const TRIALS: usize = 4;
+        (0..TRIALS).find_map(|_| {
+            let index = self.random.below(self.eligible.len() as u64) as usize;
+            let &Candidate { slot, weight } = self.eligible.get(index)?;
+            let taken = self.random.below(self.greatest_weight.into()) < u64::from(weight);
+            (in_flight[slot] == 0 && taken && !out(slot)).then_some(slot)
+        })
+    }
+
     /// One of the least loaded candidates that are not ruled out.
     fn choose(&mut self, in_flight: &PerSlot, out: impl Fn(Slot) -> bool) -> Option<Slot> {
-        let candidates = || self.eligible.iter().filter(|candidate| !out(candidate.slot));
-        let mut lowest: Option<Lowest> = None;
-        for candidate in candidates() {
-            let (requests, weight) = (u64::from(in_flight[candidate.slot]), u64::from(candidate.weight));
-            match &mut lowest {
-                Some(known) if requests * known.weight > known.in_flight * weight => {}
-                Some(known) if requests * known.weight == known.in_flight * weight => known.weights += weight,
-                _ => lowest = Some(Lowest { in_flight: requests, weight, weights: weight }),
-            }
+        let idle = self.draw_idle(in_flight, &out);
+        if idle.is_some() {
+            return idle;
         }
-        let lowest = lowest?;
-        let mut drawn = self.random.below(lowest.weights);
-        for candidate in candidates() {
-            let (requests, weight) = (u64::from(in_flight[candidate.slot]), u64::from(candidate.weight));
-            if requests * lowest.weight == lowest.in_flight * weight {
-                if drawn < weight {
-                    return Some(candidate.slot);
-                }
-                drawn -= weight;
+        self.tied.clear();
+        // The lowest load so far, as a fraction; at first it is infinite.
+        let (mut lowest_in_flight, mut lowest_weight) = (1, 0);
+        let mut end = 0;
+        for &Candidate { slot, weight } in &self.eligible {
+            let (requests, weight) = (u64::from(in_flight[slot]), u64::from(weight));
+            // a / b < c / d where a * d < c * b.
+            let (this, lowest) = (requests * lowest_weight, lowest_in_flight * weight);
+            if this > lowest || out(slot) {
+                continue;
             }
+            if this < lowest {
+                (lowest_in_flight, lowest_weight) = (requests, weight);
+                self.tied.clear();
+                end = 0;
+            }
+            end += weight;
+            self.tied.push(Tied { slot, end });
         }
-        None
+        let drawn = self.random.below(end);
+        let index = self.tied.partition_point(|tied| tied.end <= drawn);
+        self.tied.get(index).map(|tied| tied.slot)
     }
 }
 
 impl Balancer for LeastConnections {
     fn new(config: Config<'_>, seed: u64) -> Result<Self, String> {
         config.expect_empty()?;
-        Ok(Self { random: Random::new(seed), eligible: Vec::new() })
+        Ok(Self { random: Random::new(seed), eligible: Vec::new(), greatest_weight: 0, tied: Vec::new() })
     }
 
     fn eligible_changed(&mut self, endpoints: &Endpoints) {
         self.eligible.clear();
         self.eligible
             .extend(endpoints.eligible().map(|endpoint| Candidate { slot: endpoint.slot, weight: endpoint.weight }));
+        self.greatest_weight = self.eligible.iter().map(|candidate| candidate.weight).max().unwrap_or(0);
     }
 
     fn pick<'a>(&mut self, request: &Request, endpoints: &'a Endpoints) -> Option<&'a Endpoint> {

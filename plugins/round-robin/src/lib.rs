@@ -13,7 +13,7 @@ impl Balancer for RoundRobin {
     }
 
     fn pick<'a>(&mut self, _: &Request, endpoints: &'a Endpoints) -> Option<&'a Endpoint> {
-        self.turn = self.turn.wrapping_add(1);
+        self.turn = self.turn % endpoints.eligible_len().max(1) + 1;
         endpoints.nth_eligible(self.turn)
     }
 }

@@ -1,1 +1,143 @@
+use heddle_plugin::testing::{Registration, Request, Service};
+use proptest::prelude::*;
 
+use super::WeightedRoundRobin;
+
+fn service(weights: &[u32], seed: u64) -> Service<WeightedRoundRobin> {
+    let mut service = Service::new("{}", seed).expect("no settings are fine");
+    service.register(
+        weights
+            .iter()
+            .enumerate()
+            .map(|(index, &weight)| Registration::new(format!("10.0.0.1:{index}")).weight(weight)),
+    );
+    service
+}
+
+fn picks(service: &mut Service<WeightedRoundRobin>, picks: usize) -> Vec<usize> {
+    let request = Request::get("/");
+    (0..picks).map(|_| service.pick(&request).expect("one is eligible").slot.index()).collect()
+}
+
+fn counts(picks: &[usize], endpoints: usize) -> Vec<u32> {
+    let mut counts = vec![0; endpoints];
+    for &slot in picks {
+        counts[slot] += 1;
+    }
+    counts
+}
+
+/// The schedule of nginx itself: one step for each endpoint.
+fn nginx(weights: &[i64], picks: usize) -> Vec<usize> {
+    let total: i64 = weights.iter().sum();
+    let mut current = vec![0; weights.len()];
+    (0..picks)
+        .map(|_| {
+            for (current, weight) in current.iter_mut().zip(weights) {
+                *current += weight;
+            }
+            let best = (0..weights.len()).rev().max_by_key(|&index| current[index]).expect("a weight");
+            current[best] -= total;
+            best
+        })
+        .collect()
+}
+
+fn is_rotation(one: &[usize], other: &[usize]) -> bool {
+    (0..one.len()).any(|start| one[start..].iter().chain(&one[..start]).eq(other))
+}
+
+#[test]
+fn where_all_weights_differ_the_schedule_is_that_of_nginx() {
+    for seed in 0..20 {
+        assert!(is_rotation(&picks(&mut service(&[5, 2, 1], seed), 8), &nginx(&[5, 2, 1], 8)), "seed {seed}");
+        assert!(is_rotation(&picks(&mut service(&[7, 4, 3, 1], seed), 15), &nginx(&[7, 4, 3, 1], 15)), "seed {seed}");
+    }
+}
+
+#[test]
+fn a_heavy_endpoint_alternates_with_many_light_ones() {
+    let mut weights = vec![1; 1001];
+    weights[0] = 1000;
+    let picks = picks(&mut service(&weights, 1), 2000);
+    assert_eq!(picks.windows(2).filter(|pair| pair[0] == 0 && pair[1] == 0).count(), 0);
+}
+
+#[test]
+fn equal_weights_rotate() {
+    let picks = picks(&mut service(&[4; 10_000], 1), 20_000);
+    assert_eq!(counts(&picks[..10_000], 10_000), [1; 10_000]);
+    assert_eq!(picks[..10_000], picks[10_000..]);
+}
+
+#[test]
+fn a_weight_of_0_counts_as_1_and_the_greatest_do_not_overflow() {
+    assert_eq!(counts(&picks(&mut service(&[0, 2], 1), 30), 2), [10, 20]);
+    assert_eq!(counts(&picks(&mut service(&[u32::MAX; 3], 1), 30), 3), [10; 3]);
+    assert_eq!(counts(&picks(&mut service(&[u32::MAX, u32::MAX - 1], 1), 30), 2), [15; 2]);
+}
+
+#[test]
+fn one_endpoint_takes_all_and_none_takes_nothing() {
+    assert_eq!(picks(&mut service(&[3], 1), 3), [0; 3]);
+    assert!(service(&[], 1).pick(&Request::get("/")).is_none());
+    let mut service = service(&[1, 2], 1);
+    service.set_eligible(|_| false);
+    assert!(service.pick(&Request::get("/")).is_none());
+    service.set_eligible(|_| true);
+    assert_eq!(counts(&picks(&mut service, 6), 2), [2, 4]);
+}
+
+#[test]
+fn the_rotation_goes_on_where_a_change_found_it() {
+    let mut service = service(&[1; 100], 1);
+    let before = picks(&mut service, 1)[0];
+    service.set_eligible(|endpoint| endpoint.slot.index() != (before + 1) % 100);
+    assert_eq!(picks(&mut service, 1)[0], (before + 2) % 100);
+}
+
+#[test]
+fn many_that_leave_do_not_leave_a_debt_behind() {
+    let mut weights = vec![1; 1000];
+    weights[0] = 500;
+    let mut service = service(&weights, 3);
+    picks(&mut service, 1);
+    service.set_eligible(|endpoint| endpoint.slot.index() < 3);
+    let counts = counts(&picks(&mut service, 5020), 3);
+    assert!(counts[1].abs_diff(10) <= 1 && counts[2].abs_diff(10) <= 1, "{counts:?}");
+}
+
+#[test]
+fn instances_begin_at_different_places() {
+    let first: Vec<_> = (0..8).map(|seed| picks(&mut service(&[3, 2, 1], seed), 6)).collect();
+    assert!(first.iter().any(|picks| picks != &first[0]));
+}
+
+#[test]
+fn settings_are_refused() {
+    assert!(Service::<WeightedRoundRobin>::new(r#"{"weights": []}"#, 0).is_err());
+}
+
+proptest! {
+    /// In any row of as many picks as the weights add up to, each endpoint has exactly its weight.
+    #[test]
+    fn any_round_is_exact(weights in prop::collection::vec(1_u32..30, 1..20), seed: u64, start in 0_usize..50) {
+        let round = weights.iter().sum::<u32>() as usize;
+        let picks = picks(&mut service(&weights, seed), start + round);
+        prop_assert_eq!(counts(&picks[start..], weights.len()), weights);
+    }
+
+    /// At no moment is an endpoint two picks ahead of its share, or two behind.
+    #[test]
+    fn shares_hold_at_every_moment(weights in prop::collection::vec(1_u32..1000, 1..20), seed: u64) {
+        let total: u32 = weights.iter().sum();
+        let mut counts = vec![0_i64; weights.len()];
+        for (index, slot) in picks(&mut service(&weights, seed), 1000).into_iter().enumerate() {
+            counts[slot] += 1;
+            for (&count, &weight) in counts.iter().zip(&weights) {
+                let away = (count * i64::from(total) - (index as i64 + 1) * i64::from(weight)).abs();
+                prop_assert!(away < 2 * i64::from(total), "weight {} had {} of {}", weight, count, index + 1);
+            }
+        }
+    }
+}

@@ -57,21 +57,40 @@ const WINDOW: Duration = Duration::from_secs(10);
 #[derive(Debug, Default)]
 pub struct FaultLog {
     counts: [AtomicU64; FaultKind::ALL.len()],
-    recent: Mutex<VecDeque<Instant>>,
+    recent: Mutex<Recent>,
+}
+
+#[derive(Debug, Default)]
+struct Recent {
+    faults: VecDeque<Instant>,
+    logged: Option<Instant>,
+}
+
+/// What follows from one more fault.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Recorded {
+    /// Faults within the last 10 s, this one included.
+    pub(super) recent: usize,
+    /// Whether it is to be logged: once a second at most.
+    pub(super) log: bool,
 }
 
 impl FaultLog {
-    /// Counts one; how many there were within the last 10 s.
-    pub(super) fn record(&self, kind: FaultKind, now: Instant) -> usize {
+    /// Counts one.
+    pub(super) fn record(&self, kind: FaultKind, now: Instant) -> Recorded {
         if let Some(count) = self.counts.get(kind as usize) {
             count.fetch_add(1, Relaxed);
         }
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        while recent.front().is_some_and(|at| now.saturating_duration_since(*at) > WINDOW) {
-            recent.pop_front();
+        while recent.faults.front().is_some_and(|at| now.saturating_duration_since(*at) > WINDOW) {
+            recent.faults.pop_front();
         }
-        recent.push_back(now);
-        recent.len()
+        recent.faults.push_back(now);
+        let log = recent.logged.is_none_or(|at| now.saturating_duration_since(at) >= Duration::from_secs(1));
+        if log {
+            recent.logged = Some(now);
+        }
+        Recorded { recent: recent.faults.len(), log }
     }
 
     /// Since the generation was loaded.
@@ -87,9 +106,11 @@ mod tests {
     #[test]
     fn only_faults_of_the_last_ten_seconds_add_up() {
         let (log, start) = (FaultLog::default(), Instant::now());
-        assert_eq!(log.record(FaultKind::Trap, start), 1);
-        assert_eq!(log.record(FaultKind::Trap, start + Duration::from_secs(9)), 2);
-        assert_eq!(log.record(FaultKind::Deadline, start + Duration::from_secs(15)), 2);
+        assert_eq!(log.record(FaultKind::Trap, start), Recorded { recent: 1, log: true });
+        let later = start + Duration::from_millis(900);
+        assert_eq!(log.record(FaultKind::Trap, later), Recorded { recent: 2, log: false });
+        let later = start + Duration::from_millis(10_500);
+        assert_eq!(log.record(FaultKind::Deadline, later), Recorded { recent: 2, log: true });
         assert_eq!((log.count(FaultKind::Trap), log.count(FaultKind::Deadline)), (2, 1));
     }
 }

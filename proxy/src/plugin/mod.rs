@@ -21,9 +21,9 @@ pub use fault::{Fault, FaultKind};
 pub use folder::{Folder, watch};
 pub use generation::{ContentHash, Generation, LoadError, Origin};
 pub use instance::Instance;
-pub use registry::{Plugin, Plugins};
+pub use registry::{Plugin, Plugins, builtin_names};
 
 /// The built-in policies, compiled from `plugins/` by the build script: name and component or core module, by name.
-pub mod builtin {
+mod builtin {
     include!(concat!(env!("OUT_DIR"), "/builtin.rs"));
 }

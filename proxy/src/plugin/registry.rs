@@ -68,7 +68,12 @@ impl Plugin {
     /// Counts a guest's fault; enough of them within 10 s put its generation in quarantine.
     pub fn fault(&self, generation: &Arc<Generation>, fault: &Fault) {
         let threshold = generation.engine.limits.faults as usize;
-        if generation.faults.record(fault.kind, Instant::now()) < threshold {
+        let recorded = generation.faults.record(fault.kind, Instant::now());
+        if recorded.log {
+            tracing::warn!(target: "heddle::plugin", policy = %self.name, generation = generation.number,
+                "{fault}; the proxy decides by itself for now");
+        }
+        if recorded.recent < threshold {
             return;
         }
         let mut history = self.history();
@@ -236,7 +241,12 @@ impl Plugins {
     }
 }
 
+/// The names of the built-in policies.
+pub fn builtin_names() -> Vec<&'static str> {
+    BUILTIN.iter().map(|(name, _)| *name).collect()
+}
+
 /// The built-in policy of this name.
-pub(super) fn builtin_bytes(name: &str) -> Option<&'static [u8]> {
+fn builtin_bytes(name: &str) -> Option<&'static [u8]> {
     BUILTIN.iter().find(|(builtin, _)| *builtin == name).map(|(_, bytes)| *bytes)
 }

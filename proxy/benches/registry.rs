@@ -1,0 +1,75 @@
+//! What one endpoint's change costs the catalog, by the number of services and endpoints beside it, and what a complete
+//! reading costs. Run with `cargo bench -p heddle --bench registry`.
+
+use std::hint::black_box;
+
+use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use heddle::config::checked::Layout;
+use heddle::registry::apply::{Catalog, Content, Entry, Event};
+use heddle::registry::layout::decode;
+
+const PREFIX: &[u8] = b"/services/";
+
+/// A registration as etcd would deliver it, decoded.
+fn entry(service: usize, endpoint: usize, weight: u32) -> Entry {
+    let key = format!("/services/s{service}/{endpoint}").into_bytes();
+    let host = format!("10.{}.{}.{}", service % 250, endpoint / 250, endpoint % 250);
+    let value = format!(r#"{{"address":"{host}:80","weight":{weight},"metadata":{{"zone":"a"}}}}"#);
+    let announced = decode(Layout::Heddle, PREFIX, &key, value.as_bytes()).expect("a good entry");
+    Entry { key, order: 1, content: Content::Announced(announced.expect("no placeholder")) }
+}
+
+fn entries(services: usize, endpoints: usize) -> Vec<Entry> {
+    (0..services).flat_map(|service| (0..endpoints).map(move |endpoint| entry(service, endpoint, 1))).collect()
+}
+
+fn catalog(services: usize, endpoints: usize) -> Catalog {
+    let mut catalog = Catalog::default();
+    catalog.apply(0, [Event::Reset(entries(services, endpoints))]);
+    catalog
+}
+
+/// One endpoint's weight goes back and forth.
+fn one_change(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("registry/one-change");
+    for (services, endpoints) in [(1, 10), (100, 10), (1_000, 10), (10_000, 10), (1, 1_000), (1, 10_000)] {
+        let mut catalog = catalog(services, endpoints);
+        let mut weight = 1;
+        group.bench_function(BenchmarkId::from_parameter(format!("{services}-services-of-{endpoints}")), |bencher| {
+            bencher.iter_batched(
+                || {
+                    weight = 3 - weight;
+                    entry(0, 5, weight)
+                },
+                |entry| black_box(catalog.apply(0, [Event::Put(entry)])),
+                BatchSize::SmallInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+/// From bytes to changes, all at once; then the same again, which changes nothing.
+fn complete_reading(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("registry/complete-reading");
+    group.sample_size(20);
+    for (services, endpoints) in [(1_000, 1), (1_000, 10), (1, 10_000)] {
+        let name = format!("{services}-services-of-{endpoints}");
+        group.throughput(Throughput::Elements((services * endpoints) as u64));
+        group.bench_function(BenchmarkId::new("first", &name), |bencher| {
+            bencher.iter(|| black_box(catalog(services, endpoints)));
+        });
+        let mut known = catalog(services, endpoints);
+        group.bench_function(BenchmarkId::new("again", &name), |bencher| {
+            bencher.iter_batched(
+                || entries(services, endpoints),
+                |entries| assert!(known.apply(0, [Event::Reset(entries)]).is_empty()),
+                BatchSize::LargeInput,
+            );
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, one_change, complete_reading);
+criterion_main!(benches);

@@ -1,0 +1,222 @@
+//! The one place that wires the parts together: configuration in, running proxy out.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use tokio::runtime::{Builder, LocalOptions};
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::oneshot;
+
+use crate::config::checked::Config;
+use crate::plugin::{Engine, Folder, LoadError, Plugins, watch};
+use crate::proto::headers::Signature;
+use crate::server::listener::{self, Accepted, BindError, Part, accept, take_over};
+use crate::server::worker::{Shared, Worker};
+use crate::service::Directory;
+use crate::{admin, drain, registry};
+
+/// Why a proxy did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("{0}")]
+    Bind(#[from] BindError),
+    #[error("the plugin engine does not start: {0}")]
+    Engine(String),
+    #[error("the built-in policy {name} cannot be used: {error}")]
+    Policy { name: Arc<str>, error: LoadError },
+    #[error("no policy is called {0}: expected a file of that name with .wasm in the plugins folder, or one of {1}")]
+    MissingPolicy(String, String),
+    #[error("{0:?} cannot stand in a Via header: expected letters, digits and -._~ only")]
+    Via(String),
+    #[error("a thread cannot be started: {0}")]
+    Thread(#[from] io::Error),
+}
+
+/// A proxy that runs.
+pub struct App {
+    /// The addresses listened on, in the order of the configuration.
+    pub listeners: Vec<SocketAddr>,
+    /// Where health, metrics and state are served.
+    pub admin: Option<SocketAddr>,
+    pub state: Arc<State>,
+    trigger: drain::Trigger,
+    workers: Vec<thread::JoinHandle<bool>>,
+    control: thread::JoinHandle<()>,
+    stopped: oneshot::Sender<()>,
+}
+
+/// What the admin server shows.
+pub struct State {
+    pub directory: Arc<Directory>,
+    pub plugins: Arc<Plugins>,
+    pub registry: Arc<registry::Status>,
+    pub workers: Arc<Shared>,
+    draining: AtomicBool,
+}
+
+impl State {
+    /// Whether requests should be sent here: listeners are open, plugins are loaded, every registry has answered once
+    /// or was restored, and the proxy has not been told to stop.
+    pub fn is_ready(&self) -> bool {
+        self.registry.is_ready() && !self.draining.load(Ordering::Relaxed)
+    }
+}
+
+impl App {
+    /// Starts a proxy: policies are loaded and sockets are bound when this returns; the registry may not have answered
+    /// yet.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; nothing runs then.
+    pub fn start(config: Config) -> Result<Self, StartError> {
+        let signature = Signature::new(&config.via).ok_or_else(|| StartError::Via(config.via.clone()))?;
+        let (plugins, folder) = load_plugins(&config)?;
+        let directory = {
+            let plugins = plugins.clone();
+            Arc::new(Directory::new(config.services.clone(), move |policy| plugins.require(policy)))
+        };
+        let bound: Result<Vec<_>, _> =
+            config.listeners.iter().map(|listener| listener::bind(listener, config.workers)).collect();
+        let bound = bound?;
+        let admin = config.admin.map(admin::bind).transpose()?;
+        let listeners = bound.iter().map(|bound| bound.listener.address).collect();
+        let shared = Shared::new(directory.clone(), signature, config.suffix.clone(), config.workers);
+
+        let (trigger, watcher) = drain::channel();
+        let (stopped, until_stopped) = oneshot::channel();
+        let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
+        let registry = {
+            let (_entered, directory) = (runtime.enter(), directory.clone());
+            registry::run(&config.registry, config.state.as_deref(), move |changes| directory.apply(changes))
+        };
+        let state = Arc::new(State {
+            directory,
+            plugins,
+            registry: registry.status().clone(),
+            workers: shared.clone(),
+            draining: AtomicBool::new(false),
+        });
+        let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
+        let control = {
+            let (shown, rescan) = (state.clone(), config.plugins.rescan);
+            let run = move || runtime.block_on(run_control(shown, registry, admin, folder, rescan, until_stopped));
+            thread::Builder::new().name("heddle-control".into()).spawn(run)?
+        };
+
+        let (senders, receivers): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| unbounded_channel()).unzip();
+        let senders: Arc<[_]> = senders.into();
+        let mut parts: Vec<Vec<Part>> = receivers.iter().map(|_| Vec::new()).collect();
+        for bound in bound {
+            for (of_worker, part) in parts.iter_mut().zip(bound.into_parts(&senders)) {
+                of_worker.push(part);
+            }
+        }
+        let mut workers = Vec::new();
+        for (number, (parts, handed)) in parts.into_iter().zip(receivers).enumerate() {
+            let (shared, watcher, drain) = (shared.clone(), watcher.clone(), config.drain);
+            let start = move || run_worker(number, shared, parts, handed, watcher, drain);
+            workers.push(thread::Builder::new().name(format!("heddle-worker-{number}")).spawn(start)?);
+        }
+        Ok(Self { listeners, admin: admin_address, state, trigger, workers, control, stopped })
+    }
+
+    /// Stops accepting, lets what is under way finish within the configured time, and ends all threads. True when
+    /// nothing had to be cut off.
+    pub fn stop(self) -> bool {
+        self.state.draining.store(true, Ordering::Relaxed);
+        self.trigger.stop();
+        let mut finished = true;
+        for worker in self.workers {
+            finished &= worker.join().unwrap_or(false);
+        }
+        drop(self.stopped);
+        let _ = self.control.join();
+        finished
+    }
+}
+
+/// The policies that services use, loaded, and the folder to be watched.
+fn load_plugins(config: &Config) -> Result<(Arc<Plugins>, Option<Folder>), StartError> {
+    let engine = Engine::new(config.plugins.clone()).map_err(|error| StartError::Engine(format!("{error:#}")))?;
+    let plugins = Arc::new(Plugins::new(engine));
+    let services = &config.services;
+    for service in services.named.values().chain([&services.default]) {
+        plugins.require(&service.balancer);
+    }
+    // A built-in policy that is not to be used as configured may be there under that name as a file.
+    let builtin = plugins.load_builtin();
+    let mut folder = config.plugins.folder.clone().map(Folder::new);
+    if let Some(folder) = &mut folder {
+        folder.scan(&plugins);
+    }
+    let missing = plugins.missing();
+    if let Some(name) = missing.first() {
+        let failed = builtin.err().into_iter().flatten().find(|(failed, _)| failed == name);
+        return Err(match failed {
+            Some((name, error)) => StartError::Policy { name, error },
+            None => StartError::MissingPolicy(name.to_string(), crate::plugin::builtin_names().join(", ")),
+        });
+    }
+    Ok((plugins, folder))
+}
+
+/// The life of the control thread: registry, plugin loading, admin server.
+async fn run_control(
+    state: Arc<State>,
+    registry: registry::Running,
+    admin: Option<std::net::TcpListener>,
+    folder: Option<Folder>,
+    rescan: Duration,
+    until_stopped: oneshot::Receiver<()>,
+) {
+    if let Some(folder) = folder {
+        tokio::spawn(watch(folder, state.plugins.clone(), rescan));
+    }
+    if let Some(listener) = admin {
+        tokio::spawn(admin::serve(listener, state));
+    }
+    // Until the last worker has ended; health can be asked for while the others finish.
+    let _ = until_stopped.await;
+    registry.stop().await;
+}
+
+/// One worker's life; true when nothing had to be cut off.
+fn run_worker(
+    number: usize,
+    shared: Arc<Shared>,
+    parts: Vec<Part>,
+    handed: UnboundedReceiver<Accepted>,
+    mut watcher: drain::Watcher,
+    deadline: Duration,
+) -> bool {
+    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(target: "heddle::server", worker = number, "does not start: {error}");
+            return false;
+        }
+    };
+    runtime.block_on(async move {
+        let worker = Worker::new(number, shared);
+        tokio::task::spawn_local(worker.clone().keep_house());
+        let mut accepting = tokio::task::JoinSet::new();
+        for part in parts {
+            let (worker, address) = (worker.clone(), part.listener.address);
+            accepting.spawn_local(async move {
+                if let Err(error) = accept(worker, part).await {
+                    tracing::error!(target: "heddle::server", listener = %address, "accepts no more: {error}");
+                }
+            });
+        }
+        tokio::task::spawn_local(take_over(worker.clone(), handed));
+        watcher.stopped().await;
+        accepting.shutdown().await;
+        worker.drain();
+        drain::until_idle(deadline, || worker.connections() == 0).await
+    })
+}

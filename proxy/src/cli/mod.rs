@@ -1,0 +1,59 @@
+//! The commands.
+
+pub mod check;
+mod run;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// What sysexits.h calls a usage error.
+const USAGE: u8 = 64;
+
+/// A TCP/HTTP forward proxy whose routing decisions are WebAssembly plugins.
+#[derive(Debug, Parser)]
+#[command(version, about, args_conflicts_with_subcommands = true)]
+struct Arguments {
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// Configuration to run by; the same as `run --config`
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run the proxy until SIGTERM or Ctrl-C
+    Run {
+        /// Configuration to run by
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Say everything that is wrong with a configuration, or what it says
+    Check {
+        /// Configuration to check
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+}
+
+/// Does what the command line says. Exit codes: 0 done, 1 failed, 64 a command line that cannot be understood.
+pub fn main() -> ExitCode {
+    let arguments = match Arguments::try_parse() {
+        Ok(arguments) => arguments,
+        Err(error) => {
+            // Nothing is left to be done when the terminal cannot be written to.
+            let _ = error.print();
+            return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
+        }
+    };
+    match (arguments.command, arguments.config) {
+        (Some(Command::Run { config }), _) | (None, Some(config)) => run::run(&config),
+        (Some(Command::Check { config }), _) => check::check(&config, |_| Ok(())),
+        (None, None) => {
+            eprintln!("heddle: nothing to do: expected a command such as `demo` or `run --config FILE`; see --help");
+            ExitCode::from(USAGE)
+        }
+    }
+}

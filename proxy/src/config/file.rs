@@ -1,0 +1,274 @@
+//! The configuration as it is written: which keys there are and what each may be. A key that is absent is `None` here;
+//! defaults, inheritance and what needs a look at other files come in [`check`](super::check).
+//!
+//! It is read key by key rather than by serde, because serde stops at the first problem and all of them are wanted.
+
+use std::net::SocketAddr;
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::checked::{Forwarded, Layout};
+use super::problem::Place;
+use super::read::{At, Section, take_item};
+use super::service::Service;
+use super::tree::{Node, Value};
+use super::value::{
+    choice, duration, flag, integer, member, nonempty, path, refuse, secret, service_name, size, socket_address,
+    suffix, via,
+};
+
+const HOUR: Duration = Duration::from_secs(60 * 60);
+const DAY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Timeouts. A day is as good as never.
+pub(super) const WAIT: RangeInclusive<Duration> = Duration::from_millis(1)..=DAY;
+const RESCAN: RangeInclusive<Duration> = Duration::from_millis(100)..=HOUR;
+
+/// The whole file.
+pub(super) struct File {
+    pub workers: Option<usize>,
+    pub drain: Option<Duration>,
+    pub state: Option<At<PathBuf>>,
+    pub via: Option<String>,
+    pub suffix: Option<String>,
+    pub plugins: Plugins,
+    pub admin: Option<Admin>,
+    pub listeners: Vec<Listener>,
+    pub etcd: Option<Etcd>,
+    pub file: Option<FileSource>,
+    pub services: Services,
+}
+
+/// All of `[service...]`.
+#[derive(Default)]
+pub(super) struct Services {
+    pub default: Service,
+    pub named: Vec<NamedService>,
+}
+
+/// `[service.NAME]`.
+pub(super) struct NamedService {
+    pub name: At<Arc<str>>,
+    pub settings: Service,
+}
+
+/// `[admin]`, or `admin = false`.
+pub(super) enum Admin {
+    Off,
+    At(At<SocketAddr>),
+}
+
+/// `[plugins]`.
+#[derive(Default)]
+pub(super) struct Plugins {
+    pub folder: Option<At<PathBuf>>,
+    pub rescan: Option<Duration>,
+    pub decision: Option<Duration>,
+    pub change: Option<Duration>,
+    pub memory: Option<usize>,
+    pub faults: Option<u32>,
+}
+
+/// One `[[listener]]`.
+pub(super) struct Listener {
+    pub address: Option<At<SocketAddr>>,
+    pub service: Option<Arc<str>>,
+    pub passthrough: Option<At<bool>>,
+    pub forwarded: Option<Forwarded>,
+    pub header_timeout: Option<Duration>,
+    pub idle_timeout: Option<Duration>,
+    pub max_connections: Option<usize>,
+}
+
+/// `[registry.file]`.
+pub(super) struct FileSource {
+    pub path: Option<At<PathBuf>>,
+    pub rescan: Option<Duration>,
+}
+
+/// `[registry.etcd]`.
+pub(super) struct Etcd {
+    /// None for one that was refused.
+    pub members: Vec<Option<At<String>>>,
+    pub user: Option<String>,
+    pub password: Option<String>,
+    pub password_file: Option<At<PathBuf>>,
+    pub tls: Option<Tls>,
+    pub watches: Vec<Watch>,
+    pub connect_timeout: Option<Duration>,
+    pub request_timeout: Option<Duration>,
+    pub liveness: Option<Duration>,
+    pub backoff: Option<Duration>,
+    pub page: Option<u32>,
+}
+
+/// `tls` of `[registry.etcd]`.
+pub(super) struct Tls {
+    pub place: Place,
+    /// The path of this table.
+    pub path: String,
+    pub ca: Option<At<PathBuf>>,
+    pub certificate: Option<At<PathBuf>>,
+    pub key: Option<At<PathBuf>>,
+    pub server_name: Option<String>,
+}
+
+/// One `[[registry.etcd.watch]]`.
+pub(super) struct Watch {
+    pub prefix: Option<At<String>>,
+    pub layout: Option<Layout>,
+}
+
+impl File {
+    /// Reads the top level; relative paths start from `base`.
+    pub fn read(s: &mut Section<'_>, base: &Path) -> File {
+        let (etcd, file) = s.section("registry", |s| registry(s, base)).unwrap_or_default();
+        File {
+            workers: s.get("workers", integer(1..=1024)),
+            drain: s.get("drain", duration(Duration::ZERO..=HOUR)),
+            state: s.at("state", path(base)),
+            via: s.get("via", via),
+            suffix: s.get("suffix", suffix),
+            plugins: plugins(s, base),
+            admin: admin(s),
+            listeners: listeners(s),
+            etcd,
+            file,
+            services: s.section("service", services).unwrap_or_default(),
+        }
+    }
+}
+
+fn plugins(s: &mut Section<'_>, base: &Path) -> Plugins {
+    if !matches!(s.peek("plugins"), Some(Value::Table(_))) {
+        return Plugins { folder: s.at("plugins", path(base)), ..Plugins::default() };
+    }
+    let read = s.section("plugins", |s| Plugins {
+        folder: s.at("folder", path(base)),
+        rescan: s.get("rescan", duration(RESCAN)),
+        decision: s.get("decision", duration(Duration::from_millis(5)..=Duration::from_secs(1))),
+        change: s.get("change", duration(Duration::from_millis(5)..=Duration::from_secs(10))),
+        memory: s.get("memory", size(1 << 20..=4 << 30)),
+        faults: s.get("faults", integer(1..=1000)),
+    });
+    read.unwrap_or_default()
+}
+
+fn admin(s: &mut Section<'_>) -> Option<Admin> {
+    if let Some(Value::Table(_)) = s.peek("admin") {
+        return s.section("admin", |s| s.at("address", socket_address))?.map(Admin::At);
+    }
+    s.get("admin", |node| match node.value {
+        Value::Flag(false) => Ok(Admin::Off),
+        _ => Err(refuse(node, "a table", "false, or [admin] with an address")),
+    })
+}
+
+fn listeners(s: &mut Section<'_>) -> Vec<Listener> {
+    s.needs_items("listener", "at least one [[listener]] with an address");
+    let listeners = s.list("listener", |node, key, problems| Section::read(node, key, problems, listener));
+    listeners.unwrap_or_default()
+}
+
+fn listener(s: &mut Section<'_>) -> Listener {
+    // One protocol so far: the key is there so that files say what they mean once there are more.
+    s.get("protocol", choice("a protocol", &[("http", ())]));
+    Listener {
+        address: s.required("address", "IP:PORT such as \"127.0.0.1:4140\"", socket_address),
+        service: s.get("service", service_name),
+        passthrough: s.at("passthrough", flag),
+        forwarded: s.get(
+            "forwarded",
+            choice(
+                "a way to tell services about the client",
+                &[("off", Forwarded::Off), ("standard", Forwarded::Standard), ("legacy", Forwarded::Legacy)],
+            ),
+        ),
+        header_timeout: s.get("header_timeout", duration(WAIT)),
+        idle_timeout: s.get("idle_timeout", duration(WAIT)),
+        max_connections: s.get("max_connections", integer(1..=10_000_000)),
+    }
+}
+
+fn registry(s: &mut Section<'_>, base: &Path) -> (Option<Etcd>, Option<FileSource>) {
+    let etcd = s.section("etcd", |s| etcd(s, base));
+    let file = s.section("file", |s| FileSource {
+        path: s.required("path", "the path of a .toml or .json file", path(base)),
+        rescan: s.get("rescan", duration(RESCAN)),
+    });
+    (etcd, file)
+}
+
+fn etcd(s: &mut Section<'_>, base: &Path) -> Etcd {
+    report_incomplete_login(s);
+    s.needs_items("endpoints", "the URLs of the members, such as [\"http://127.0.0.1:2379\"]");
+    s.needs_items("watch", "at least one [[registry.etcd.watch]] with a prefix");
+    let members = s.list("endpoints", |node, key, problems| Some(take_item(node, key, problems, member)));
+    let watches = s.list("watch", |node, key, problems| Section::read(node, key, problems, watch));
+    Etcd {
+        members: members.unwrap_or_default(),
+        user: s.get("user", nonempty),
+        password: s.get("password", secret),
+        password_file: s.at("password_file", path(base)),
+        tls: s.section("tls", |s| tls(s, base)),
+        watches: watches.unwrap_or_default(),
+        connect_timeout: s.get("connect_timeout", duration(WAIT)),
+        request_timeout: s.get("request_timeout", duration(WAIT)),
+        liveness: s.get("liveness", duration(Duration::from_millis(300)..=HOUR)),
+        backoff: s.get("backoff", duration(WAIT)),
+        page: s.get("page", integer(1..=10_000)),
+    }
+}
+
+fn report_incomplete_login(s: &mut Section<'_>) {
+    match (s.has("user"), s.has("password"), s.has("password_file")) {
+        (_, true, true) => {
+            s.refuse("password_file", "stands beside password", "expected one of the two");
+        }
+        (true, false, false) => s.missing("password", "the user's password, or password_file"),
+        (false, true, _) | (false, _, true) => s.missing("user", "the user whose password this is"),
+        _ => {}
+    }
+}
+
+fn tls(s: &mut Section<'_>, base: &Path) -> Tls {
+    match (s.has("certificate"), s.has("key")) {
+        (true, false) => s.missing("key", "the PEM file with the certificate's key"),
+        (false, true) => s.missing("certificate", "the PEM file with the key's certificate"),
+        _ => {}
+    }
+    Tls {
+        place: s.place.clone(),
+        path: s.key.clone(),
+        ca: s.at("ca", path(base)),
+        certificate: s.at("certificate", path(base)),
+        key: s.at("key", path(base)),
+        server_name: s.get("server_name", nonempty),
+    }
+}
+
+fn watch(s: &mut Section<'_>) -> Watch {
+    Watch {
+        prefix: s.required("prefix", "the beginning of the keys, such as \"/services/\"", nonempty),
+        layout: s.get("layout", choice("a layout", &[("heddle", Layout::Heddle), ("go-kit", Layout::GoKit)])),
+    }
+}
+
+fn services(s: &mut Section<'_>) -> Services {
+    let default = s.section("default", |s| {
+        if s.has("endpoints") {
+            s.refuse("endpoints", "endpoints belong to one service", "expected them in the table of a named service");
+        }
+        Service::read(s)
+    });
+    let mut named = Vec::new();
+    for (name, entry) in s.take_rest() {
+        let key = s.path(&name);
+        let node = Node { place: entry.key, value: Value::Text(name), raw: None };
+        let name = take_item(node, key.clone(), s.problems, service_name);
+        let settings = Section::read(entry.node, key, s.problems, Service::read);
+        named.extend(name.zip(settings).map(|(name, settings)| NamedService { name, settings }));
+    }
+    Services { default: default.unwrap_or_default(), named }
+}

@@ -1,0 +1,150 @@
+//! A service's table as it is written: `[service.NAME]`.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use serde_json::{Map, Number};
+
+use super::checked::{FixedEndpoint, Policy, UpstreamProtocol};
+use super::file::WAIT;
+use super::problem::{Problem, Problems};
+use super::read::{At, Refusal, Section, take_item};
+use super::tree::{Node, Table, Value};
+use super::value::{choice, duration, endpoint_address, integer, plugin, refuse, shown};
+
+/// `[service.NAME]` or `[service.default]`.
+#[derive(Default)]
+pub(super) struct Service {
+    pub balancer: Option<At<Policy>>,
+    pub protocol: Option<UpstreamProtocol>,
+    pub connect_timeout: Option<Duration>,
+    pub request_timeout: Option<Duration>,
+    pub stream_idle_timeout: Option<Duration>,
+    pub pool: Pool,
+    pub endpoints: Option<Vec<At<FixedEndpoint>>>,
+}
+
+/// `pool` of a service.
+#[derive(Default)]
+pub(super) struct Pool {
+    pub max_idle: Option<usize>,
+    pub idle_timeout: Option<Duration>,
+    pub max_connections: Option<usize>,
+}
+
+impl Service {
+    pub fn read(s: &mut Section<'_>) -> Service {
+        let protocols = &[("http1", UpstreamProtocol::Http1), ("http2", UpstreamProtocol::Http2)];
+        Service {
+            balancer: s.take("balancer").and_then(|(node, key)| balancer(node, key, s.problems)),
+            protocol: s.get("protocol", choice("a protocol", protocols)),
+            connect_timeout: s.get("connect_timeout", duration(WAIT)),
+            request_timeout: s.get("request_timeout", duration(WAIT)),
+            stream_idle_timeout: s.get("stream_idle_timeout", duration(WAIT)),
+            pool: s.section("pool", pool).unwrap_or_default(),
+            endpoints: s.list("endpoints", endpoint),
+        }
+    }
+}
+
+fn pool(s: &mut Section<'_>) -> Pool {
+    Pool {
+        max_idle: s.get("max_idle", integer(0..=1_000_000)),
+        idle_timeout: s.get("idle_timeout", duration(WAIT)),
+        max_connections: s.get("max_connections", integer(1..=1_000_000)),
+    }
+}
+
+/// `"host:port"`, or a table with an address and more.
+fn endpoint(node: Node, key: String, problems: &mut Problems) -> Option<At<FixedEndpoint>> {
+    if !matches!(node.value, Value::Table(_)) {
+        return take_item(node, key, problems, |node| {
+            endpoint_address(node).map(|address| FixedEndpoint { address, weight: WEIGHT, metadata: Vec::new() })
+        });
+    }
+    Section::read(node, key, problems, |s| {
+        let address = s.required("address", "HOST:PORT such as \"10.0.0.5:8080\"", endpoint_address);
+        let weight = s.get("weight", integer(0..=u32::MAX)).unwrap_or(WEIGHT);
+        let metadata = s.section("metadata", metadata).unwrap_or_default();
+        let At { value: address, place, key } = address?;
+        Some(At { value: FixedEndpoint { address, weight, metadata }, place, key })
+    })?
+}
+
+/// What an endpoint weighs that does not say.
+const WEIGHT: u32 = 1;
+
+fn metadata(s: &mut Section<'_>) -> Vec<(String, String)> {
+    let text = |node: &Node| match &node.value {
+        Value::Text(text) => Ok(text.clone()),
+        _ => Err(refuse(node, "a text", "a text in quotes")),
+    };
+    let mut read = Vec::new();
+    for (name, entry) in s.take_rest() {
+        let value = take_item(entry.node, s.path(&name), s.problems, text);
+        read.extend(value.map(|at| (name, at.value)));
+    }
+    read
+}
+
+/// The name of a plugin, or a table with `plugin` and the plugin's own settings.
+fn balancer(node: Node, key: String, problems: &mut Problems) -> Option<At<Policy>> {
+    let place = node.place.clone();
+    let policy = match node.value {
+        Value::Table(_) => Section::read(node, key.clone(), problems, |s| {
+            let plugin = s.required("plugin", "the name of a plugin, such as \"round-robin\"", plugin);
+            let settings = s.take_rest();
+            let config = object(settings, &s.key, s.problems);
+            Some(Policy { plugin: plugin?.value, config: Arc::from(serde_json::Value::Object(config).to_string()) })
+        })?,
+        Value::Text(_) => {
+            let named = take_item(node, key.clone(), problems, plugin);
+            named.map(|at| Policy { plugin: at.value, config: Arc::from("{}") })
+        }
+        _ => {
+            let expected = "the name of a plugin, or a table such as { plugin = \"url-hash\" }";
+            let Refusal { found, remedy } = refuse(&node, "a balancer", expected);
+            problems.add(Problem { place: node.place, key: key.clone(), found, remedy });
+            None
+        }
+    };
+    policy.map(|value| At { value, place, key })
+}
+
+/// A table as JSON. What JSON cannot say is reported and left out.
+fn object(table: Table, key: &str, problems: &mut Problems) -> Map<String, serde_json::Value> {
+    let mut object = Map::new();
+    for (name, entry) in table {
+        let value = json(entry.node, &super::read::join(key, &name), problems);
+        object.insert(name, value);
+    }
+    object
+}
+
+fn json(node: Node, key: &str, problems: &mut Problems) -> serde_json::Value {
+    let number = match &node.value {
+        Value::Float(number) => Number::from_f64(*number),
+        Value::Integer(number) => Some(Number::from(*number)),
+        _ => None,
+    };
+    match (node.value, number) {
+        (_, Some(number)) => serde_json::Value::Number(number),
+        (Value::Text(text), _) => serde_json::Value::String(text),
+        (Value::Flag(flag), _) => serde_json::Value::Bool(flag),
+        (Value::List(items), _) => {
+            let items = items.into_iter().enumerate();
+            serde_json::Value::Array(items.map(|(i, item)| json(item, &format!("{key}[{i}]"), problems)).collect())
+        }
+        (Value::Table(table), _) => serde_json::Value::Object(object(table, key, problems)),
+        (value @ (Value::Other(_) | Value::Float(_) | Value::Integer(_)), None) => {
+            let node = Node { place: node.place, value, raw: None };
+            problems.add(Problem {
+                found: format!("{} cannot be said in JSON, in which plugins get their settings", shown(&node)),
+                remedy: "expected a text, a number of 64 bits, a truth value, a list or a table".to_owned(),
+                place: node.place,
+                key: key.to_owned(),
+            });
+            serde_json::Value::Null
+        }
+    }
+}

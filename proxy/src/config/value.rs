@@ -1,0 +1,228 @@
+//! Single values: what each kind of text or number may be, and how a refusal says so. Nothing here touches a file.
+
+use std::net::{Ipv6Addr, SocketAddr};
+use std::ops::RangeInclusive;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::read::Refusal;
+use super::tree::{Node, Value};
+
+/// A value as a problem shows it: as it was written, cut short where it is long.
+pub(super) fn shown(node: &Node) -> String {
+    const LONGEST: usize = 60;
+    match &node.value {
+        Value::Text(text) if text.chars().count() > LONGEST => {
+            format!("{:?}...", text.chars().take(LONGEST).collect::<String>())
+        }
+        Value::Text(text) => format!("{text:?}"),
+        Value::Integer(number) => number.to_string(),
+        Value::Float(number) => number.to_string(),
+        Value::Flag(flag) => flag.to_string(),
+        Value::Other(text) => text.clone(),
+        Value::List(_) => "a list".to_owned(),
+        Value::Table(_) => "a table".to_owned(),
+    }
+}
+
+/// `"foo" is not an address; expected ...`.
+pub(super) fn refuse(node: &Node, noun: &str, expected: &str) -> Refusal {
+    Refusal { found: format!("{} is not {noun}", shown(node)), remedy: format!("expected {expected}") }
+}
+
+fn out_of_range(node: &Node, least: &str, most: &str) -> Refusal {
+    Refusal { found: format!("{} is out of range", shown(node)), remedy: format!("expected {least} to {most}") }
+}
+
+fn text(node: &Node) -> Option<&str> {
+    match &node.value {
+        Value::Text(text) => Some(text),
+        _ => node.raw.as_deref(),
+    }
+}
+
+/// A text that `parse` takes.
+fn parsed<T>(node: &Node, noun: &str, expected: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, Refusal> {
+    text(node).and_then(parse).ok_or_else(|| refuse(node, noun, expected))
+}
+
+pub(super) fn flag(node: &Node) -> Result<bool, Refusal> {
+    match node.value {
+        Value::Flag(flag) => Ok(flag),
+        _ => Err(refuse(node, "a truth value", "true or false")),
+    }
+}
+
+/// An integer within `range`.
+pub(super) fn integer<T>(range: RangeInclusive<T>) -> impl FnOnce(&Node) -> Result<T, Refusal>
+where
+    T: TryFrom<i64> + PartialOrd + ToString,
+{
+    move |node| {
+        let (least, most) = (range.start().to_string(), range.end().to_string());
+        match node.value {
+            Value::Integer(number) => T::try_from(number)
+                .ok()
+                .filter(|number| range.contains(number))
+                .ok_or_else(|| out_of_range(node, &least, &most)),
+            _ => Err(refuse(node, "an integer", &format!("{least} to {most}"))),
+        }
+    }
+}
+
+/// A time such as `"8s"`, `"250ms"` or `"1h 30m"`, within `range`.
+pub(super) fn duration(range: RangeInclusive<Duration>) -> impl FnOnce(&Node) -> Result<Duration, Refusal> {
+    move |node| {
+        let duration = parsed(node, "a duration", "a number with a unit such as \"250ms\" or \"8s\"", |text| {
+            humantime::parse_duration(text).ok()
+        })?;
+        if range.contains(&duration) {
+            return Ok(duration);
+        }
+        let bound = |bound: &Duration| humantime::format_duration(*bound).to_string();
+        Err(out_of_range(node, &bound(range.start()), &bound(range.end())))
+    }
+}
+
+/// Bytes as an integer, or as text with one of the units B, KiB, MiB and GiB, within `range`.
+pub(super) fn size(range: RangeInclusive<usize>) -> impl FnOnce(&Node) -> Result<usize, Refusal> {
+    move |node| {
+        let bytes = match &node.value {
+            Value::Integer(number) => usize::try_from(*number).ok(),
+            Value::Text(text) => bytes(text),
+            _ => None,
+        };
+        let bytes = bytes.ok_or_else(|| refuse(node, "a size", "bytes, or a text such as \"64MiB\""))?;
+        let bound = |bound: &usize| format!("{} KiB", bound >> 10);
+        if range.contains(&bytes) {
+            Ok(bytes)
+        } else {
+            Err(out_of_range(node, &bound(range.start()), &bound(range.end())))
+        }
+    }
+}
+
+fn bytes(text: &str) -> Option<usize> {
+    let digits = text.bytes().take_while(u8::is_ascii_digit).count();
+    let (number, unit) = text.split_at_checked(digits)?;
+    let scale = match unit.trim_start() {
+        "B" => 1,
+        "KiB" => 1 << 10,
+        "MiB" => 1 << 20,
+        "GiB" => 1 << 30,
+        _ => return None,
+    };
+    number.parse::<usize>().ok()?.checked_mul(scale)
+}
+
+/// One of a few words.
+pub(super) fn choice<T: Copy>(
+    noun: &'static str,
+    words: &'static [(&'static str, T)],
+) -> impl FnOnce(&Node) -> Result<T, Refusal> {
+    move |node| {
+        let all = words.iter().map(|(word, _)| format!("{word:?}")).collect::<Vec<_>>().join(" or ");
+        parsed(node, noun, &all, |text| words.iter().find(|(word, _)| *word == text).map(|(_, value)| *value))
+    }
+}
+
+/// An address to listen on. Names are not resolved: what they mean changes.
+pub(super) fn socket_address(node: &Node) -> Result<SocketAddr, Refusal> {
+    parsed(node, "an address", "IP:PORT such as \"127.0.0.1:4140\"", |text| text.parse().ok())
+}
+
+/// The address of an endpoint: a host or an IP address (IPv6 in brackets), and a port.
+pub(super) fn endpoint_address(node: &Node) -> Result<String, Refusal> {
+    parsed(node, "an endpoint's address", "HOST:PORT such as \"10.0.0.5:8080\"", |text| {
+        let (host, port) = text.rsplit_once(':')?;
+        let known_host = match host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')) {
+            Some(v6) => v6.parse::<Ipv6Addr>().is_ok(),
+            None => is_name(&host.to_ascii_lowercase()),
+        };
+        let known_port = port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0);
+        (known_host && known_port).then(|| text.to_owned())
+    })
+}
+
+/// The URL of an etcd member, without a slash at its end.
+pub(super) fn member(node: &Node) -> Result<String, Refusal> {
+    let expected = "http://HOST:PORT or https://HOST:PORT";
+    if text(node).is_some_and(|text| text.contains('@')) {
+        let remedy = format!("expected {expected}, with user and password as keys of their own");
+        return Err(Refusal { found: "the URL holds a user".to_owned(), remedy });
+    }
+    parsed(node, "the URL of an etcd member", expected, |text| {
+        let url = text.strip_suffix('/').unwrap_or(text);
+        let uri: http::Uri = url.parse().ok()?;
+        let (scheme, authority) = (uri.scheme_str()?, uri.authority()?);
+        let known = matches!(scheme, "http" | "https") && authority.port_u16().is_some_and(|port| port > 0);
+        (known && url == format!("{scheme}://{authority}")).then(|| url.to_owned())
+    })
+}
+
+/// A path; a relative one starts from `base`.
+pub(super) fn path(base: &Path) -> impl FnOnce(&Node) -> Result<PathBuf, Refusal> {
+    move |node| {
+        parsed(node, "a path", "a path; a relative one starts from the file's folder", |text| {
+            let known = !text.is_empty() && !text.contains('\0');
+            known.then(|| base.join(text))
+        })
+    }
+}
+
+/// Any text but the empty one.
+pub(super) fn nonempty(node: &Node) -> Result<String, Refusal> {
+    parsed(node, "a text", "a text that is not empty", |text| (!text.is_empty()).then(|| text.to_owned()))
+}
+
+/// A text that no problem may show.
+pub(super) fn secret(node: &Node) -> Result<String, Refusal> {
+    text(node).filter(|text| !text.is_empty()).map(str::to_owned).ok_or_else(|| Refusal {
+        found: "the value (not shown) is not a text, or is empty".to_owned(),
+        remedy: "expected a text in quotes".to_owned(),
+    })
+}
+
+/// The name of a service; see [`is_service_name`].
+pub(super) fn service_name(node: &Node) -> Result<Arc<str>, Refusal> {
+    parsed(node, "a service name", SERVICE_NAME, |text| is_service_name(text).then(|| Arc::from(text)))
+}
+
+/// What a service name looks like, for a problem.
+pub(super) const SERVICE_NAME: &str =
+    "lower-case letters, digits, \"-\" and \"_\" in parts separated by dots, other than \"default\"";
+
+/// Whether this can name a service: what may stand in a request's host, in lower case. Parts of 1 to 63 letters, digits,
+/// `-` and `_`, separated by dots, at most 253 in all. `default` is taken: `[service.default]` holds for all others.
+pub fn is_service_name(name: &str) -> bool {
+    name != "default" && is_name(name)
+}
+
+fn is_name(name: &str) -> bool {
+    let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
+    name.len() <= 253 && name.split('.').all(|part| (1..=63).contains(&part.len()) && part.bytes().all(known))
+}
+
+/// The suffix of service hosts; empty for none.
+pub(super) fn suffix(node: &Node) -> Result<String, Refusal> {
+    let expected = "lower-case parts separated by dots, without a leading dot, such as \"mesh\", or \"\" for none";
+    parsed(node, "a suffix", expected, |text| (text.is_empty() || is_name(text)).then(|| text.to_owned()))
+}
+
+/// A pseudonym for `Via` (RFC 9110, 7.6.3): a token, or a host and a port.
+pub(super) fn via(node: &Node) -> Result<String, Refusal> {
+    let known = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:".contains(&b);
+    parsed(node, "a name for Via", "letters, digits and \"-\", such as \"edge-1\"", |text| {
+        ((1..=253).contains(&text.len()) && text.bytes().all(known)).then(|| text.to_owned())
+    })
+}
+
+/// The name of a plugin: its file's name without `.wasm`.
+pub(super) fn plugin(node: &Node) -> Result<Arc<str>, Refusal> {
+    let known = |b: u8| b.is_ascii_alphanumeric() || b == b'-' || b == b'_' || b == b'.';
+    parsed(node, "the name of a plugin", "the name of its file without .wasm, such as \"round-robin\"", |text| {
+        let named = !text.is_empty() && !text.starts_with('.') && text.bytes().all(known);
+        named.then(|| Arc::from(text))
+    })
+}

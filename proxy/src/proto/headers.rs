@@ -1,0 +1,209 @@
+//! Headers that a proxy takes away or adds.
+//!
+//! # What is added
+//!
+//! `Via` on every request (RFC 9110, 7.6.3), with this proxy's name: it is what a loop is recognized by. Responses are
+//! passed on without one: who stands beside the application is no news to it.
+//!
+//! `Forwarded` (RFC 7239) or `X-Forwarded-*` where the listener says so. By default neither, because the client of a
+//! proxy that runs beside one application is that application.
+
+use std::fmt::Write as _;
+use std::net::SocketAddr;
+
+use http::header::{
+    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+};
+
+use crate::config::checked::Forwarded;
+
+/// Removes what belongs to one connection (RFC 9110, 7.6.1): `Connection`, every header that it names, and those that
+/// are known to be of that kind even where it does not. `Content-Length` stays for the framing to be read from.
+pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
+    if !headers.keys().any(is_hop_by_hop) {
+        return;
+    }
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
+        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
+        .filter(|name| !is_protected(name))
+        .collect();
+    for name in named {
+        headers.remove(name);
+    }
+    for name in HOP_BY_HOP {
+        headers.remove(name);
+    }
+}
+
+const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
+const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+const HOP_BY_HOP: [HeaderName; 8] =
+    [CONNECTION, KEEP_ALIVE, PROXY_CONNECTION, TE, TRANSFER_ENCODING, UPGRADE, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION];
+
+fn is_hop_by_hop(name: &HeaderName) -> bool {
+    // Most names are told apart by their length alone.
+    match name.as_str().len() {
+        2 => name == TE,
+        7 => name == UPGRADE,
+        10 => name == CONNECTION || name == KEEP_ALIVE,
+        16 => name == PROXY_CONNECTION,
+        17 => name == TRANSFER_ENCODING,
+        18 => name == PROXY_AUTHENTICATE,
+        19 => name == PROXY_AUTHORIZATION,
+        _ => false,
+    }
+}
+
+/// What `Connection` may not take away: with these gone, the next hop would read another message than we did.
+fn is_protected(name: &HeaderName) -> bool {
+    name == http::header::HOST || name == CONTENT_LENGTH || name == VIA || name == FORWARDED
+}
+
+/// Whether the client takes trailers (`TE: trailers`), which is asked before [`strip_hop_by_hop`].
+pub fn takes_trailers(headers: &HeaderMap) -> bool {
+    headers.get(TE).is_some_and(|value| {
+        value.as_bytes().split(|byte| *byte == b',').any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
+    })
+}
+
+/// Removes the client's `Expect`: the proxy asks for the body itself, once there is a connection to send it on.
+pub fn strip_expect(headers: &mut HeaderMap) {
+    headers.remove(EXPECT);
+}
+
+/// What is added to every request.
+#[derive(Debug, Clone)]
+pub struct Signature {
+    /// The proxy's name in `Via`.
+    name: String,
+    http1: HeaderValue,
+    http2: HeaderValue,
+}
+
+impl Signature {
+    /// None when the name is no token (RFC 9110, 5.6.2).
+    pub fn new(name: &str) -> Option<Self> {
+        let value = |version| HeaderValue::try_from(format!("{version} {name}")).ok();
+        let token =
+            !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
+        token.then_some(())?;
+        Some(Self { name: name.to_owned(), http1: value("1.1")?, http2: value("2")? })
+    }
+
+    /// Whether the message has been through this proxy.
+    pub fn is_on(&self, headers: &HeaderMap) -> bool {
+        headers.get_all(VIA).iter().flat_map(|value| value.as_bytes().split(|byte| *byte == b',')).any(|hop| {
+            let mut words = hop.split(|byte| byte.is_ascii_whitespace()).filter(|word| !word.is_empty());
+            words.nth(1) == Some(self.name.as_bytes())
+        })
+    }
+
+    /// Appends this proxy to `Via`.
+    pub fn sign(&self, headers: &mut HeaderMap, version: http::Version) {
+        let value = if version == http::Version::HTTP_2 { &self.http2 } else { &self.http1 };
+        headers.append(VIA, value.clone());
+    }
+}
+
+/// Tells the service about the client as the listener says.
+pub fn forward(headers: &mut HeaderMap, how: Forwarded, client: SocketAddr, host: Option<&str>) {
+    match how {
+        Forwarded::Off => {}
+        Forwarded::Standard => {
+            let mut value = match client {
+                SocketAddr::V4(client) => format!("for={}", client.ip()),
+                SocketAddr::V6(client) => format!("for=\"[{}]\"", client.ip()),
+            };
+            if let Some(host) = host {
+                let _writing_to_a_string_cannot_fail = write!(value, ";host=\"{host}\"");
+            }
+            value.push_str(";proto=http");
+            append(headers, FORWARDED, value);
+        }
+        Forwarded::Legacy => {
+            let name = HeaderName::from_static("x-forwarded-for");
+            let before: Vec<String> = headers
+                .get_all(&name)
+                .iter()
+                .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
+                .chain([client.ip().to_string()])
+                .collect();
+            headers.remove(&name);
+            append(headers, name, before.join(", "));
+            headers.remove("x-forwarded-host");
+            if let Some(host) = host {
+                append(headers, HeaderName::from_static("x-forwarded-host"), host.to_owned());
+            }
+            headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
+        }
+    }
+}
+
+fn append(headers: &mut HeaderMap, name: HeaderName, value: String) {
+    if let Ok(value) = HeaderValue::try_from(value) {
+        headers.append(name, value);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&'static str, &str)]) -> HeaderMap {
+        lines.iter().map(|(name, value)| (HeaderName::from_static(name), value.parse().unwrap())).collect()
+    }
+
+    #[test]
+    fn connection_and_what_it_names_are_removed() {
+        let mut map = headers(&[
+            ("connection", "close, X-Secret"),
+            ("connection", "Host"),
+            ("x-secret", "1"),
+            ("host", "users"),
+            ("keep-alive", "timeout=5"),
+            ("proxy-connection", "keep-alive"),
+            ("te", "trailers"),
+            ("upgrade", "h2c"),
+            ("proxy-authorization", "Basic eA=="),
+            ("x-kept", "1"),
+        ]);
+        assert!(takes_trailers(&map));
+        strip_hop_by_hop(&mut map);
+        let mut left: Vec<&str> = map.keys().map(HeaderName::as_str).collect();
+        left.sort_unstable();
+        assert_eq!(left, ["host", "x-kept"]);
+    }
+
+    #[test]
+    fn a_loop_is_told_from_a_chain() {
+        let signature = Signature::new("heddle-1").unwrap();
+        assert!(!signature.is_on(&headers(&[("via", "1.1 heddle-2, 1.0 fred (heddle-1)")])));
+        let mut map = headers(&[("via", "1.1 heddle-2")]);
+        signature.sign(&mut map, http::Version::HTTP_11);
+        assert!(signature.is_on(&map));
+        assert!(signature.is_on(&headers(&[("via", "1.1 other,  2 heddle-1 (comment)")])));
+        assert!(Signature::new("no spaces").is_none());
+    }
+
+    #[test]
+    fn the_client_is_told_as_the_listener_says() {
+        let client = "[2001:db8::1]:999".parse().unwrap();
+        let mut map = headers(&[("forwarded", "for=10.0.0.1")]);
+        forward(&mut map, Forwarded::Standard, client, Some("users"));
+        let values: Vec<_> = map.get_all(FORWARDED).iter().collect();
+        assert_eq!(values, ["for=10.0.0.1", "for=\"[2001:db8::1]\";host=\"users\";proto=http"]);
+
+        let mut map = headers(&[("x-forwarded-for", "10.0.0.1"), ("x-forwarded-host", "forged")]);
+        forward(&mut map, Forwarded::Legacy, client, None);
+        assert_eq!(map["x-forwarded-for"], "10.0.0.1, 2001:db8::1");
+        assert!(!map.contains_key("x-forwarded-host"));
+
+        let mut map = HeaderMap::new();
+        forward(&mut map, Forwarded::Off, client, Some("users"));
+        assert!(map.is_empty());
+    }
+}

@@ -1,0 +1,15 @@
+//! What HTTP versions have in common: messages, bodies, and the headers that a proxy treats.
+//!
+//! An exchange is an [`http::Request`] and an [`http::Response`] over our own [`Body`]. No type of the library that
+//! speaks a protocol version appears outside the files that speak it.
+
+pub mod body;
+pub mod headers;
+
+pub use body::{Body, BodyError};
+
+/// A request as it goes through the proxy.
+pub type Request = http::Request<Body>;
+
+/// A response as it goes through the proxy.
+pub type Response = http::Response<Body>;

@@ -1,0 +1,76 @@
+//! One client for one member: options, TLS, and what its errors say.
+
+use std::error::Error;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
+
+use crate::config::checked;
+
+/// etcd takes HTTP/2 pings at most every 5 s (`--grpc-keepalive-min-time`), and none on a connection without a request
+/// under way; it closes the connection of a client that sends more.
+const PING_AT_MOST_EVERY: Duration = Duration::from_secs(6);
+
+/// Why there is no client.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ConnectError {
+    #[error("cannot read {}: {error}", path.display())]
+    File { path: PathBuf, error: std::io::Error },
+    #[error("{}", describe(.0))]
+    Client(etcd_client::Error),
+}
+
+/// A client for `member`, logged in where a user is configured.
+pub(super) async fn connect(config: &checked::Etcd, member: &str) -> Result<Client, ConnectError> {
+    let ping = (config.liveness / 2).max(PING_AT_MOST_EVERY);
+    let mut options = ConnectOptions::new()
+        .with_connect_timeout(config.connect_timeout)
+        .with_keep_alive(ping, config.liveness / 3)
+        .with_keep_alive_while_idle(false)
+        .with_require_leader(true)
+        .with_auto_token_refresh(true);
+    if let Some(login) = &config.login {
+        options = options.with_user(&login.user, &login.password);
+    }
+    if member.starts_with("https://") {
+        options = options.with_tls(tls(config.tls.as_ref())?);
+    }
+    Client::connect([member], Some(options)).await.map_err(ConnectError::Client)
+}
+
+fn tls(config: Option<&checked::EtcdTls>) -> Result<TlsOptions, ConnectError> {
+    let mut options = TlsOptions::new();
+    options = match config.and_then(|tls| tls.ca.as_deref()) {
+        Some(ca) => options.ca_certificate(Certificate::from_pem(read(ca)?)),
+        None => options.with_native_roots(),
+    };
+    if let Some((certificate, key)) = config.and_then(|tls| tls.client.as_ref()) {
+        options = options.identity(Identity::from_pem(read(certificate)?, read(key)?));
+    }
+    if let Some(name) = config.and_then(|tls| tls.server_name.as_ref()) {
+        options = options.domain_name(name);
+    }
+    Ok(options)
+}
+
+fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
+    std::fs::read(path).map_err(|error| ConnectError::File { path: path.to_owned(), error })
+}
+
+/// An error of etcd-client with its causes, which its own text leaves out.
+pub(super) fn describe(error: &etcd_client::Error) -> String {
+    let (mut text, mut cause) = match error {
+        etcd_client::Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
+        etcd_client::Error::TransportError(error) => (error.to_string(), error.source()),
+        other => (other.to_string(), None),
+    };
+    while let Some(error) = cause {
+        let more = error.to_string();
+        if !text.ends_with(&more) {
+            text = format!("{text}: {more}");
+        }
+        cause = error.source();
+    }
+    text
+}

@@ -1,0 +1,160 @@
+//! A file with services and endpoints, followed as it changes.
+//!
+//! The folder is watched, not the file, so that every way of replacing a file is seen: written in place, renamed over,
+//! and the swap of the `..data` link of a mounted ConfigMap. Some mounts announce nothing, so the file is also read
+//! anew once in a while; what counts is its content, by its hash. A change is read again after a moment and taken only
+//! when it stands still, since a file that is written in place can be caught half written.
+//!
+//! The file is taken as a whole or not at all: while it is broken, missing or empty, its last good content stays in
+//! force, and the log says where the fault is and what was expected.
+
+mod content;
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use rustc_hash::FxHashMap;
+use sha2::{Digest, Sha256};
+use tokio::sync::Notify;
+use tokio::time::{sleep, timeout};
+
+use super::apply::{Entry, Event};
+use super::{Feed, Source};
+use crate::config::checked;
+pub(super) use content::entries;
+pub use content::{ContentError, Format, parse};
+
+/// How long a file has to stand still before a change is taken.
+const SETTLED: Duration = Duration::from_millis(30);
+
+/// Follows a file.
+#[derive(Debug)]
+pub struct File {
+    config: checked::FileSource,
+    /// By key, of the last good content.
+    orders: FxHashMap<Vec<u8>, u64>,
+}
+
+/// Why the file says nothing new.
+#[derive(Debug, thiserror::Error)]
+enum FileError {
+    #[error("cannot read it: {0}")]
+    Read(#[from] io::Error),
+    #[error(transparent)]
+    Content(#[from] ContentError),
+}
+
+/// The content that was last taken or refused, or why there was none.
+#[derive(Debug, PartialEq, Eq)]
+enum Seen {
+    Hash([u8; 32]),
+    Missing(io::ErrorKind),
+}
+
+impl File {
+    /// Follows the file that is configured, as the one part of the [`Feed`].
+    pub fn new(config: checked::FileSource) -> Self {
+        Self { config, orders: FxHashMap::default() }
+    }
+
+    async fn read(&self) -> io::Result<Vec<u8>> {
+        let path = self.config.path.clone();
+        tokio::task::spawn_blocking(move || std::fs::read(path)).await.unwrap_or_else(|error| Err(error.into()))
+    }
+
+    /// Reads the file until two readings agree; `None` when it is as `seen`.
+    async fn settled(&self, seen: Option<&Seen>) -> Option<(Seen, io::Result<Vec<u8>>)> {
+        let mut content = self.read().await;
+        let mut is = Seen::of(&content);
+        loop {
+            if Some(&is) == seen {
+                return None;
+            }
+            sleep(SETTLED).await;
+            content = self.read().await;
+            let again = Seen::of(&content);
+            if again == is {
+                return Some((is, content));
+            }
+            is = again;
+        }
+    }
+
+    async fn take(&mut self, content: io::Result<Vec<u8>>, feed: &Feed) -> Result<(), FileError> {
+        let mut entries = parse(&content?, Format::of(&self.config.path))?;
+        self.number(&mut entries);
+        feed.send(0, vec![Event::Reset(entries)]).await;
+        Ok(())
+    }
+
+    /// Orders entries by when they were first seen, and among those of one reading as they are written. A line that is
+    /// put in or taken out thus changes no other endpoint.
+    fn number(&mut self, entries: &mut [Entry]) {
+        let mut next = self.orders.values().max().map_or(0, |newest| newest.saturating_add(1));
+        let mut orders = FxHashMap::default();
+        for entry in entries {
+            entry.order = self.orders.get(&entry.key).copied().unwrap_or_else(|| {
+                let order = next;
+                next = next.saturating_add(1);
+                order
+            });
+            orders.insert(entry.key.clone(), entry.order);
+        }
+        self.orders = orders;
+    }
+}
+
+impl Seen {
+    fn of(content: &io::Result<Vec<u8>>) -> Self {
+        match content {
+            Ok(content) => Self::Hash(Sha256::digest(content).into()),
+            Err(error) => Self::Missing(error.kind()),
+        }
+    }
+}
+
+impl Source for File {
+    async fn run(mut self, feed: Feed) {
+        let path = self.config.path.clone();
+        let path = path.as_path();
+        let changed = Arc::new(Notify::new());
+        let watcher = watch(path, changed.clone());
+        if let Err(error) = &watcher {
+            let every = self.config.rescan;
+            tracing::warn!(target: "heddle::registry", "{}: changes are not announced, it is read every {every:?}: {error}", path.display());
+        }
+        let mut seen = None;
+        loop {
+            if let Some((is, content)) = self.settled(seen.as_ref()).await {
+                let first = seen.replace(is).is_none();
+                feed.own().relists.fetch_add(1, Relaxed);
+                let taken = self.take(content, &feed).await;
+                feed.own().connected.store(taken.is_ok(), Relaxed);
+                if let Err(error) = taken {
+                    let stays = if first { "nothing is known from it" } else { "its last good content stays in force" };
+                    tracing::warn!(target: "heddle::registry", "{}: {error}; {stays}", path.display());
+                }
+            }
+            // Announced or not: what counts is the content.
+            let _ = timeout(self.config.rescan, changed.notified()).await;
+        }
+    }
+}
+
+/// Announces what happens in the folder of `path`, for as long as the watcher lives.
+fn watch(path: &Path, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
+    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        // Reading the file is itself an event, of which there must be no end.
+        if !event.is_ok_and(|event| event.kind.is_access()) {
+            changed.notify_one();
+        }
+    })?;
+    let folder =
+        path.parent().filter(|folder| !folder.as_os_str().is_empty()).map_or(PathBuf::from("."), Path::to_owned);
+    watcher.watch(&folder, RecursiveMode::NonRecursive)?;
+    Ok(watcher)
+}

@@ -1,0 +1,210 @@
+//! The one task that all sources report to: it owns the catalog, feeds the sink, says who joined and who left, and
+//! keeps the last answer on disk.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+
+use super::Change;
+use super::apply::{Catalog, Entry, Event, Origin, encode_key};
+use super::snapshot::Store;
+use super::status::{SourceStatus, Status};
+
+/// Changes within this time are written to disk as one.
+const COALESCE: Duration = Duration::from_secs(1);
+
+/// Beyond this many endpoints of a service that join, leave or change at once, they are counted, not listed.
+const LISTED: usize = 16;
+
+/// Beyond this many unreadable entries at once, they are counted, not listed.
+const SKIPS_LISTED: usize = 10;
+
+/// What a source holds of the registry: it reports events and how it is getting on.
+#[derive(Debug, Clone)]
+pub struct Feed {
+    pub(super) status: Arc<Status>,
+    pub(super) source: usize,
+    /// The catalog's numbers of the source's parts, from this one upwards.
+    pub(super) first: Origin,
+    pub(super) updates: mpsc::Sender<Update>,
+}
+
+/// Events of one origin, applied as one.
+#[derive(Debug)]
+pub(super) struct Update {
+    origin: Origin,
+    events: Vec<Event>,
+}
+
+impl Feed {
+    /// Hands on what happened at the `part`-th part of the source (an etcd watch, by its place in the configuration;
+    /// else 0), as one change. Waits while the keeper is behind.
+    pub async fn send(&self, part: usize, events: Vec<Event>) {
+        self.own().touch();
+        // Without a keeper the registry is being stopped, and nobody wants to know any more.
+        let _ = self.updates.send(Update { origin: self.first + part, events }).await;
+    }
+
+    /// Counts and logs entries that could not be understood: their keys and why.
+    pub fn skipped<E: std::fmt::Display>(&self, skips: &[(Vec<u8>, E)]) {
+        let own = self.own();
+        own.skipped.fetch_add(skips.len() as u64, Relaxed);
+        for (key, error) in skips.iter().take(SKIPS_LISTED) {
+            tracing::warn!(target: "heddle::registry", "{}: {}: skipped: {error}", own.name, encode_key(key));
+        }
+        let more = skips.len().saturating_sub(SKIPS_LISTED);
+        if more > 0 {
+            tracing::warn!(target: "heddle::registry", "{}: {more} more entries skipped", own.name);
+        }
+    }
+
+    pub(super) fn own(&self) -> &SourceStatus {
+        &self.status.sources[self.source]
+    }
+}
+
+/// The parts of the catalog that belong to one source.
+#[derive(Debug)]
+pub(super) struct Part {
+    /// The source's place in the status.
+    pub source: usize,
+    /// By which the snapshot knows it; `None`: not worth keeping, the configuration has it.
+    pub name: Option<String>,
+    pub answered: bool,
+    pub restored: bool,
+}
+
+#[derive(Debug)]
+pub(super) struct Keeper<S> {
+    pub status: Arc<Status>,
+    pub parts: Vec<Part>,
+    pub sink: S,
+    pub store: Option<Store>,
+    pub catalog: Catalog,
+}
+
+impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
+    /// Puts the snapshot's contents in force, for those parts that are still configured.
+    pub fn restore(&mut self) {
+        let Some(store) = &self.store else { return };
+        let mut kept = store.load();
+        for origin in 0..self.parts.len() {
+            let Some(entries) = self.parts[origin].name.as_ref().and_then(|name| kept.remove(name)) else { continue };
+            self.parts[origin].restored = true;
+            self.take(origin, vec![Event::Reset(entries)]);
+        }
+        self.check_ready();
+    }
+
+    /// Puts in force what needs no source to be asked.
+    pub fn answer(&mut self, origin: Origin, entries: Vec<Entry>) {
+        self.apply(Update { origin, events: vec![Event::Reset(entries)] });
+    }
+
+    /// Until every [`Feed`] is gone.
+    pub async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
+        let mut written = self.catalog.edits();
+        let mut due: Option<Instant> = None;
+        let mut writing: Option<JoinHandle<()>> = None;
+        loop {
+            tokio::select! {
+                update = updates.recv() => match update {
+                    Some(update) => {
+                        let first = self.apply(update);
+                        if self.store.is_some() && (first || self.catalog.edits() != written) {
+                            due.get_or_insert_with(|| Instant::now() + COALESCE);
+                        }
+                    }
+                    None => break,
+                },
+                () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    if writing.as_ref().is_some_and(|task| !task.is_finished()) {
+                        due = Some(Instant::now() + COALESCE);
+                    } else {
+                        due = None;
+                        written = self.catalog.edits();
+                        writing = self.write();
+                    }
+                }
+            }
+        }
+        // One after the other, so that the older content cannot come to lie over the newer. Writing logs its own
+        // failures; what remains is a panic, which has been reported.
+        if let Some(task) = writing {
+            let _ = task.await;
+        }
+        if let Some(task) = due.and_then(|_| self.write()) {
+            let _ = task.await;
+        }
+    }
+
+    /// Whether this was the origin's first answer.
+    fn apply(&mut self, update: Update) -> bool {
+        let answers = update.events.iter().any(|event| matches!(event, Event::Reset(_)));
+        self.take(update.origin, update.events);
+        let Some(part) = self.parts.get_mut(update.origin) else { return false };
+        let first = answers && !part.answered;
+        if first {
+            part.answered = true;
+            self.check_ready();
+        }
+        first
+    }
+
+    fn take(&mut self, origin: Origin, events: Vec<Event>) {
+        let changes = self.catalog.apply(origin, events);
+        self.status.services.store(self.catalog.services() as u64, Relaxed);
+        self.status.endpoints.store(self.catalog.endpoints() as u64, Relaxed);
+        if !changes.is_empty() {
+            changes.iter().for_each(report);
+            (self.sink)(changes);
+        }
+    }
+
+    fn check_ready(&mut self) {
+        let mut ready = true;
+        for (index, source) in self.status.sources.iter().enumerate() {
+            let parts = || self.parts.iter().filter(|part| part.source == index);
+            source.answered.store(parts().all(|part| part.answered), Relaxed);
+            source.restored.store(parts().any(|part| part.restored), Relaxed);
+            ready &= parts().all(|part| part.answered || part.restored);
+        }
+        if ready {
+            self.status.ready.send_replace(true);
+        }
+    }
+
+    /// The write, under way.
+    fn write(&self) -> Option<JoinHandle<()>> {
+        let store = self.store.clone()?;
+        let known = self.parts.iter().enumerate().filter(|(_, part)| part.answered || part.restored);
+        let named = known.filter_map(|(origin, part)| Some((part.name.as_deref()?, self.catalog.entries(origin))));
+        let content = Store::encode(named);
+        Some(tokio::task::spawn_blocking(move || store.save(content)))
+    }
+}
+
+/// One line for each endpoint that joined, left or changed, or one for all of them when they are many.
+fn report(change: &Change) {
+    let service = &change.service;
+    if change.removed.len().max(change.added.len()) > LISTED {
+        let (left, joined) = (change.removed.len(), change.added.len());
+        tracing::info!(target: "heddle::registry", "{service}: {joined} endpoints joined or changed, {left} left or changed");
+        return;
+    }
+    // An id ends with `#` and the address; neither a key as encoded nor an address has a `#`.
+    let address = |id: &str| id.rsplit('#').next().unwrap_or_default().to_owned();
+    let removed: Vec<String> = change.removed.iter().map(|id| address(id)).collect();
+    for address in removed.iter().filter(|address| change.added.iter().all(|added| added.address != **address)) {
+        tracing::info!(target: "heddle::registry", "{service}: {address} left");
+    }
+    for added in &change.added {
+        let what = if removed.contains(&added.address) { "changed" } else { "joined" };
+        let (address, weight) = (&added.address, added.weight);
+        tracing::info!(target: "heddle::registry", "{service}: {address} {what} (weight {weight})");
+    }
+}

@@ -1,0 +1,207 @@
+//! The last answer of the registry on disk, so that a proxy which restarts while the registry is away still serves.
+//!
+//! One JSON file in the state folder, replaced as a whole: written beside its place, flushed, and renamed over, so that
+//! a crash leaves the old one or the new one. It says its version, and a file of another version, a broken one or none
+//! is the same as knowing nothing: reported, and left to be overwritten by the next answer. Contents are kept by the
+//! name of the watch or file that they came from, and only what is still configured is put in force.
+//!
+//! It holds what the layouts understood, not the registry's raw values, so it is read without the layouts. It is
+//! written at most once a second and when the proxy stops.
+
+use std::collections::HashMap;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::address::{AddressError, NameError, address, service_name};
+use super::apply::{Content, Entry, decode_key, encode_key};
+use super::layout::{Announced, Endpoint};
+
+/// The name of the file in the state folder.
+pub const FILE: &str = "registry.json";
+
+/// The version of the format that this code writes and reads.
+const VERSION: u32 = 1;
+
+/// Why a snapshot is not taken.
+#[derive(Debug, thiserror::Error)]
+enum SnapshotError {
+    #[error("cannot read it: {0}")]
+    Read(#[from] io::Error),
+    #[error("it is not a registry snapshot: {0}")]
+    Format(#[from] serde_json::Error),
+    #[error("it has version {0}; expected {VERSION}")]
+    Version(u32),
+    #[error(transparent)]
+    Service(#[from] NameError),
+    #[error(transparent)]
+    Address(#[from] AddressError),
+}
+
+/// Where the snapshot is kept.
+#[derive(Debug, Clone)]
+pub struct Store {
+    path: PathBuf,
+}
+
+#[derive(Serialize, Deserialize)]
+struct Written {
+    version: u32,
+    sources: HashMap<String, Vec<WrittenEntry>>,
+}
+
+#[derive(Deserialize)]
+struct Versioned {
+    version: u32,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WrittenEntry {
+    /// Percent-encoded.
+    key: String,
+    order: u64,
+    service: String,
+    endpoints: Vec<WrittenEndpoint>,
+}
+
+#[derive(Serialize, Deserialize)]
+struct WrittenEndpoint {
+    address: String,
+    weight: u32,
+    metadata: Vec<(String, String)>,
+}
+
+impl Store {
+    /// The snapshot of a state folder; the folder is made when the first one is written.
+    pub fn new(state: &Path) -> Self {
+        Self { path: state.join(FILE) }
+    }
+
+    /// What was kept, by the name of the source's part. Nothing where there is no snapshot or none that can be read,
+    /// of which the second is logged.
+    pub fn load(&self) -> HashMap<String, Vec<Entry>> {
+        match self.read() {
+            Ok(entries) => entries,
+            Err(SnapshotError::Read(error)) if error.kind() == io::ErrorKind::NotFound => HashMap::new(),
+            Err(error) => {
+                let path = self.path.display();
+                tracing::warn!(target: "heddle::registry", "{path}: the registry's snapshot is ignored: {error}");
+                HashMap::new()
+            }
+        }
+    }
+
+    fn read(&self) -> Result<HashMap<String, Vec<Entry>>, SnapshotError> {
+        let content = std::fs::read(&self.path)?;
+        // The version first: another version may have another shape.
+        let Versioned { version } = serde_json::from_slice(&content)?;
+        if version != VERSION {
+            return Err(SnapshotError::Version(version));
+        }
+        let written: Written = serde_json::from_slice(&content)?;
+        let entries =
+            |entries: Vec<WrittenEntry>| entries.into_iter().map(WrittenEntry::check).collect::<Result<_, _>>();
+        written.sources.into_iter().map(|(name, written)| Ok((name, entries(written)?))).collect()
+    }
+
+    /// The file's content.
+    pub(super) fn encode<'a, E>(parts: impl Iterator<Item = (&'a str, E)>) -> serde_json::Result<Vec<u8>>
+    where
+        E: Iterator<Item = (&'a [u8], u64, &'a Announced)>,
+    {
+        let entry = |(key, order, announced): (&[u8], u64, &Announced)| WrittenEntry {
+            key: encode_key(key),
+            order,
+            service: announced.service.clone(),
+            endpoints: announced.endpoints.iter().map(WrittenEndpoint::from).collect(),
+        };
+        let sources = parts.map(|(name, entries)| (name.to_owned(), entries.map(entry).collect())).collect();
+        serde_json::to_vec(&Written { version: VERSION, sources })
+    }
+
+    /// Replaces the file; a failure is logged, and the next change tries again.
+    pub(super) fn save(&self, content: serde_json::Result<Vec<u8>>) {
+        if let Err(error) = content.map_err(io::Error::from).and_then(|content| self.replace(&content)) {
+            let path = self.path.display();
+            tracing::warn!(target: "heddle::registry", "{path}: cannot keep the registry's snapshot: {error}");
+        }
+    }
+
+    fn replace(&self, content: &[u8]) -> io::Result<()> {
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        std::fs::create_dir_all(folder)?;
+        let mut file = tempfile::NamedTempFile::new_in(folder)?;
+        file.write_all(content)?;
+        file.as_file().sync_data()?;
+        file.persist(&self.path)?;
+        Ok(())
+    }
+}
+
+impl WrittenEntry {
+    fn check(self) -> Result<Entry, SnapshotError> {
+        let mut endpoints = Vec::with_capacity(self.endpoints.len());
+        for WrittenEndpoint { address: text, weight, metadata } in self.endpoints {
+            endpoints.push(Endpoint { address: address(&text)?, weight, metadata });
+        }
+        let announced = Announced { service: service_name(&self.service)?, endpoints };
+        Ok(Entry { key: decode_key(&self.key), order: self.order, content: Content::Announced(announced) })
+    }
+}
+
+impl From<&Endpoint> for WrittenEndpoint {
+    fn from(endpoint: &Endpoint) -> Self {
+        Self { address: endpoint.address.clone(), weight: endpoint.weight, metadata: endpoint.metadata.clone() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn entry(key: &[u8]) -> Entry {
+        let endpoint =
+            Endpoint { address: "10.0.0.5:80".into(), weight: 0, metadata: vec![("zone".into(), "a".into())] };
+        let announced = Announced { service: "users".into(), endpoints: vec![endpoint] };
+        Entry { key: key.to_vec(), order: 7, content: Content::Announced(announced) }
+    }
+
+    fn save(store: &Store, entry: &Entry) {
+        let Content::Announced(announced) = &entry.content else { panic!("no content") };
+        let entries = std::iter::once((entry.key.as_slice(), entry.order, announced));
+        store.save(Store::encode(std::iter::once(("etcd /s/", entries))));
+    }
+
+    #[test]
+    fn what_was_saved_is_loaded() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::new(&folder.path().join("made/when/needed"));
+        assert!(store.load().is_empty());
+        for key in [b"/s/users/1".as_slice(), b"\x00\xff"] {
+            save(&store, &entry(key));
+            let expected = HashMap::from([("etcd /s/".to_owned(), vec![entry(key)])]);
+            assert_eq!(store.load(), expected);
+        }
+    }
+
+    #[test]
+    fn a_snapshot_that_cannot_be_read_is_ignored_and_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::new(folder.path());
+        for broken in [
+            "",
+            "{",
+            "[]",
+            r#"{"version":2,"sources":"of another shape"}"#,
+            r#"{"version":1,"sources":{"a":[{"key":"k","order":1,"service":"/","endpoints":[]}]}}"#,
+            r#"{"version":1,"sources":{"a":[{"key":"k","order":1,"service":"s","endpoints":[{"address":"a","weight":1,"metadata":[]}]}]}}"#,
+        ] {
+            std::fs::write(&store.path, broken).expect("write");
+            assert!(store.read().is_err(), "{broken}");
+            assert!(store.load().is_empty(), "{broken}");
+        }
+        save(&store, &entry(b"k"));
+        assert_eq!(store.load().len(), 1);
+    }
+}

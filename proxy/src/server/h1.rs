@@ -1,0 +1,306 @@
+//! HTTP/1 from clients, by hyper.
+
+use std::cell::Cell;
+use std::convert::Infallible;
+use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use hyper::body::Incoming;
+use hyper::server::conn::http1::Builder;
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+
+use super::exchange::{self, Connection};
+use crate::proto::body::Stream;
+use crate::proto::{Body, BodyError, Request, Response};
+
+/// A connection that was idle for this long is put away.
+const PARKED_AFTER: Duration = Duration::from_millis(200);
+
+/// The most that is read ahead; a request head that needs more is refused with 431.
+const BUFFER: usize = 64 * 1024;
+
+/// Where a connection stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    /// Between requests.
+    Idle,
+    /// A part of a request's head has arrived.
+    Head,
+    /// A request is being served.
+    Busy,
+}
+
+/// What the parts of a connection tell its task.
+#[derive(Default)]
+struct Activity {
+    /// Bytes have arrived since the last request's head was complete.
+    head_begun: Cell<bool>,
+    /// Requests, and bodies of requests and responses, that have not ended.
+    open: Cell<u32>,
+    /// The last write was not taken in full.
+    write_blocked: Cell<bool>,
+    /// A request's body was given up: what is left of it must not be taken for a request.
+    unread_body: Cell<bool>,
+}
+
+impl Activity {
+    fn phase(&self) -> Phase {
+        if self.open.get() > 0 || self.write_blocked.get() {
+            Phase::Busy
+        } else if self.head_begun.get() {
+            Phase::Head
+        } else {
+            Phase::Idle
+        }
+    }
+}
+
+/// Something that keeps a connection busy.
+struct Open(Rc<Activity>);
+
+impl Open {
+    fn new(activity: &Rc<Activity>) -> Self {
+        activity.open.set(activity.open.get() + 1);
+        Self(activity.clone())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.open.set(self.0.open.get().saturating_sub(1));
+    }
+}
+
+/// Serves a connection until it ends, or until nothing has happened on it for a while: then the socket comes back.
+pub async fn serve(connection: Rc<Connection>, stream: TcpStream) -> Option<TcpStream> {
+    let mut io = Watched { stream, read_ahead: Bytes::new(), activity: Rc::default() };
+    loop {
+        io = serve_until_idle(&connection, io).await?;
+        if io.read_ahead.is_empty() {
+            return Some(io.stream);
+        }
+        // A part of a head was read ahead: its time goes on where it is read anew.
+        io.activity = Rc::default();
+        io.activity.head_begun.set(true);
+        io.activity.unread_body.set(true);
+    }
+}
+
+async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Watched> {
+    let activity = io.activity.clone();
+    let service = {
+        let (connection, activity) = (connection.clone(), activity.clone());
+        service_fn(move |request: http::Request<Incoming>| {
+            activity.head_begun.set(false);
+            let (connection, open) = (connection.clone(), Open::new(&activity));
+            async move { Ok::<_, Infallible>(exchange_of(connection, open, request).await) }
+        })
+    };
+    let mut served = Builder::new().max_buf_size(BUFFER).serve_connection(TokioIo::new(io), service);
+    let worker = &connection.worker;
+    let mut phase = Phase::Busy;
+    let mut deadline = worker.timers.deadline(PARKED_AFTER);
+    let mut draining = false;
+    let parked = poll_fn(|cx| {
+        if Pin::new(&mut served).poll(cx).is_ready() {
+            return Poll::Ready(false);
+        }
+        let now = activity.phase();
+        if worker.is_draining() {
+            if now != Phase::Busy {
+                return Poll::Ready(false);
+            }
+            if !draining {
+                draining = true;
+                Pin::new(&mut served).graceful_shutdown();
+            }
+        }
+        let limit = match now {
+            Phase::Busy => {
+                phase = now;
+                return Poll::Pending;
+            }
+            Phase::Idle if activity.unread_body.get() => connection.listener.idle_timeout,
+            Phase::Idle => PARKED_AFTER,
+            Phase::Head => connection.listener.header_timeout,
+        };
+        if phase != now {
+            phase = now;
+            deadline.reset(limit);
+        }
+        ready!(deadline.poll_passed(cx));
+        Poll::Ready(now == Phase::Idle && !activity.unread_body.get())
+    })
+    .await;
+    if !parked {
+        return None;
+    }
+    let parts = served.into_parts();
+    let mut io = parts.io.into_inner();
+    io.read_ahead = parts.read_buf;
+    Some(io)
+}
+
+async fn exchange_of(connection: Rc<Connection>, open: Open, request: http::Request<Incoming>) -> Response {
+    let (head, incoming) = request.into_parts();
+    let body = match request_body(incoming) {
+        Body::Stream(stream) => Body::Stream(Box::pin(RequestBody { stream, ended: false, open: Open::new(&open.0) })),
+        body => body,
+    };
+    let (head, body) = exchange::serve(connection, Request::from_parts(head, body)).await.into_parts();
+    let body = match body {
+        Body::Stream(stream) => Body::Stream(Box::pin(ResponseBody { stream, _open: open })),
+        body => body,
+    };
+    Response::from_parts(head, body)
+}
+
+/// hyper's body as ours.
+pub(super) fn request_body(incoming: Incoming) -> Body {
+    if incoming.is_end_stream() { Body::Empty } else { Body::Stream(Box::pin(ClientBody(incoming))) }
+}
+
+struct ClientBody(Incoming);
+
+impl HttpBody for ClientBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(Pin::new(&mut self.0).poll_frame(cx));
+        Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError::Client(error.to_string()))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.0.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.0.size_hint()
+    }
+}
+
+/// Notices whether a request's body was read to its end.
+struct RequestBody {
+    stream: Stream,
+    ended: bool,
+    open: Open,
+}
+
+impl Drop for RequestBody {
+    fn drop(&mut self) {
+        if !self.ended && !self.stream.is_end_stream() {
+            self.open.0.unread_body.set(true);
+        }
+    }
+}
+
+impl HttpBody for RequestBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(self.stream.as_mut().poll_frame(cx));
+        self.ended = frame.is_none();
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.stream.size_hint()
+    }
+}
+
+/// Keeps the connection busy until the response's body has ended.
+struct ResponseBody {
+    stream: Stream,
+    _open: Open,
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        self.stream.as_mut().poll_frame(cx)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.stream.size_hint()
+    }
+}
+
+/// The socket, with an eye on what goes through it.
+struct Watched {
+    stream: TcpStream,
+    /// Read from the socket already, and to be read first.
+    read_ahead: Bytes,
+    activity: Rc<Activity>,
+}
+
+impl Watched {
+    fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
+        self.activity.write_blocked.set(result.is_pending());
+        result
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.read_ahead.is_empty() {
+            let length = self.read_ahead.len().min(buf.remaining());
+            buf.put_slice(&self.read_ahead.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
+        let before = buf.filled().len();
+        ready!(pin!(&mut self.stream).poll_read(cx, buf))?;
+        if buf.filled().len() > before {
+            self.activity.head_begun.set(true);
+        }
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = pin!(&mut self.stream).poll_write(cx, buf);
+        self.wrote(result)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let result = pin!(&mut self.stream).poll_write_vectored(cx, bufs);
+        self.wrote(result)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        pin!(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        pin!(&mut self.stream).poll_shutdown(cx)
+    }
+}

@@ -1,0 +1,209 @@
+//! Listening sockets: one a worker for each address.
+//!
+//! The kernel spreads new connections over the sockets that share an address (`SO_REUSEPORT`). Two things it does not
+//! do. It lets a second proxy of the same user share the address too, which would silently take half of the traffic:
+//! so the first socket is bound alone, which fails if anyone is there, and shares the address only then. And it spreads
+//! by hash, whatever the workers have to do: so a worker that accepts while another has clearly fewer connections
+//! hands the new one over.
+
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::connection;
+use super::worker::{Shared, Worker};
+use crate::config::checked::Listener;
+
+/// Connections that wait to be accepted, on each socket.
+const BACKLOG: i32 = 4096;
+
+/// How long accepting pauses when the process has no more descriptors.
+const PAUSE: Duration = Duration::from_millis(50);
+
+/// A worker hands a connection over when another has at least this many fewer.
+const UNEVEN: usize = 2;
+
+/// A configured listener, bound.
+pub struct Bound {
+    pub listener: Arc<Listener>,
+    /// One a worker.
+    pub sockets: Vec<std::net::TcpListener>,
+    permits: Arc<Semaphore>,
+}
+
+/// An address that cannot be listened on.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot listen on {address}: {source}")]
+pub struct BindError {
+    pub address: SocketAddr,
+    pub source: io::Error,
+}
+
+/// Binds one socket a worker. With port 0 all get the port that the first is given, and the listener says which.
+///
+/// # Errors
+///
+/// When the address is in use, is not this machine's, or may not be bound.
+pub fn bind(listener: &Listener, workers: usize) -> Result<Bound, BindError> {
+    let mut listener = listener.clone();
+    let wanted = listener.address;
+    let failed = |source| BindError { address: wanted, source };
+    let first = socket(wanted).map_err(failed)?;
+    first.bind(&wanted.into()).map_err(failed)?;
+    first.set_reuse_port(true).map_err(failed)?;
+    let address = first.local_addr().map_err(failed)?.as_socket().unwrap_or(wanted);
+    let mut sockets = vec![first];
+    for _ in 1..workers {
+        let next = socket(address).map_err(failed)?;
+        next.set_reuse_port(true).map_err(failed)?;
+        next.bind(&address.into()).map_err(failed)?;
+        sockets.push(next);
+    }
+    for socket in &sockets {
+        socket.listen(BACKLOG).map_err(failed)?;
+    }
+    listener.address = address;
+    let permits = Arc::new(Semaphore::new(listener.max_connections.min(Semaphore::MAX_PERMITS)));
+    Ok(Bound { listener: Arc::new(listener), sockets: sockets.into_iter().map(Into::into).collect(), permits })
+}
+
+fn socket(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(address.ip() != std::net::Ipv6Addr::UNSPECIFIED)?;
+    }
+    Ok(socket)
+}
+
+/// An accepted connection on its way to a worker.
+pub struct Accepted {
+    pub listener: Arc<Listener>,
+    pub stream: std::net::TcpStream,
+    pub client: SocketAddr,
+    /// One of the listener's connections.
+    pub permit: OwnedSemaphorePermit,
+}
+
+/// One worker's part of a bound listener.
+pub struct Part {
+    pub listener: Arc<Listener>,
+    pub socket: std::net::TcpListener,
+    permits: Arc<Semaphore>,
+    /// To each worker, by number.
+    pub workers: Arc<[UnboundedSender<Accepted>]>,
+}
+
+impl Bound {
+    /// The part of each worker, in order.
+    pub fn into_parts(self, workers: &Arc<[UnboundedSender<Accepted>]>) -> Vec<Part> {
+        let Self { listener, sockets, permits } = self;
+        let part =
+            |socket| Part { listener: listener.clone(), socket, permits: permits.clone(), workers: workers.clone() };
+        sockets.into_iter().map(part).collect()
+    }
+}
+
+/// Accepts connections for ever.
+///
+/// # Errors
+///
+/// When the socket cannot be used on this thread.
+pub async fn accept(worker: Rc<Worker>, part: Part) -> io::Result<()> {
+    let socket = TcpListener::from_std(part.socket)?;
+    loop {
+        let Ok(permit) = part.permits.clone().acquire_owned().await else { return Ok(()) };
+        match socket.accept().await {
+            Ok((stream, client)) => match less_loaded(&worker.shared, worker.number) {
+                None => start(&worker, part.listener.clone(), stream, client, permit),
+                Some(other) => {
+                    let stream = stream.into_std()?;
+                    let accepted = Accepted { listener: part.listener.clone(), stream, client, permit };
+                    if let Some(sender) = part.workers.get(other) {
+                        count(&worker.shared, other, 1);
+                        if sender.send(accepted).is_err() {
+                            count(&worker.shared, other, -1);
+                        }
+                    }
+                }
+            },
+            Err(error) if is_of_one_connection(&error) => {}
+            Err(error) => {
+                tracing::error!(target: "heddle::server", listener = %part.listener.address, "cannot accept: {error}");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Serves the connections that other workers hand over, for ever.
+pub async fn take_over(worker: Rc<Worker>, mut handed: UnboundedReceiver<Accepted>) {
+    while let Some(Accepted { listener, stream, client, permit }) = handed.recv().await {
+        // The worker that handed it over has counted it already.
+        count(&worker.shared, worker.number, -1);
+        match TcpStream::from_std(stream) {
+            Ok(stream) => start(&worker, listener, stream, client, permit),
+            Err(error) => tracing::error!(target: "heddle::server", "a connection was lost on its way: {error}"),
+        }
+    }
+}
+
+fn start(
+    worker: &Rc<Worker>,
+    listener: Arc<Listener>,
+    stream: TcpStream,
+    client: SocketAddr,
+    permit: OwnedSemaphorePermit,
+) {
+    let counted = Counted::new(worker.clone());
+    let serve = connection::serve(worker.clone(), listener, stream, client);
+    tokio::task::spawn_local(async move {
+        serve.await;
+        drop((counted, permit));
+    });
+}
+
+/// A connection that counts as its worker's.
+struct Counted(Rc<Worker>);
+
+impl Counted {
+    fn new(worker: Rc<Worker>) -> Self {
+        count(&worker.shared, worker.number, 1);
+        Self(worker)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        count(&self.0.shared, self.0.number, -1);
+    }
+}
+
+fn count(shared: &Shared, worker: usize, difference: isize) {
+    if let Some(connections) = shared.connections.get(worker) {
+        connections.fetch_add(difference.cast_unsigned(), Relaxed);
+    }
+}
+
+/// The worker with the fewest connections, if it has clearly fewer than this one.
+fn less_loaded(shared: &Shared, this: usize) -> Option<usize> {
+    let own = shared.connections.get(this)?.load(Relaxed);
+    let loads = shared.connections.iter().map(|connections| connections.load(Relaxed));
+    let (other, least) = loads.enumerate().min_by_key(|(_, load)| *load)?;
+    (least + UNEVEN <= own).then_some(other)
+}
+
+/// Whether only the connection that was to be accepted is lost.
+fn is_of_one_connection(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}

@@ -1,0 +1,133 @@
+//! Which service a request is for.
+
+use std::borrow::Cow;
+
+use http::header::HOST;
+use http::request::Parts;
+use http::uri::{Authority, Scheme};
+use http::{Method, Version};
+
+use super::refusal::Refusal;
+
+/// The host that a request names, and how it does.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Named<'a> {
+    /// Without port, as the client wrote it.
+    pub host: &'a str,
+    /// The target of an absolute-form request of HTTP/1 (RFC 9112, 3.2.2): such a request is meant for a proxy.
+    pub absolute: Option<&'a Authority>,
+}
+
+/// The host that the request names.
+///
+/// # Errors
+///
+/// When there is none, or more than one.
+pub fn named(head: &Parts) -> Result<Named<'_>, Refusal> {
+    if head.method == Method::CONNECT {
+        return Err(Refusal::Unsupported("CONNECT"));
+    }
+    let mut hosts = head.headers.get_all(HOST).iter();
+    let host = hosts.next();
+    if hosts.next().is_some() {
+        return Err(Refusal::BadRequest("more than one Host header; expected one"));
+    }
+    if let Some(authority) = head.uri.authority() {
+        if authority.as_str().contains('@') {
+            return Err(Refusal::BadRequest("a user name in the request's target; expected host and port only"));
+        }
+        let absolute = (head.version < Version::HTTP_2).then_some(authority);
+        if absolute.is_some() && head.uri.scheme() != Some(&Scheme::HTTP) {
+            return Err(Refusal::BadRequest("an absolute target that is not http; expected CONNECT for https"));
+        }
+        return Ok(Named { host: authority.host(), absolute });
+    }
+    let host = host.ok_or(Refusal::BadRequest("no Host header; expected one"))?;
+    let host = host.to_str().map_err(|_| Refusal::BadRequest("a Host header that is not ASCII"))?;
+    Ok(Named { host: without_port(host), absolute: None })
+}
+
+fn without_port(host: &str) -> &str {
+    match host.rsplit_once(':') {
+        Some((name, port))
+            if port.bytes().all(|b| b.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) =>
+        {
+            name
+        }
+        _ => host,
+    }
+}
+
+/// In lower case, without a final dot.
+pub fn normalized(host: &str) -> Cow<'_, str> {
+    let host = host.strip_suffix('.').unwrap_or(host);
+    if host.bytes().any(|b| b.is_ascii_uppercase()) {
+        Cow::Owned(host.to_ascii_lowercase())
+    } else {
+        Cow::Borrowed(host)
+    }
+}
+
+/// The host without `.suffix`, if it ends so.
+pub fn without_suffix<'a>(host: &'a str, suffix: &str) -> Option<&'a str> {
+    if suffix.is_empty() {
+        return None;
+    }
+    host.strip_suffix(suffix)?.strip_suffix('.').filter(|name| !name.is_empty())
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Request;
+
+    use super::*;
+
+    fn head(request: http::request::Builder) -> Parts {
+        request.body(()).unwrap().into_parts().0
+    }
+
+    #[test]
+    fn the_target_counts_before_the_host_header() {
+        let parts = head(Request::get("http://users:80/a").header("host", "other"));
+        let named = named(&parts).unwrap();
+        assert_eq!((named.host, named.absolute.map(Authority::as_str)), ("users", Some("users:80")));
+    }
+
+    #[test]
+    fn ports_are_no_part_of_the_name() {
+        for (host, name) in
+            [("users", "users"), ("users:80", "users"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a:b", "a:b")]
+        {
+            let parts = head(Request::get("/").header("host", host));
+            assert_eq!(named(&parts).unwrap(), Named { host: name, absolute: None });
+        }
+    }
+
+    #[test]
+    fn http2_names_its_authority_but_asks_for_no_proxy() {
+        let parts = head(Request::get("http://users/").version(Version::HTTP_2));
+        assert_eq!(named(&parts).unwrap(), Named { host: "users", absolute: None });
+    }
+
+    #[test]
+    fn what_names_no_one_host_is_refused() {
+        for request in [
+            Request::get("/"),
+            Request::get("/").header("host", "a").header("host", "a"),
+            Request::get("http://u:p@users/"),
+            Request::get("https://users/").header("host", "users"),
+            Request::connect("users:443"),
+        ] {
+            assert!(named(&head(request)).is_err());
+        }
+    }
+
+    #[test]
+    fn names_are_compared_in_lower_case_without_suffix() {
+        assert_eq!(normalized("Users.Mesh."), "users.mesh");
+        assert_eq!(without_suffix("users.mesh", "mesh"), Some("users"));
+        assert_eq!(without_suffix("usersmesh", "mesh"), None);
+        assert_eq!(without_suffix(".mesh", "mesh"), None);
+        assert_eq!(without_suffix("users", ""), None);
+    }
+}

@@ -1,0 +1,190 @@
+//! One thread with everything that requests on it need, so that they share nothing with other threads but snapshots
+//! and counters.
+
+use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
+use std::hash::{BuildHasher, RandomState};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::time::Duration;
+
+use rustc_hash::FxBuildHasher;
+
+use super::decide::{Choice, Decider};
+use super::passthrough::Passthrough;
+use super::route::{normalized, without_suffix};
+use crate::policy::Facts;
+use crate::proto::headers::Signature;
+use crate::service::{Directory, Endpoint, Service, ServiceStats};
+use crate::timer::Timers;
+use crate::upstream::h1::Scratch;
+use crate::upstream::{ConnectSettings, Pool, Pools, Target};
+
+/// How often idle connections are looked through.
+const SWEEP: Duration = Duration::from_secs(1);
+
+/// An instance of a plugin that decided nothing between two of these is dropped.
+const EVICTION: Duration = Duration::from_secs(300);
+
+/// What all workers share.
+pub struct Shared {
+    pub directory: Arc<Directory>,
+    pub signature: Signature,
+    /// Hosts `NAME.suffix` call the service `NAME`; empty for none.
+    pub suffix: String,
+    /// Connections of clients, by worker.
+    pub connections: Vec<AtomicUsize>,
+    /// Requests that reached no service, by worker: refused ones, and those passed through.
+    pub unrouted: Vec<Arc<ServiceStats>>,
+    pub passed_through: Vec<Arc<ServiceStats>>,
+}
+
+impl Shared {
+    pub fn new(directory: Arc<Directory>, signature: Signature, suffix: String, workers: usize) -> Arc<Self> {
+        let stats = || (0..workers).map(|_| Arc::default()).collect();
+        let connections = (0..workers).map(|_| AtomicUsize::new(0)).collect();
+        Arc::new(Self { directory, signature, suffix, connections, unrouted: stats(), passed_through: stats() })
+    }
+}
+
+/// One worker.
+pub struct Worker {
+    /// Its place among the workers, from 0.
+    pub number: usize,
+    pub shared: Arc<Shared>,
+    pub timers: Rc<Timers>,
+    pub scratch: Rc<Scratch>,
+    pub passthrough: Passthrough,
+    pub unrouted: Arc<ServiceStats>,
+    pub passed_through: Arc<ServiceStats>,
+    services: RefCell<HashMap<Arc<str>, Rc<LocalService>, FxBuildHasher>>,
+    seeds: RandomState,
+    draining: Cell<bool>,
+}
+
+impl Worker {
+    pub fn new(number: usize, shared: Arc<Shared>) -> Rc<Self> {
+        let of = |stats: &Vec<Arc<ServiceStats>>| stats.get(number).cloned().unwrap_or_default();
+        Rc::new(Self {
+            number,
+            timers: Rc::default(),
+            scratch: Rc::default(),
+            passthrough: Passthrough::default(),
+            unrouted: of(&shared.unrouted),
+            passed_through: of(&shared.passed_through),
+            services: RefCell::default(),
+            seeds: RandomState::new(),
+            draining: Cell::new(false),
+            shared,
+        })
+    }
+
+    /// The service that a host names: as it is, or without the suffix.
+    pub fn service_of_host(&self, host: &str) -> Option<Rc<LocalService>> {
+        let host = normalized(host);
+        self.service(&host).or_else(|| self.service(without_suffix(&host, &self.shared.suffix)?))
+    }
+
+    /// The service of this name, as this worker serves it.
+    pub fn service(&self, name: &str) -> Option<Rc<LocalService>> {
+        if let Some(local) = self.services.borrow().get(name) {
+            return Some(local.clone());
+        }
+        let service = self.shared.directory.get(name)?;
+        let name = service.name.clone();
+        let local = Rc::new(LocalService::new(service, self.seeds.hash_one(&name)));
+        self.services.borrow_mut().insert(name, local.clone());
+        Some(local)
+    }
+
+    /// Connections of clients on this worker.
+    pub fn connections(&self) -> usize {
+        self.shared.connections.get(self.number).map_or(0, |count| count.load(Relaxed))
+    }
+
+    /// Whether connections are to end as soon as nothing is under way on them.
+    pub fn is_draining(&self) -> bool {
+        self.draining.get()
+    }
+
+    /// Ends idle connections now and busy ones after what is under way.
+    pub fn drain(&self) {
+        self.draining.set(true);
+        self.timers.wake_all();
+    }
+
+    /// Lets time pass for this worker, for ever: deadlines, idle connections, idle plugins.
+    pub async fn keep_house(self: Rc<Self>) {
+        tokio::task::spawn_local(self.timers.clone().run());
+        let mut seconds = 0_u64;
+        loop {
+            tokio::time::sleep(SWEEP).await;
+            seconds += SWEEP.as_secs();
+            let services: Vec<Rc<LocalService>> = self.services.borrow().values().cloned().collect();
+            for service in services {
+                service.sweep();
+                if seconds.is_multiple_of(EVICTION.as_secs()) {
+                    service.decider.borrow_mut().evict_unless_used();
+                }
+            }
+            self.passthrough.sweep();
+        }
+    }
+}
+
+/// A service as one worker serves it.
+pub struct LocalService {
+    pub service: Arc<Service>,
+    pub stats: Arc<ServiceStats>,
+    decider: RefCell<Decider>,
+    pools: Pools,
+}
+
+impl LocalService {
+    fn new(service: Arc<Service>, seed: u64) -> Self {
+        let stats = service.worker_stats();
+        let decider = RefCell::new(Decider::new(service.clone(), stats.clone(), seed));
+        Self { service, stats, decider, pools: Pools::default() }
+    }
+
+    /// Decides which endpoint the request goes to.
+    pub fn choose(self: &Rc<Self>, facts: &mut Facts) -> Choice {
+        let mut decider = self.decider.borrow_mut();
+        let choice = decider.choose(facts);
+        if decider.needs_instance() {
+            // Between requests: this one has its answer already.
+            let local = self.clone();
+            tokio::task::spawn_local(async move {
+                let mut decider = local.decider.borrow_mut();
+                if decider.needs_instance() {
+                    decider.make_instance();
+                }
+            });
+        }
+        choice
+    }
+
+    /// The endpoint's connections.
+    pub fn pool(&self, endpoint: &Endpoint, worker: &Worker) -> Rc<Pool> {
+        self.pools.get(endpoint, || {
+            let settings = &self.service.settings;
+            let target = Target {
+                address: endpoint.registered.address.as_str().into(),
+                socket: endpoint.socket,
+                load: Some(endpoint.load.clone()),
+                protocol: settings.protocol,
+                // What the registry announces is what the operator announced.
+                connect: ConnectSettings { timeout: settings.connect_timeout, allowed: |_| true },
+                limits: settings.pool,
+                stream_idle_timeout: settings.stream_idle_timeout,
+            };
+            Pool::new(target, &worker.timers, &worker.scratch)
+        })
+    }
+
+    fn sweep(&self) {
+        let snapshot = self.service.snapshot();
+        self.pools.sweep(&snapshot);
+    }
+}

@@ -1,0 +1,191 @@
+//! Coarse timers for one thread.
+//!
+//! Every request has deadlines and hardly any is ever met, so what counts is what setting one costs. A deadline here is
+//! an entry in a table: set and dropped without a lock or a clock, and looked at twenty times a second. It passes up to
+//! two ticks late and never early.
+
+use std::cell::{Cell, RefCell};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use pin_project_lite::pin_project;
+use slab::Slab;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+/// How often deadlines are looked at.
+pub const TICK: Duration = Duration::from_millis(50);
+
+/// The time was over before the future was ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not in time")]
+pub struct Elapsed;
+
+struct Entry {
+    at: u64,
+    waker: Waker,
+}
+
+/// The deadlines of one thread.
+pub struct Timers {
+    /// Ticks since the start.
+    now: Cell<u64>,
+    entries: RefCell<Slab<Entry>>,
+}
+
+impl Default for Timers {
+    fn default() -> Self {
+        Self { now: Cell::new(0), entries: RefCell::default() }
+    }
+}
+
+impl Timers {
+    /// Lets time pass, for ever.
+    pub async fn run(self: Rc<Self>) {
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
+        let start = Instant::now();
+        loop {
+            let at = ticks.tick().await.saturating_duration_since(start);
+            self.advance(u64::try_from(at.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX));
+        }
+    }
+
+    fn advance(&self, now: u64) {
+        self.now.set(now);
+        for (_, entry) in self.entries.borrow().iter() {
+            if entry.at <= now {
+                entry.waker.wake_by_ref();
+            }
+        }
+    }
+
+    /// The coarse time, in ticks.
+    pub fn now(&self) -> u64 {
+        self.now.get()
+    }
+
+    /// The first tick that is certainly later than `after` from now.
+    pub fn tick_after(&self, after: Duration) -> u64 {
+        let ticks = after.as_millis().div_ceil(TICK.as_millis());
+        self.now.get().saturating_add(u64::try_from(ticks).unwrap_or(u64::MAX)).saturating_add(1)
+    }
+
+    /// The time since a tick, short by one tick at most.
+    pub fn since(&self, tick: u64) -> Duration {
+        TICK.saturating_mul(u32::try_from(self.now.get().saturating_sub(tick)).unwrap_or(u32::MAX))
+    }
+
+    /// Wakes every task that waits for a deadline.
+    pub fn wake_all(&self) {
+        for (_, entry) in self.entries.borrow().iter() {
+            entry.waker.wake_by_ref();
+        }
+    }
+
+    /// A deadline that is moved as time goes on.
+    pub fn deadline(self: &Rc<Self>, after: Duration) -> Deadline {
+        Deadline { at: self.tick_after(after), timers: self.clone(), key: None }
+    }
+
+    /// The future's output, or [`Elapsed`] once the time is over.
+    pub fn within<F: Future>(self: &Rc<Self>, after: Duration, future: F) -> Within<F> {
+        Within { future, deadline: self.deadline(after) }
+    }
+}
+
+/// A point in time on the clock of [`Timers`].
+pub struct Deadline {
+    timers: Rc<Timers>,
+    at: u64,
+    key: Option<usize>,
+}
+
+impl Deadline {
+    /// Moves the deadline to this far from now. A task that waits for an earlier one is woken then, and waits on.
+    pub fn reset(&mut self, after: Duration) {
+        self.at = self.timers.tick_after(after);
+    }
+
+    /// Ready once the deadline has passed; until then the task is woken when it does.
+    pub fn poll_passed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if self.timers.now.get() >= self.at {
+            return Poll::Ready(());
+        }
+        let mut entries = self.timers.entries.borrow_mut();
+        match self.key.and_then(|key| entries.get_mut(key)) {
+            Some(entry) => {
+                entry.at = self.at;
+                entry.waker.clone_from(cx.waker());
+            }
+            None => self.key = Some(entries.insert(Entry { at: self.at, waker: cx.waker().clone() })),
+        }
+        Poll::Pending
+    }
+}
+
+impl Drop for Deadline {
+    fn drop(&mut self) {
+        if let Some(key) = self.key {
+            self.timers.entries.borrow_mut().try_remove(key);
+        }
+    }
+}
+
+pin_project! {
+    /// See [`Timers::within`].
+    pub struct Within<F> {
+        #[pin]
+        future: F,
+        deadline: Deadline,
+    }
+}
+
+impl<F: Future> Future for Within<F> {
+    type Output = Result<F::Output, Elapsed>;
+
+    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let this = self.project();
+        if let Poll::Ready(output) = this.future.poll(cx) {
+            return Poll::Ready(Ok(output));
+        }
+        this.deadline.poll_passed(cx).map(|()| Err(Elapsed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn context() -> Context<'static> {
+        Context::from_waker(Waker::noop())
+    }
+
+    #[test]
+    fn a_deadline_never_passes_early_and_leaves_nothing_behind() {
+        let timers = Rc::new(Timers::default());
+        let mut deadline = timers.deadline(Duration::from_millis(100));
+        for now in 0..3 {
+            timers.advance(now);
+            assert!(deadline.poll_passed(&mut context()).is_pending(), "at tick {now}");
+        }
+        timers.advance(3);
+        assert!(deadline.poll_passed(&mut context()).is_ready());
+        drop(deadline);
+        assert!(timers.entries.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_deadline_can_be_moved() {
+        let timers = Rc::new(Timers::default());
+        let mut deadline = timers.deadline(TICK);
+        assert!(deadline.poll_passed(&mut context()).is_pending());
+        timers.advance(1);
+        deadline.reset(TICK * 10);
+        timers.advance(10);
+        assert!(deadline.poll_passed(&mut context()).is_pending());
+        timers.advance(12);
+        assert!(deadline.poll_passed(&mut context()).is_ready());
+    }
+}

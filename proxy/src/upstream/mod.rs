@@ -1,0 +1,43 @@
+//! Endpoints as the proxy calls them: connecting, keeping connections, and one attempt of a request.
+//!
+//! HTTP/1.1 towards endpoints is our own, over httparse: the connection is driven by the task that serves the request,
+//! so that an exchange crosses no channel and wakes no second task, a request's head is written from where it stands
+//! and can be written again, and an idle connection holds no buffer. HTTP/2 is hyper's.
+
+mod connect;
+pub mod h1;
+mod h2;
+mod pool;
+
+use std::io;
+
+pub use connect::{ConnectSettings, Permit, connect};
+pub use pool::{Pool, Pools, Target};
+
+use crate::proto::BodyError;
+
+/// Why an attempt has no response.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("as many connections to {address} as the pool allows")]
+    NoPermit { address: String },
+    #[error("cannot connect to {address}: {source}")]
+    Connect { address: String, source: io::Error },
+    #[error("no connection to {address} in time")]
+    ConnectTimeout { address: String },
+    #[error("the name of {address} leads to addresses that this proxy may not connect to")]
+    Denied { address: String },
+    /// The connection ended before the first byte of a response.
+    #[error("{address} closed the connection without a response")]
+    Closed { address: String },
+    #[error("the connection to {address} broke: {source}")]
+    Broken { address: String, source: io::Error },
+    #[error("{address} sent {what}")]
+    Malformed { address: String, what: h1::Malformed },
+    #[error("{address} broke HTTP/2: {what}")]
+    Http2 { address: String, what: String },
+    #[error("no response from {address} in time")]
+    Timeout { address: String },
+    #[error("{0}")]
+    ClientBody(BodyError),
+}
