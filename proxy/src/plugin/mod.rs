@@ -21,7 +21,7 @@ pub use fault::{Fault, FaultKind};
 pub use folder::{Folder, watch};
 pub use generation::{ContentHash, Generation, LoadError, Origin};
 pub use instance::Instance;
-pub use registry::{Plugin, Plugins, builtin_names};
+pub use registry::{Plugin, Plugins, SECOND_CHANCE, builtin_names, give_second_chances};
 
 /// The built-in policies, compiled from `plugins/` by the build script: name and component or core module, by name.
 mod builtin {

@@ -15,7 +15,7 @@ use super::generation::{ContentHash, Generation, LoadError, Origin};
 use crate::config::checked;
 
 /// A generation in quarantine that nothing could replace is given another chance after this time.
-const SECOND_CHANCE: Duration = Duration::from_secs(30);
+pub const SECOND_CHANCE: Duration = Duration::from_secs(30);
 
 /// A policy by name, whichever generation of it is in force.
 pub struct Plugin {
@@ -68,7 +68,7 @@ impl Plugin {
     /// Counts a guest's fault; enough of them within 10 s put its generation in quarantine.
     pub fn fault(&self, generation: &Arc<Generation>, fault: &Fault) {
         let threshold = generation.engine.limits.faults as usize;
-        let recorded = generation.faults.record(fault.kind, Instant::now());
+        let recorded = generation.faults.record(fault.kind, fault.weight, Instant::now());
         if recorded.log {
             tracing::warn!(target: "heddle::plugin", policy = %self.name, generation = generation.number,
                 "{fault}; the proxy decides by itself for now");
@@ -101,21 +101,32 @@ impl Plugin {
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Brings a new generation into force and remembers the one before.
+    /// Brings a new generation into force and remembers the one before: the one that was in force if it has decided
+    /// without fault, so that several bad ones in a row leave the last good one where it is.
     fn replace(&self, generation: Arc<Generation>) {
         let mut history = self.history();
-        history.last_good = self.current();
+        if let Some(before) = self.current()
+            && (history.last_good.is_none() || before.is_proven(Instant::now()))
+        {
+            history.last_good = Some(before);
+        }
         history.quarantined = None;
         self.put(Some(generation));
     }
 
+    /// What was brought back could only be a file that is gone by now.
+    fn forget_last_good(&self) {
+        self.history().last_good = None;
+    }
+
     fn second_chance(&self, now: Instant) {
         let mut history = self.history();
-        if history.quarantined.as_ref().is_some_and(|(_, since)| now.duration_since(*since) >= SECOND_CHANCE)
+        if history.quarantined.as_ref().is_some_and(|(_, since)| now.saturating_duration_since(*since) >= SECOND_CHANCE)
             && let Some((generation, _)) = history.quarantined.take()
         {
             tracing::warn!(target: "heddle::plugin", policy = %self.name, generation = generation.number,
                 "out of quarantine, as nothing could replace it");
+            generation.faults.forgive();
             self.put(Some(generation));
         }
     }
@@ -177,8 +188,11 @@ impl Plugins {
         let plugin = self.plugin(name);
         if let Some(bytes) = builtin_bytes(name) {
             match self.load_into(&plugin, bytes, Origin::BuiltIn) {
-                Ok(generation) => tracing::info!(target: "heddle::plugin", policy = name,
-                    generation = generation.number, "its file is gone: back to the built-in policy"),
+                Ok(generation) => {
+                    plugin.forget_last_good();
+                    tracing::info!(target: "heddle::plugin", policy = name, generation = generation.number,
+                        "its file is gone: back to the built-in policy");
+                }
                 Err(error) => tracing::error!(target: "heddle::plugin", policy = name,
                     "its file is gone, and the built-in policy cannot take over ({error}): it stays in force"),
             }
@@ -192,9 +206,8 @@ impl Plugins {
         }
     }
 
-    /// Gives generations that nothing could replace another chance.
-    pub fn second_chances(&self) {
-        let now = Instant::now();
+    /// Gives generations that nothing could replace another chance, [`SECOND_CHANCE`] after they were put out of force.
+    pub fn second_chances(&self, now: Instant) {
         for plugin in self.all() {
             plugin.second_chance(now);
         }
@@ -238,6 +251,14 @@ impl Plugins {
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<Arc<str>, Arc<Plugin>>> {
         self.plugins.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Gives second chances for ever.
+pub async fn give_second_chances(plugins: Arc<Plugins>) {
+    loop {
+        tokio::time::sleep(SECOND_CHANCE / 10).await;
+        plugins.second_chances(Instant::now());
     }
 }
 
