@@ -79,3 +79,24 @@ fn with_causes(mut text: String, mut cause: Option<&(dyn Error + 'static)>) -> S
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Link {
+        text: &'static str,
+        source: Option<Box<Link>>,
+    }
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let chain = ["transport error", "tcp connect error", "refused"].into_iter().rev();
+        let chain = chain.fold(None, |source, text| Some(Box::new(Link { text, source })));
+        let chain = chain.as_deref().map(|link| link as &(dyn Error + 'static));
+        assert_eq!(with_causes("tcp connect error".into(), chain), "tcp connect error: refused");
+        assert_eq!(with_causes("no leader".into(), None), "no leader");
+    }
+}
