@@ -14,7 +14,7 @@ use crate::service::Snapshot;
 
 wasmtime::component::bindgen!({ world: "balancer", path: "../plugin-sdk/wit" });
 
-use heddle::policy::{clock, load, log, request, types};
+use self::heddle::policy::{clock, load, log, request, types};
 
 /// Lines that all instances of a generation together may log within a second.
 const LINES_A_SECOND: u64 = 10;
