@@ -1,6 +1,6 @@
 //! The plugins folder: every way in which a file can come, change and go.
 
-#[path = "support/plugins.rs"]
+#[path = "support/plugins/mod.rs"]
 mod support;
 
 use std::fs;

@@ -1,6 +1,6 @@
 //! Guests of every published version of the contract run: as core modules, and as finished components.
 
-#[path = "support/plugins.rs"]
+#[path = "support/plugins/mod.rs"]
 mod support;
 
 use std::fs;

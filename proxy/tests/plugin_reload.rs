@@ -1,11 +1,9 @@
 //! Under load a reload loses no request and leaves no memory behind, whatever is loaded.
 
-#[path = "support/reload.rs"]
-mod reload;
-#[path = "support/plugins.rs"]
+#[path = "support/plugins/mod.rs"]
 mod support;
 
-use reload::{REPLACEMENTS, REQUESTS, run};
+use support::reload::{REPLACEMENTS, REQUESTS, run};
 
 #[test]
 fn a_hundred_replacements_lose_no_request_and_no_memory() {

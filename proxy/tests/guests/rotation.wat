@@ -1,7 +1,7 @@
 ;; A balancer written by hand: rotation over the slots, as many as there are endpoints.
 ;;
 ;; The other guests of the tests are made of this one: each function of the contract begins with a mark, its name as a
-;; comment, and `support/plugins.rs` puts there what a guest does instead of, or before, what follows.
+;; comment, and `support/plugins/guests.rs` puts there what a guest does instead of, or before, what follows.
 (module
   (import "heddle:policy/request@0.1.0" "path" (func $path (param $to i32)))
   (import "heddle:policy/clock@0.1.0" "now-micros" (func $now (result i64)))

@@ -1,19 +1,17 @@
 //! One plugin replaced a hundred times while requests go on, through the real binary.
 
-use std::cell::RefCell;
 use std::fs;
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::SocketAddr;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
-use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use tempfile::TempDir;
 
-use super::support::{DEADLINE, guest, instead, on_path, wait_until};
+use super::guests::{guest, instead, on_path};
+use super::process::{Client, Proxy, serve};
+use super::wait::{DEADLINE, wait_until};
 
 /// Requests in all, while the plugin is replaced.
 pub const REQUESTS: usize = 50_000;
@@ -71,7 +69,7 @@ pub fn run() -> Outcome {
         // Each way to go wrong once, and the good one again: what is needed once is not a leak.
         for number in 1..=6 {
             load.wait_for_more(500);
-            proxy.replace(&file, number, &load);
+            replace_and_wait(&proxy, &file, number, &load);
         }
         load.wait_for_more(5_000);
         let before = proxy.memory();
@@ -79,14 +77,14 @@ pub fn run() -> Outcome {
         let mut peak = 0;
         for number in 7..7 + REPLACEMENTS {
             load.wait_for_more(REQUESTS / REPLACEMENTS);
-            proxy.replace(&file, number, &load);
+            replace_and_wait(&proxy, &file, number, &load);
             peak = peak.max(proxy.memory());
         }
         load.wait_for_more(500);
         while load.done.load(Relaxed) < begun + REQUESTS {
             load.wait_for_more(100);
         }
-        proxy.replace(&file, 6 * REPLACEMENTS, &load);
+        replace_and_wait(&proxy, &file, 6 * REPLACEMENTS, &load);
         load.wait_for_more(5_000);
         let start = Instant::now();
         while proxy.memory() > before + before / 10 && start.elapsed() < DEADLINE {
@@ -151,41 +149,6 @@ fn replace(file: &Path, content: &[u8]) {
     fs::rename(part, file).unwrap();
 }
 
-/// A server that answers every request alike.
-fn serve() -> SocketAddr {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    thread::spawn(move || {
-        for stream in listener.incoming().map_while(Result::ok) {
-            thread::spawn(move || {
-                let mut stream = BufReader::new(stream);
-                while read_head(&mut stream).is_some_and(|head| !head.is_empty()) {
-                    let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
-                    if stream.get_mut().write_all(answer).is_err() {
-                        return;
-                    }
-                }
-            });
-        }
-    });
-    address
-}
-
-/// The lines of a message's head; none at the connection's end.
-fn read_head(stream: &mut BufReader<TcpStream>) -> Option<Vec<String>> {
-    let mut lines = Vec::new();
-    loop {
-        let mut line = String::new();
-        if stream.read_line(&mut line).ok()? == 0 {
-            return None;
-        }
-        match line.trim_end() {
-            "" => return Some(lines),
-            line => lines.push(line.to_owned()),
-        }
-    }
-}
-
 /// Requests that go on until they are told to stop.
 #[derive(Default)]
 struct Load {
@@ -202,101 +165,25 @@ impl Load {
     /// Sends one request after the other; how long each took, and what went wrong.
     fn client(&self, address: SocketAddr) -> (Vec<Duration>, Vec<String>) {
         let (mut times, mut failures) = (Vec::new(), Vec::new());
-        #[allow(clippy::disallowed_methods, reason = "a client with a thread of its own")]
-        let stream = TcpStream::connect(address).unwrap();
-        stream.set_nodelay(true).unwrap();
-        stream.set_read_timeout(Some(DEADLINE)).unwrap();
-        let mut stream = BufReader::new(stream);
+        let mut client = Client::new(address);
         while !self.stop.load(Relaxed) {
             let start = Instant::now();
-            stream.get_mut().write_all(b"GET /go HTTP/1.1\r\nHost: users\r\n\r\n").unwrap();
-            let Some(head) = read_head(&mut stream) else {
-                failures.push("the connection ended".into());
-                break;
-            };
-            let length = head.iter().find_map(|line| {
-                let (name, value) = line.split_once(':')?;
-                name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse().unwrap())
-            });
-            let mut body = vec![0; length.unwrap_or(0)];
-            stream.read_exact(&mut body).unwrap();
+            failures.extend(client.get("users", "/go").err());
             times.push(start.elapsed());
-            if !head[0].starts_with("HTTP/1.1 200") {
-                failures.push(format!("{head:?} {}", String::from_utf8_lossy(&body)));
-            }
             self.done.fetch_add(1, Relaxed);
         }
         (times, failures)
     }
 }
 
-/// The proxy's process.
-struct Proxy {
-    process: Child,
-    address: SocketAddr,
-    lines: Receiver<String>,
-    seen: RefCell<Vec<String>>,
-}
-
-impl Proxy {
-    fn start(config: &Path) -> Self {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_heddle"));
-        command.args(["run", "--config"]).arg(config).env("HEDDLE_LOG", "info").env("NO_COLOR", "1");
-        let mut process = command.stderr(Stdio::piped()).spawn().unwrap();
-        let (sender, lines) = channel();
-        let log = BufReader::new(process.stderr.take().unwrap());
-        thread::spawn(move || log.lines().map_while(Result::ok).try_for_each(|line| sender.send(line)));
-        let mut proxy =
-            Self { process, address: SocketAddr::from(([127, 0, 0, 1], 0)), lines, seen: RefCell::default() };
-        let line = proxy.wait_for_line("listening on ");
-        proxy.address = line.rsplit(' ').next().unwrap().parse().unwrap();
-        proxy
+/// Puts the plugin of this number in the file's place, and waits until it has come into force or was refused, and for
+/// those that are at fault until they are out of force again.
+fn replace_and_wait(proxy: &Proxy, file: &Path, number: usize, load: &Load) {
+    let kind = number % 6;
+    replace(file, &variant(kind, number));
+    proxy.wait_for_line(if kind == 1 { "refused: " } else { "loaded from" });
+    if (2..=4).contains(&kind) {
+        proxy.wait_for_line("in quarantine");
     }
-
-    /// Waits for the next line with this part.
-    fn wait_for_line(&self, part: &str) -> String {
-        loop {
-            let line = self.lines.recv_timeout(DEADLINE);
-            let line = line.unwrap_or_else(|_| panic!("no line with {part:?} after {:#?}", self.seen.borrow()));
-            self.seen.borrow_mut().push(line.clone());
-            if line.contains(part) {
-                return line;
-            }
-        }
-    }
-
-    /// Puts the plugin of this number in the file's place, and waits until it has come into force or was refused, and
-    /// for those that are at fault until they are out of force again.
-    fn replace(&self, file: &Path, number: usize, load: &Load) {
-        let kind = number % 6;
-        replace(file, &variant(kind, number));
-        self.wait_for_line(if kind == 1 { "refused: " } else { "loaded from" });
-        if (2..=4).contains(&kind) {
-            self.wait_for_line("in quarantine");
-        }
-        load.wait_for_more(CLIENTS);
-    }
-
-    /// Resident memory in KiB.
-    fn memory(&self) -> u64 {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.process.id())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-        line.trim_end_matches("kB").trim().parse().unwrap()
-    }
-
-    /// All lines of the log.
-    fn stop(mut self) -> Vec<String> {
-        self.process.kill().unwrap();
-        self.process.wait().unwrap();
-        let mut lines = self.seen.take();
-        lines.extend(self.lines.iter());
-        lines
-    }
-}
-
-impl Drop for Proxy {
-    fn drop(&mut self) {
-        let _ended_already = self.process.kill();
-        let _ = self.process.wait();
-    }
+    load.wait_for_more(CLIENTS);
 }
