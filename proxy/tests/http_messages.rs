@@ -5,7 +5,6 @@ mod http;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
-use std::thread;
 
 use http::{DEADLINE, Endpoint, Message, OK, Proxy, bytes, wait_until};
 use sha2::{Digest, Sha256};
