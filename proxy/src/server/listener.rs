@@ -121,21 +121,24 @@ impl Bound {
 pub async fn accept(worker: Rc<Worker>, part: Part) -> io::Result<()> {
     let socket = TcpListener::from_std(part.socket)?;
     loop {
-        let Ok(permit) = part.permits.clone().acquire_owned().await else { return Ok(()) };
         match socket.accept().await {
-            Ok((stream, client)) => match less_loaded(&worker.shared, worker.number) {
-                None => start(&worker, part.listener.clone(), stream, client, permit),
-                Some(other) => {
-                    let stream = stream.into_std()?;
-                    let accepted = Accepted { listener: part.listener.clone(), stream, client, permit };
-                    if let Some(sender) = part.workers.get(other) {
-                        count(&worker.shared, other, 1);
-                        if sender.send(accepted).is_err() {
-                            count(&worker.shared, other, -1);
+            Ok((stream, client)) => {
+                // A worker that took its permit before there is a connection would keep it from the others.
+                let Ok(permit) = part.permits.clone().acquire_owned().await else { return Ok(()) };
+                match less_loaded(&worker.shared, worker.number) {
+                    None => start(&worker, part.listener.clone(), stream, client, permit),
+                    Some(other) => {
+                        let stream = stream.into_std()?;
+                        let accepted = Accepted { listener: part.listener.clone(), stream, client, permit };
+                        if let Some(sender) = part.workers.get(other) {
+                            count(&worker.shared, other, 1);
+                            if sender.send(accepted).is_err() {
+                                count(&worker.shared, other, -1);
+                            }
                         }
                     }
                 }
-            },
+            }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
                 tracing::error!(target: "heddle::server", listener = %part.listener.address, "cannot accept: {error}");
