@@ -118,7 +118,8 @@ pub fn forward(headers: &mut HeaderMap, how: Forwarded, client: SocketAddr, host
                 SocketAddr::V4(client) => format!("for={}", client.ip()),
                 SocketAddr::V6(client) => format!("for=\"[{}]\"", client.ip()),
             };
-            if let Some(host) = host {
+            // A Host that would have to be escaped is none (RFC 3986, 3.2.2).
+            if let Some(host) = host.filter(|host| host.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')) {
                 let _writing_to_a_string_cannot_fail = write!(value, ";host=\"{host}\"");
             }
             value.push_str(";proto=http");
@@ -196,6 +197,10 @@ mod tests {
         forward(&mut map, Forwarded::Standard, client, Some("users"));
         let values: Vec<_> = map.get_all(FORWARDED).iter().collect();
         assert_eq!(values, ["for=10.0.0.1", "for=\"[2001:db8::1]\";host=\"users\";proto=http"]);
+
+        let mut map = HeaderMap::new();
+        forward(&mut map, Forwarded::Standard, client, Some("a\";for=\"10.0.0.1"));
+        assert_eq!(map[FORWARDED], "for=\"[2001:db8::1]\";proto=http");
 
         let mut map = headers(&[("x-forwarded-for", "10.0.0.1"), ("x-forwarded-host", "forged")]);
         forward(&mut map, Forwarded::Legacy, client, None);
