@@ -80,7 +80,8 @@ pub fn strip_expect(headers: &mut HeaderMap) {
 pub struct Signature {
     /// The proxy's name in `Via`.
     name: String,
-    http1: HeaderValue,
+    http10: HeaderValue,
+    http11: HeaderValue,
     http2: HeaderValue,
 }
 
@@ -91,7 +92,7 @@ impl Signature {
         let token =
             !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
         token.then_some(())?;
-        Some(Self { name: name.to_owned(), http1: value("1.1")?, http2: value("2")? })
+        Some(Self { name: name.to_owned(), http10: value("1.0")?, http11: value("1.1")?, http2: value("2")? })
     }
 
     /// Whether the message has been through this proxy.
@@ -104,7 +105,11 @@ impl Signature {
 
     /// Appends this proxy to `Via`.
     pub fn sign(&self, headers: &mut HeaderMap, version: http::Version) {
-        let value = if version == http::Version::HTTP_2 { &self.http2 } else { &self.http1 };
+        let value = match version {
+            http::Version::HTTP_2 => &self.http2,
+            http::Version::HTTP_10 => &self.http10,
+            _ => &self.http11,
+        };
         headers.append(VIA, value.clone());
     }
 }
