@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 
@@ -68,6 +68,21 @@ pub fn takes_trailers(headers: &HeaderMap) -> bool {
     headers.get(TE).is_some_and(|value| {
         value.as_bytes().split(|byte| *byte == b',').any(|coding| coding.trim_ascii().eq_ignore_ascii_case(b"trailers"))
     })
+}
+
+/// Joins the pieces that HTTP/2 may cut `Cookie` into: HTTP/1.1 has one such header at most (RFC 9113, 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut pieces = headers.get_all(COOKIE).iter();
+    if let (Some(first), Some(_)) = (pieces.next(), pieces.next()) {
+        let mut joined = first.as_bytes().to_vec();
+        for piece in headers.get_all(COOKIE).iter().skip(1) {
+            joined.extend_from_slice(b"; ");
+            joined.extend_from_slice(piece.as_bytes());
+        }
+        if let Ok(joined) = HeaderValue::try_from(joined) {
+            headers.insert(COOKIE, joined);
+        }
+    }
 }
 
 /// Removes the client's `Expect`: the proxy asks for the body itself, once there is a connection to send it on.
@@ -182,6 +197,13 @@ mod tests {
         let mut left: Vec<&str> = map.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
         assert_eq!(left, ["host", "x-kept"]);
+    }
+
+    #[test]
+    fn cookies_are_one_header() {
+        let mut map = headers(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        join_cookies(&mut map);
+        assert_eq!(map.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
     }
 
     #[test]

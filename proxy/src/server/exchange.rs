@@ -25,7 +25,7 @@ use super::worker::{LocalService, Worker};
 use crate::config::checked::{Forwarded, Listener, UpstreamProtocol};
 use crate::policy::Facts;
 use crate::proto::body::Stream;
-use crate::proto::headers::{forward, strip_expect, strip_hop_by_hop, takes_trailers};
+use crate::proto::headers::{forward, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers};
 use crate::proto::{Body, BodyError, Request, Response};
 use crate::service::ServiceStats;
 use crate::timer::Timers;
@@ -149,6 +149,9 @@ fn prepare_request(head: &mut Parts, connection: &Connection, protocol: Upstream
     if trailers {
         // The one value that HTTP/2 knows (RFC 9113, 8.2.2); gRPC servers ask for it.
         head.headers.insert(TE, HeaderValue::from_static("trailers"));
+    }
+    if head.version == Version::HTTP_2 && protocol == UpstreamProtocol::Http1 {
+        join_cookies(&mut head.headers);
     }
     connection.worker.shared.signature.sign(&mut head.headers, head.version);
     if connection.listener.forwarded != Forwarded::Off {
