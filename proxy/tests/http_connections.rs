@@ -1,5 +1,7 @@
 //! Connections of clients and to endpoints: kept, put away, given up, counted, timed out, and ended at a stop.
 
+#![cfg(test)]
+
 #[path = "support/http.rs"]
 mod http;
 

@@ -1,5 +1,7 @@
 //! Messages on their way through: framing, bodies, trailers, interim responses, and what is not HTTP.
 
+#![cfg(test)]
+
 #[path = "support/http.rs"]
 mod http;
 

@@ -1,5 +1,7 @@
 //! Where requests go, what the proxy changes in them on the way, and what it refuses.
 
+#![cfg(test)]
+
 #[path = "support/http.rs"]
 mod http;
 

@@ -1,5 +1,7 @@
 //! A plugin cannot take traffic down: whatever a guest does, each request has an answer.
 
+#![cfg(test)]
+
 #[path = "support/plugins/mod.rs"]
 mod support;
 

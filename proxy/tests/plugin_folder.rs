@@ -1,5 +1,7 @@
 //! The plugins folder: every way in which a file can come, change and go.
 
+#![cfg(test)]
+
 #[path = "support/plugins/mod.rs"]
 mod support;
 

@@ -1,5 +1,7 @@
 //! Guests of every published version of the contract run: as core modules, and as finished components.
 
+#![cfg(test)]
+
 #[path = "support/plugins/mod.rs"]
 mod support;
 

@@ -1,5 +1,7 @@
 //! Under load a reload loses no request and leaves no memory behind, whatever is loaded.
 
+#![cfg(test)]
+
 #[path = "support/plugins/mod.rs"]
 mod support;
 
