@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::exchange::{self, Connection};
+use super::worker::Worker;
 use crate::proto::body::Stream;
 use crate::proto::{Body, BodyError, Request, Response};
 
@@ -27,6 +28,9 @@ const PARKED_AFTER: Duration = Duration::from_millis(200);
 
 /// The most that is read ahead; a request head that needs more is refused with 431.
 const BUFFER: usize = 64 * 1024;
+
+/// How long a client may go on sending what nobody reads any more.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,6 +41,16 @@ enum Phase {
     Head,
     /// A request is being served.
     Busy,
+}
+
+/// How serving a connection ended.
+enum Ended {
+    /// All that was asked for is answered, and the client knows that there is no more.
+    Served,
+    /// Nothing has happened for a while.
+    Idle,
+    /// It took too long, or the proxy stops.
+    GivenUp,
 }
 
 /// What the parts of a connection tell its task.
@@ -110,14 +124,14 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
     let mut phase = Phase::Busy;
     let mut deadline = worker.timers.deadline(PARKED_AFTER);
     let mut draining = false;
-    let parked = poll_fn(|cx| {
+    let ended = poll_fn(|cx| {
         if Pin::new(&mut served).poll(cx).is_ready() {
-            return Poll::Ready(false);
+            return Poll::Ready(Ended::Served);
         }
         let now = activity.phase();
         if worker.is_draining() {
             if now != Phase::Busy {
-                return Poll::Ready(false);
+                return Poll::Ready(Ended::GivenUp);
             }
             if !draining {
                 draining = true;
@@ -138,16 +152,45 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
             deadline.reset(limit);
         }
         ready!(deadline.poll_passed(cx));
-        Poll::Ready(now == Phase::Idle && !activity.unread_body.get())
+        let idle = now == Phase::Idle && !activity.unread_body.get();
+        Poll::Ready(if idle { Ended::Idle } else { Ended::GivenUp })
     })
     .await;
-    if !parked {
-        return None;
-    }
     let parts = served.into_parts();
     let mut io = parts.io.into_inner();
-    io.read_ahead = parts.read_buf;
-    Some(io)
+    match ended {
+        Ended::Idle => {
+            io.read_ahead = parts.read_buf;
+            return Some(io);
+        }
+        Ended::Served if activity.unread_body.get() || activity.head_begun.get() => {
+            linger(worker, &mut io.stream).await;
+        }
+        Ended::Served | Ended::GivenUp => {}
+    }
+    None
+}
+
+/// Takes what a client still sends whose request was answered before its end. Were the socket closed instead, the
+/// client would be told that the connection was reset, and might never see the answer (RFC 9112, 9.6).
+async fn linger(worker: &Worker, stream: &mut TcpStream) {
+    let mut deadline = worker.timers.deadline(LINGER);
+    let mut buffer = vec![0; 16 * 1024];
+    poll_fn(|cx| {
+        while !worker.is_draining() {
+            let mut taken = ReadBuf::new(&mut buffer);
+            match pin!(&mut *stream).poll_read(cx, &mut taken) {
+                Poll::Ready(Ok(())) if !taken.filled().is_empty() => {}
+                Poll::Ready(_) => break,
+                Poll::Pending => return deadline.poll_passed(cx),
+            }
+            if deadline.poll_passed(cx).is_ready() {
+                break;
+            }
+        }
+        Poll::Ready(())
+    })
+    .await;
 }
 
 async fn exchange_of(connection: Rc<Connection>, open: Open, request: http::Request<Incoming>) -> Response {
