@@ -55,7 +55,7 @@ enum Ended {
 
 /// What the parts of a connection tell its task.
 #[derive(Default)]
-struct Activity {
+pub(super) struct Activity {
     /// Bytes have arrived since the last request's head was complete.
     head_begun: Cell<bool>,
     /// Requests, and bodies of requests and responses, that have not ended.
@@ -67,6 +67,11 @@ struct Activity {
 }
 
 impl Activity {
+    /// Whether anything is being served.
+    pub(super) fn is_busy(&self) -> bool {
+        self.open.get() > 0
+    }
+
     fn phase(&self) -> Phase {
         if self.open.get() > 0 || self.write_blocked.get() {
             Phase::Busy
@@ -79,12 +84,20 @@ impl Activity {
 }
 
 /// Something that keeps a connection busy.
-struct Open(Rc<Activity>);
+pub(super) struct Open(Rc<Activity>);
 
 impl Open {
-    fn new(activity: &Rc<Activity>) -> Self {
+    pub(super) fn new(activity: &Rc<Activity>) -> Self {
         activity.open.set(activity.open.get() + 1);
         Self(activity.clone())
+    }
+
+    /// The response, which keeps the connection busy until its body has ended.
+    pub(super) fn until_end_of(self, response: Response) -> Response {
+        response.map(|body| match body {
+            Body::Stream(stream) => Body::Stream(Box::pin(ResponseBody { stream, _open: self })),
+            body => body,
+        })
     }
 }
 
@@ -199,12 +212,7 @@ async fn exchange_of(connection: Rc<Connection>, open: Open, request: http::Requ
         Body::Stream(stream) => Body::Stream(Box::pin(RequestBody { stream, ended: false, open: Open::new(&open.0) })),
         body => body,
     };
-    let (head, body) = exchange::serve(connection, Request::from_parts(head, body)).await.into_parts();
-    let body = match body {
-        Body::Stream(stream) => Body::Stream(Box::pin(ResponseBody { stream, _open: open })),
-        body => body,
-    };
-    Response::from_parts(head, body)
+    open.until_end_of(exchange::serve(connection, Request::from_parts(head, body)).await)
 }
 
 /// hyper's body as ours.
