@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
@@ -84,7 +84,6 @@ pub struct Generation {
     /// When it was loaded, which is zero on its guests' clock.
     pub loaded: Instant,
     pub faults: FaultLog,
-    pub timing: Timing,
     pub(super) engine: Arc<Engine>,
     pub(super) pre: BalancerPre<State>,
 }
@@ -92,25 +91,6 @@ pub struct Generation {
 impl fmt::Debug for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} generation {} ({}, {})", self.policy, self.number, self.hash, self.origin)
-    }
-}
-
-/// How long decisions take, from a sample of them.
-#[derive(Debug, Default)]
-pub struct Timing {
-    nanos: AtomicU64,
-    decisions: AtomicU64,
-}
-
-impl Timing {
-    pub fn observe(&self, duration: Duration) {
-        self.nanos.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Relaxed);
-        self.decisions.fetch_add(1, Relaxed);
-    }
-
-    /// Time in all, in seconds, and the number of decisions that took it.
-    pub fn total(&self) -> (f64, u64) {
-        (self.nanos.load(Relaxed) as f64 / 1e9, self.decisions.load(Relaxed))
     }
 }
 
@@ -150,7 +130,6 @@ impl Generation {
             origin,
             loaded: Instant::now(),
             faults: FaultLog::default(),
-            timing: Timing::default(),
             engine: engine.clone(),
             pre,
         });
