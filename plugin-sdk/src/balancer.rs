@@ -38,6 +38,7 @@ pub struct Instance<B> {
     endpoints: Endpoints,
 }
 
+#[allow(missing_docs, reason = "the calls of the contract, which documents them")]
 impl<B: Balancer> Instance<B> {
     pub fn new(config: &str, seed: u64) -> Result<Self, String> {
         Ok(Self { balancer: B::new(Config::new(config), seed)?, endpoints: Endpoints::default() })

@@ -1,15 +1,17 @@
 //! The contract in `wit/policy.wit`, as wit-bindgen gives it.
 //!
-//! Each world is generated with `pub_export_macro`: what a world exports is then described by a section that its export
-//! macro emits, in the guest's crate. A guest of one world thus carries the exports of that world alone; the imports of
-//! all three, which are described here, are left out of the component where the guest does not call them.
-#![allow(unsafe_code, missing_docs, reason = "generated: the canonical ABI passes raw pointers")]
+//! Each world is generated with `pub_export_macro`: all that a world imports and exports is then described by a section
+//! that its export macro emits, in the guest's crate. A guest of one world thus exports that world alone, though the
+//! imports of all three may be described beside it: those that it does not call are left out of its component, but for
+//! the interface `types`, which holds no function.
+#![allow(unsafe_code, missing_docs, clippy::mem_forget, reason = "generated: the canonical ABI passes raw pointers")]
 
 pub mod balancer {
     wit_bindgen::generate!({
         path: "wit",
         world: "heddle:policy/balancer",
         pub_export_macro: true,
+        disable_custom_section_link_helpers: true,
         default_bindings_module: "heddle_plugin::bindings::balancer",
         runtime_path: "heddle_plugin::bindings::rt",
     });
@@ -20,6 +22,7 @@ pub mod retry_policy {
         path: "wit",
         world: "heddle:policy/retry-policy",
         pub_export_macro: true,
+        disable_custom_section_link_helpers: true,
         default_bindings_module: "heddle_plugin::bindings::retry_policy",
         runtime_path: "heddle_plugin::bindings::rt",
         with: {
@@ -35,6 +38,7 @@ pub mod circuit_breaker {
         path: "wit",
         world: "heddle:policy/circuit-breaker",
         pub_export_macro: true,
+        disable_custom_section_link_helpers: true,
         default_bindings_module: "heddle_plugin::bindings::circuit_breaker",
         runtime_path: "heddle_plugin::bindings::rt",
         with: {

@@ -32,6 +32,7 @@ pub struct Instance<C> {
     endpoints: Registered,
 }
 
+#[allow(missing_docs, reason = "the calls of the contract, which documents them")]
 impl<C: CircuitBreaker> Instance<C> {
     pub fn new(config: &str, seed: u64) -> Result<Self, String> {
         Ok(Self { breaker: C::new(Config::new(config), seed)?, endpoints: Registered::default() })

@@ -40,3 +40,28 @@ impl<'a> Config<'a> {
         serde_json::from_str(self.0).map_err(|error| error.to_string())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Config;
+
+    #[test]
+    fn an_empty_object_is_empty_with_any_space() {
+        for json in ["{}", " { } ", "{\n\t}\n"] {
+            assert_eq!(Config::new(json).expect_empty(), Ok(()), "{json}");
+        }
+    }
+
+    #[test]
+    fn anything_else_is_refused() {
+        for json in ["", "[]", "{", "}", "null", r#"{"a": {}}"#, "{}{}"] {
+            assert!(Config::new(json).expect_empty().is_err(), "{json}");
+        }
+    }
+
+    #[test]
+    fn a_mistake_is_told_with_its_place() {
+        let refusal = Config::new("{\"a\": x}").parse::<std::collections::HashMap<String, u32>>();
+        assert_eq!(refusal, Err("expected value at line 1 column 7".to_owned()));
+    }
+}

@@ -121,7 +121,9 @@ impl Registered {
             if index >= self.by_slot.len() {
                 self.by_slot.resize_with(index + 1, || None);
             }
-            if self.by_slot[index].replace(record.into()).is_none() {
+            if let Some(place) = self.by_slot.get_mut(index)
+                && place.replace(record.into()).is_none()
+            {
                 self.len += 1;
             }
         }
@@ -213,5 +215,70 @@ impl Index<Slot> for PerSlot {
 
     fn index(&self, slot: Slot) -> &u32 {
         self.0.get(slot.index()).unwrap_or(&0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Endpoints, Slot};
+    use crate::bindings::EndpointRecord;
+
+    fn record(slot: u32, address: &str) -> EndpointRecord {
+        EndpointRecord {
+            slot,
+            id: format!("test#{address}"),
+            address: address.to_owned(),
+            weight: 0,
+            order: 1,
+            metadata: vec![("zone".to_owned(), "a".to_owned())],
+        }
+    }
+
+    fn eligible(endpoints: &Endpoints) -> Vec<&str> {
+        endpoints.eligible().map(|endpoint| endpoint.address.as_str()).collect()
+    }
+
+    #[test]
+    fn bits_say_who_is_eligible_in_any_word() {
+        let mut endpoints = Endpoints::default();
+        endpoints.update(&[], vec![record(0, "a"), record(63, "b"), record(64, "c"), record(200, "d")]);
+        assert_eq!(eligible(&endpoints), Vec::<&str>::new());
+        endpoints.set_eligible(vec![1 << 63 | 1, 1]);
+        assert_eq!(eligible(&endpoints), ["a", "b", "c"]);
+        assert_eq!(endpoints.len(), 4);
+        assert!(endpoints.get(Slot(200)).is_some() && endpoints.get_eligible(Slot(200)).is_none());
+        assert!(endpoints.get_eligible(Slot(64)).is_some() && endpoints.get_eligible(Slot(65)).is_none());
+    }
+
+    #[test]
+    fn bits_of_slots_that_nobody_has_count_for_nothing() {
+        let mut endpoints = Endpoints::default();
+        endpoints.update(&[], vec![record(1, "a")]);
+        endpoints.set_eligible(vec![u64::MAX; 3]);
+        assert_eq!(eligible(&endpoints), ["a"]);
+        assert_eq!(endpoints.nth_eligible(5).map(|endpoint| endpoint.address.as_str()), Some("a"));
+    }
+
+    #[test]
+    fn an_endpoint_that_is_removed_is_not_eligible_and_its_successor_only_when_told() {
+        let mut endpoints = Endpoints::default();
+        endpoints.update(&[], vec![record(0, "a"), record(1, "b")]);
+        endpoints.set_eligible(vec![3]);
+        endpoints.update(&[1], vec![record(1, "c")]);
+        assert_eq!(eligible(&endpoints), ["a"]);
+        assert_eq!(endpoints.len(), 2);
+        endpoints.set_eligible(vec![3]);
+        assert_eq!(eligible(&endpoints), ["a", "c"]);
+        endpoints.update(&[0, 1, 7], Vec::new());
+        assert_eq!((endpoints.len(), endpoints.eligible_len()), (0, 0));
+        assert!(endpoints.nth_eligible(0).is_none());
+    }
+
+    #[test]
+    fn a_weight_is_at_least_1() {
+        let mut endpoints = Endpoints::default();
+        endpoints.update(&[], vec![record(0, "a")]);
+        let endpoint = endpoints.get(Slot(0)).expect("it was added");
+        assert_eq!((endpoint.weight, endpoint.metadata("zone"), endpoint.metadata("rack")), (1, Some("a"), None));
     }
 }

@@ -41,3 +41,45 @@ fn mix(mut bits: u64) -> u64 {
     bits = (bits ^ bits >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
     bits ^ bits >> 31
 }
+
+#[cfg(test)]
+mod tests {
+    use super::Random;
+    use crate::testing::fits;
+
+    /// The first numbers of the algorithm's reference implementation (`splitmix64.c`, Sebastiano Vigna) for this seed.
+    #[test]
+    fn the_numbers_are_those_of_splitmix64() {
+        let mut random = Random::new(1_234_567);
+        let numbers = [(); 3].map(|()| random.next_u64());
+        assert_eq!(numbers, [6_457_827_717_110_365_317, 3_203_168_211_198_807_973, 9_817_491_932_198_370_423]);
+    }
+
+    #[test]
+    fn numbers_below_a_bound_are_equally_likely() {
+        for bound in [1, 2, 3, 7, 100] {
+            let mut random = Random::new(bound);
+            let mut counts = vec![0; bound as usize];
+            for _ in 0..bound * 1000 {
+                counts[random.below(bound) as usize] += 1;
+            }
+            assert!(bound == 1 || fits(&counts, &vec![1; counts.len()]), "{bound}: {counts:?}");
+        }
+    }
+
+    #[test]
+    fn a_bound_that_rejects_half_of_the_draws_is_even() {
+        let mut random = Random::new(1);
+        let bound = (1 << 63) + 1;
+        let halves = (0..10_000).fold([0, 0], |mut halves, _| {
+            halves[usize::from(random.below(bound) > bound / 2)] += 1;
+            halves
+        });
+        assert!(fits(&halves, &[1, 1]), "{halves:?}");
+    }
+
+    #[test]
+    fn below_0_there_is_0() {
+        assert_eq!(Random::new(1).below(0), 0);
+    }
+}

@@ -22,6 +22,7 @@ pub trait RetryPolicy: Sized {
 /// A retry policy, in the contract's terms.
 pub struct Instance<R>(R);
 
+#[allow(missing_docs, reason = "the calls of the contract, which documents them")]
 impl<R: RetryPolicy> Instance<R> {
     pub fn new(config: &str, seed: u64) -> Result<Self, String> {
         R::new(Config::new(config), seed).map(Self)

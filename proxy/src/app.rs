@@ -214,16 +214,16 @@ fn run_worker(
         tokio::task::spawn_local(worker.clone().keep_house());
         let mut accepting = tokio::task::JoinSet::new();
         for part in parts {
-            let (worker, address) = (worker.clone(), part.listener.address);
+            let (worker, address, watcher) = (worker.clone(), part.listener.address, watcher.clone());
             accepting.spawn_local(async move {
-                if let Err(error) = accept(worker, part).await {
+                if let Err(error) = accept(worker, part, watcher).await {
                     tracing::error!(target: "heddle::server", listener = %address, "accepts no more: {error}");
                 }
             });
         }
         tokio::task::spawn_local(take_over(worker.clone(), handed));
         watcher.stopped().await;
-        accepting.shutdown().await;
+        while accepting.join_next().await.is_some() {}
         worker.drain();
         drain::until_idle(deadline, || worker.connections() == 0).await
     })

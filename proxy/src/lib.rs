@@ -17,6 +17,8 @@
 //! of a request our code takes no lock and moves nothing between threads. A control thread holds the registry, plugin
 //! loading and the admin server. Between them there are snapshots, version numbers and counters.
 
+#![forbid(unsafe_code)]
+
 pub mod admin;
 pub mod app;
 pub mod cli;

@@ -196,13 +196,15 @@ fn nothing_is_lost_between_the_reading_and_the_watch() {
 fn nothing_is_lost_to_a_compaction_between_the_reading_and_the_watch() {
     let etcd = Etcd::start();
     etcd.put("/services/users/a", A);
-    let held = Held::after_the_reading(&registry(&[&etcd.url()]));
+    let other = Relay::start(etcd.port());
+    let held = Held::after_the_reading(&registry(&[&etcd.url(), &other.url()]));
     etcd.put("/services/users/b", B);
     etcd.delete("/services/users/a");
     etcd.compact();
     let driver = held.go_on();
     driver.wait_for("users", &["10.0.0.2:80"]);
     connected(&driver);
+    assert_eq!(other.accepted(), 0, "that is no reason to leave the member");
     assert_eq!(driver.report().sources[0].relists, 2, "the watch came too late, and all was read again");
 }
 

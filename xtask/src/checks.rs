@@ -23,7 +23,7 @@ pub fn run_all(args: &[OsString]) -> Result<(), Failure> {
     if !args.is_empty() {
         return test(&path, args);
     }
-    let others = others()?;
+    let others = others();
     if component("fmt")? {
         run("format", &mut cargo(&["fmt", "--all", "--check"]))?;
         for other in &others {
@@ -87,14 +87,12 @@ fn native() -> PathBuf {
     step::target().join("plugins")
 }
 
-fn others() -> Result<Vec<Other>, Failure> {
-    let examples = root().join("examples");
-    let entries = fs::read_dir(&examples).map_err(|error| Failure::new(format!("{}: {error}", examples.display())))?;
-    let mut folders: Vec<PathBuf> =
-        entries.flatten().map(|entry| entry.path()).filter(|path| is_package(path)).collect();
+fn others() -> Vec<Other> {
+    let examples = fs::read_dir(root().join("examples")).into_iter().flatten().flatten().map(|entry| entry.path());
+    let mut folders: Vec<PathBuf> = examples.filter(|path| is_package(path)).collect();
     folders.push(root().join("plugins"));
     folders.sort();
-    Ok(folders.into_iter().map(|folder| Other { name: name(&folder), folder }).collect())
+    folders.into_iter().map(|folder| Other { name: name(&folder), folder }).collect()
 }
 
 fn is_package(folder: &Path) -> bool {

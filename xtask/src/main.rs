@@ -19,7 +19,7 @@ usage: cargo xtask COMMAND
   demo [ARGS]          set up what is missing, then run `heddle demo ARGS`
   test [ARGS]          set up what is missing, also for the tests, then check everything as CI does;
                        with ARGS only the tests of proxy and xtask, given ARGS as `cargo test` is
-  plugin FOLDER INTO   set up what is missing, then compile the plugin in FOLDER to INTO/<name of FOLDER>.wasm
+  plugin FOLDER INTO   set up what is missing, then compile the plugin in FOLDER to INTO/<name of its package>.wasm
 
 In need of packages, these call apt-get as root or through sudo.";
 

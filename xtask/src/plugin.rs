@@ -7,12 +7,13 @@ use crate::setup;
 use crate::step::{self, Failure};
 use crate::toolchain::TARGET;
 
-/// Compiles the package in `folder` to a module of the folder's name in `into`.
+/// Compiles the package in `folder` to a module of the package's name in `into`.
 pub fn run(folder: &Path, into: &Path) -> Result<(), Failure> {
     let failed = |what: &Path, error| Failure::new(format!("{}: {error}", what.display()));
     let folder = folder.canonicalize().map_err(|error| failed(folder, error))?;
-    let name = folder.file_name().and_then(|name| name.to_str());
-    let name = name.ok_or_else(|| Failure::new(format!("{}: not a plugin's name", folder.display())))?;
+    let manifest = folder.join("Cargo.toml");
+    let text = fs::read_to_string(&manifest).map_err(|error| failed(&manifest, error))?;
+    let name = package_name(&text).ok_or_else(|| Failure::new(format!("{}: no name", manifest.display())))?;
     let target = step::target().join("wasm-plugins");
 
     let toolchain = setup::for_build()?;
@@ -27,4 +28,9 @@ pub fn run(folder: &Path, into: &Path) -> Result<(), Failure> {
     fs::rename(&part, &place).map_err(|error| failed(&place, error))?;
     step::say(&format!("{} is ready", place.display()));
     Ok(())
+}
+
+/// The first name in a manifest, which is the package's where it is written as `cargo new` does.
+fn package_name(manifest: &str) -> Option<&str> {
+    manifest.lines().find_map(|line| line.strip_prefix("name = \"")?.strip_suffix('"'))
 }

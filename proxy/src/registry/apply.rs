@@ -77,6 +77,17 @@ struct Claim {
 }
 
 impl Claim {
+    fn new(origin: Origin, key: &Arc<[u8]>, order: u64, endpoint: &Endpoint) -> Self {
+        let registered = Registered {
+            id: format!("{}#{}", encode_key(key), endpoint.address),
+            address: endpoint.address.clone(),
+            weight: endpoint.weight,
+            order,
+            metadata: endpoint.metadata.clone(),
+        };
+        Self { origin, key: key.clone(), registered: Arc::new(registered) }
+    }
+
     fn rank(&self) -> (u64, Origin, &[u8]) {
         (self.registered.order, self.origin, &self.key)
     }
@@ -145,7 +156,7 @@ impl Catalog {
         let key: Arc<[u8]> = entry.key.into();
         let service: Arc<str> = announced.service.as_str().into();
         for endpoint in &announced.endpoints {
-            self.claim(origin, &key, &service, entry.order, endpoint, before);
+            self.claim(&service, Claim::new(origin, &key, entry.order, endpoint), before);
         }
         self.edits += 1;
         self.origin(origin).insert(key, Known { order: entry.order, announced });
@@ -166,17 +177,9 @@ impl Catalog {
         &mut self.origins[origin]
     }
 
-    fn claim(
-        &mut self,
-        origin: Origin,
-        key: &Arc<[u8]>,
-        service: &Arc<str>,
-        order: u64,
-        endpoint: &Endpoint,
-        before: &mut Before,
-    ) {
+    fn claim(&mut self, service: &Arc<str>, claim: Claim, before: &mut Before) {
         let addresses = self.services.entry(service.clone()).or_default();
-        let claims = match addresses.entry(endpoint.address.as_str().into()) {
+        let claims = match addresses.entry(claim.registered.address.as_str().into()) {
             hash_map::Entry::Occupied(entry) => {
                 note(before, service, entry.key(), entry.get().first());
                 entry.into_mut()
@@ -188,19 +191,10 @@ impl Catalog {
             }
         };
         // One registration may name an address twice; the first mention counts.
-        if claims.iter().any(|claim| claim.origin == origin && claim.key == *key) {
-            return;
+        if claims.iter().all(|other| other.origin != claim.origin || other.key != claim.key) {
+            let at = claims.partition_point(|other| other.rank() < claim.rank());
+            claims.insert(at, claim);
         }
-        let registered = Arc::new(Registered {
-            id: format!("{}#{}", encode_key(key), endpoint.address),
-            address: endpoint.address.clone(),
-            weight: endpoint.weight,
-            order,
-            metadata: endpoint.metadata.clone(),
-        });
-        let claim = Claim { origin, key: key.clone(), registered };
-        let at = claims.partition_point(|other| other.rank() < claim.rank());
-        claims.insert(at, claim);
     }
 
     fn release(&mut self, origin: Origin, key: &Arc<[u8]>, service: &str, address: &str, before: &mut Before) {

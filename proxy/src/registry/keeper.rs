@@ -1,6 +1,7 @@
 //! The one task that all sources report to: it owns the catalog, feeds the sink, says who joined and who left, and
 //! keeps the last answer on disk.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
@@ -160,7 +161,9 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
         self.status.services.store(self.catalog.services() as u64, Relaxed);
         self.status.endpoints.store(self.catalog.endpoints() as u64, Relaxed);
         if !changes.is_empty() {
-            changes.iter().for_each(report);
+            for line in changes.iter().flat_map(lines) {
+                tracing::info!(target: "heddle::registry", "{line}");
+            }
             (self.sink)(changes);
         }
     }
@@ -188,23 +191,54 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
     }
 }
 
-/// One line for each endpoint that joined, left or changed, or one for all of them when they are many.
-fn report(change: &Change) {
+/// One line for each endpoint that left, joined or changed, or one for all of them when they are many.
+fn lines(change: &Change) -> Vec<String> {
     let service = &change.service;
-    if change.removed.len().max(change.added.len()) > LISTED {
-        let (left, joined) = (change.removed.len(), change.added.len());
-        tracing::info!(target: "heddle::registry", "{service}: {joined} endpoints joined or changed, {left} left or changed");
-        return;
-    }
     // An id ends with `#` and the address; neither a key as encoded nor an address has a `#`.
     let address = |id: &str| id.rsplit('#').next().unwrap_or_default().to_owned();
-    let removed: Vec<String> = change.removed.iter().map(|id| address(id)).collect();
-    for address in removed.iter().filter(|address| change.added.iter().all(|added| added.address != **address)) {
-        tracing::info!(target: "heddle::registry", "{service}: {address} left");
+    let removed: HashSet<String> = change.removed.iter().map(|id| address(id)).collect();
+    let added: HashSet<&str> = change.added.iter().map(|added| added.address.as_str()).collect();
+    let left = || change.removed.iter().map(|id| address(id)).filter(|address| !added.contains(address.as_str()));
+    if removed.len().max(added.len()) > LISTED {
+        let (left, changed) =
+            (left().count(), removed.iter().filter(|address| added.contains(address.as_str())).count());
+        let joined = added.len() - changed;
+        return vec![format!("{service}: {joined} endpoints joined, {left} left, {changed} changed")];
     }
-    for added in &change.added {
+    let left = left().map(|address| format!("{service}: {address} left"));
+    let added = change.added.iter().map(|added| {
         let what = if removed.contains(&added.address) { "changed" } else { "joined" };
-        let (address, weight) = (&added.address, added.weight);
-        tracing::info!(target: "heddle::registry", "{service}: {address} {what} (weight {weight})");
+        format!("{service}: {} {what} (weight {})", added.address, added.weight)
+    });
+    left.chain(added).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::registry::Registered;
+
+    fn change(removed: &[usize], added: &[usize]) -> Change {
+        let registered = |host: &usize| Registered {
+            id: format!("/s/users/{host}#h{host}:80"),
+            address: format!("h{host}:80"),
+            weight: 2,
+            order: 0,
+            metadata: Vec::new(),
+        };
+        let removed = removed.iter().map(|host| registered(host).id);
+        Change { service: "users".into(), removed: removed.collect(), added: added.iter().map(registered).collect() }
+    }
+
+    #[test]
+    fn few_are_listed() {
+        let expected = ["users: h1:80 left", "users: h2:80 changed (weight 2)", "users: h3:80 joined (weight 2)"];
+        assert_eq!(lines(&change(&[1, 2], &[2, 3])), expected);
+    }
+
+    #[test]
+    fn many_are_counted() {
+        let (removed, added): (Vec<_>, Vec<_>) = ((0..10).collect(), (5..100).collect());
+        assert_eq!(lines(&change(&removed, &added)), ["users: 90 endpoints joined, 5 left, 5 changed"]);
     }
 }

@@ -42,14 +42,14 @@ enum Phase {
 /// What the parts of a connection tell its task.
 #[derive(Default)]
 struct Activity {
-    /// Bytes have arrived since the last request's head was complete.
+    /// A part of a request's head has arrived.
     head_begun: Cell<bool>,
     /// Requests, and bodies of requests and responses, that have not ended.
     open: Cell<u32>,
     /// The last write was not taken in full.
     write_blocked: Cell<bool>,
-    /// A request's body was given up: what is left of it must not be taken for a request.
-    unread_body: Cell<bool>,
+    /// hyper may know more of this connection than is seen from here: its state is kept.
+    never_parked: Cell<bool>,
 }
 
 impl Activity {
@@ -91,7 +91,7 @@ pub async fn serve(connection: Rc<Connection>, stream: TcpStream) -> Option<TcpS
         // A part of a head was read ahead: its time goes on where it is read anew.
         io.activity = Rc::default();
         io.activity.head_begun.set(true);
-        io.activity.unread_body.set(true);
+        io.activity.never_parked.set(true);
     }
 }
 
@@ -116,7 +116,7 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
         }
         let now = activity.phase();
         if worker.is_draining() {
-            if now != Phase::Busy {
+            if now == Phase::Idle {
                 return Poll::Ready(false);
             }
             if !draining {
@@ -129,7 +129,7 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
                 phase = now;
                 return Poll::Pending;
             }
-            Phase::Idle if activity.unread_body.get() => connection.listener.idle_timeout,
+            Phase::Idle if activity.never_parked.get() => connection.listener.idle_timeout,
             Phase::Idle => PARKED_AFTER,
             Phase::Head => connection.listener.header_timeout,
         };
@@ -138,7 +138,7 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
             deadline.reset(limit);
         }
         ready!(deadline.poll_passed(cx));
-        Poll::Ready(now == Phase::Idle && !activity.unread_body.get())
+        Poll::Ready(now == Phase::Idle && !activity.never_parked.get())
     })
     .await;
     if !parked {
@@ -189,7 +189,7 @@ impl HttpBody for ClientBody {
     }
 }
 
-/// Notices whether a request's body was read to its end.
+/// Notices when a request's body is given up: what is left of it must not be taken for a request.
 struct RequestBody {
     stream: Stream,
     ended: bool,
@@ -199,7 +199,7 @@ struct RequestBody {
 impl Drop for RequestBody {
     fn drop(&mut self) {
         if !self.ended && !self.stream.is_end_stream() {
-            self.open.0.unread_body.set(true);
+            self.open.0.never_parked.set(true);
         }
     }
 }
@@ -270,7 +270,7 @@ impl AsyncRead for Watched {
         }
         let before = buf.filled().len();
         ready!(pin!(&mut self.stream).poll_read(cx, buf))?;
-        if buf.filled().len() > before {
+        if buf.filled().len() > before && self.activity.open.get() == 0 {
             self.activity.head_begun.set(true);
         }
         Poll::Ready(Ok(()))

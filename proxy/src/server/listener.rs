@@ -8,6 +8,7 @@
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
@@ -21,6 +22,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::connection;
 use super::worker::{Shared, Worker};
 use crate::config::checked::Listener;
+use crate::drain;
 
 /// Connections that wait to be accepted, on each socket.
 const BACKLOG: i32 = 4096;
@@ -113,21 +115,30 @@ impl Bound {
     }
 }
 
-/// Accepts connections for ever.
+/// Accepts connections until it is time to stop, and then those that wait already: closing a socket resets them.
 ///
 /// # Errors
 ///
 /// When the socket cannot be used on this thread.
-pub async fn accept(worker: Rc<Worker>, part: Part) -> io::Result<()> {
+pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher) -> io::Result<()> {
     let socket = TcpListener::from_std(part.socket)?;
+    let stopped = &mut pin!(watcher.stopped());
     loop {
-        let Ok(permit) = part.permits.clone().acquire_owned().await else { return Ok(()) };
-        match socket.accept().await {
-            Ok((stream, client)) => match less_loaded(&worker.shared, worker.number) {
+        let accepted = async {
+            // Cannot fail: nobody closes the semaphore.
+            let permit = part.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+            Ok((socket.accept().await?, permit))
+        };
+        let accepted = tokio::select! {
+            biased;
+            accepted = accepted => accepted,
+            () = &mut *stopped => return Ok(()),
+        };
+        match accepted {
+            Ok(((stream, client), permit)) => match less_loaded(&worker.shared, worker.number) {
                 None => start(&worker, part.listener.clone(), stream, client, permit),
                 Some(other) => {
-                    let stream = stream.into_std()?;
-                    let accepted = Accepted { listener: part.listener.clone(), stream, client, permit };
+                    let accepted = Accepted { listener: part.listener.clone(), stream: stream.into_std()?, client, permit };
                     if let Some(sender) = part.workers.get(other) {
                         count(&worker.shared, other, 1);
                         if sender.send(accepted).is_err() {

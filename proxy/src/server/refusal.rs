@@ -66,9 +66,9 @@ impl Refusal {
 fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
     let (status, error) = match failure {
         Failure::NoPermit { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
+        Failure::Resolve { .. } => (StatusCode::BAD_GATEWAY, "dns_error"),
         Failure::Connect { source, .. } => match source.kind() {
             std::io::ErrorKind::ConnectionRefused => (StatusCode::BAD_GATEWAY, "connection_refused"),
-            std::io::ErrorKind::NotFound => (StatusCode::BAD_GATEWAY, "dns_error"),
             _ => (StatusCode::BAD_GATEWAY, "destination_ip_unroutable"),
         },
         Failure::ConnectTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),

@@ -1,6 +1,5 @@
 //! Opening a connection.
 
-use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
@@ -59,35 +58,31 @@ pub async fn connect(
 ) -> Result<TcpStream, Failure> {
     let attempt = async {
         match socket {
-            Some(socket) if (settings.allowed)(socket) => TcpStream::connect(socket).await.map_err(Some),
-            Some(_) => Err(None),
-            None => connect_to_name(address, settings.allowed).await,
+            Some(socket) => connect_to_any([socket].into_iter(), address, settings.allowed).await,
+            None => match tokio::net::lookup_host(address).await {
+                Ok(sockets) => connect_to_any(sockets, address, settings.allowed).await,
+                Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
+            },
         }
     };
-    match timers.within(settings.timeout, attempt).await {
-        Ok(Ok(stream)) => {
-            let _a_slower_connection_is_still_one = stream.set_nodelay(true);
-            Ok(stream)
-        }
-        Ok(Err(Some(source))) => Err(Failure::Connect { address: address.to_owned(), source }),
-        Ok(Err(None)) => Err(Failure::Denied { address: address.to_owned() }),
-        Err(_) => Err(Failure::ConnectTimeout { address: address.to_owned() }),
-    }
+    let stream = timers.within(settings.timeout, attempt).await;
+    let stream = stream.unwrap_or_else(|_| Err(Failure::ConnectTimeout { address: address.to_owned() }))?;
+    let _a_slower_connection_is_still_one = stream.set_nodelay(true);
+    Ok(stream)
 }
 
-/// Tries the name's addresses in turn; the error of the last, or none when all were denied.
-async fn connect_to_name(address: &str, allowed: fn(SocketAddr) -> bool) -> Result<TcpStream, Option<io::Error>> {
-    let mut last = None;
-    let mut any = false;
-    for socket in tokio::net::lookup_host(address).await.map_err(Some)? {
-        any = true;
-        if !allowed(socket) {
-            continue;
-        }
+/// Tries the allowed ones of these addresses in turn; the error of the last.
+async fn connect_to_any(
+    sockets: impl Iterator<Item = SocketAddr>,
+    address: &str,
+    allowed: fn(SocketAddr) -> bool,
+) -> Result<TcpStream, Failure> {
+    let mut failure = Failure::Denied { address: address.to_owned() };
+    for socket in sockets.filter(|socket| allowed(*socket)) {
         match TcpStream::connect(socket).await {
             Ok(stream) => return Ok(stream),
-            Err(error) => last = Some(error),
+            Err(source) => failure = Failure::Connect { address: address.to_owned(), source },
         }
     }
-    Err(if any { last } else { Some(io::Error::new(io::ErrorKind::NotFound, "the name has no address")) })
+    Err(failure)
 }

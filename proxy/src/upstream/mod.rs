@@ -21,6 +21,8 @@ use crate::proto::BodyError;
 pub enum Failure {
     #[error("as many connections to {address} as the pool allows")]
     NoPermit { address: String },
+    #[error("the name of {address} cannot be resolved: {source}")]
+    Resolve { address: String, source: io::Error },
     #[error("cannot connect to {address}: {source}")]
     Connect { address: String, source: io::Error },
     #[error("no connection to {address} in time")]

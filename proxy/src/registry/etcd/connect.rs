@@ -60,17 +60,43 @@ fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
 
 /// An error of etcd-client with its causes, which its own text leaves out.
 pub(super) fn describe(error: &etcd_client::Error) -> String {
-    let (mut text, mut cause) = match error {
+    let (text, cause) = match error {
         etcd_client::Error::GRpcStatus(status) => (status.message().to_owned(), status.source()),
         etcd_client::Error::TransportError(error) => (error.to_string(), error.source()),
         other => (other.to_string(), None),
     };
+    with_causes(text, cause)
+}
+
+/// Appends what each cause adds: several repeat another's text, or say no more than where they came from.
+fn with_causes(mut text: String, mut cause: Option<&(dyn Error + 'static)>) -> String {
     while let Some(error) = cause {
         let more = error.to_string();
-        if !text.ends_with(&more) {
+        if !text.contains(&more) && more != "transport error" {
             text = format!("{text}: {more}");
         }
         cause = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("{text}")]
+    struct Link {
+        text: &'static str,
+        source: Option<Box<Link>>,
+    }
+
+    #[test]
+    fn each_cause_is_said_once() {
+        let chain = ["transport error", "tcp connect error", "refused"].into_iter().rev();
+        let chain = chain.fold(None, |source, text| Some(Box::new(Link { text, source })));
+        let chain = chain.as_deref().map(|link| link as &(dyn Error + 'static));
+        assert_eq!(with_causes("tcp connect error".into(), chain), "tcp connect error: refused");
+        assert_eq!(with_causes("no leader".into(), None), "no leader");
+    }
 }

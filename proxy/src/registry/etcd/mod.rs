@@ -20,7 +20,7 @@
 //! # What is not asked for
 //!
 //! Fragments: etcd-client does not show whether a response is a part, and a watch that is not fragmented gets each
-//! response whole, which is what applying it as one needs. One that is larger than [`LARGEST`] ends the session, and
+//! response whole, which is what applying it as one needs. One that is larger than 64 MiB ends the session, and
 //! the next complete reading has what it held. Previous values: the catalog knows what every key announced.
 
 mod connect;

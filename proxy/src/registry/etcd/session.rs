@@ -24,7 +24,7 @@ pub(super) enum SessionError {
     Read(etcd_client::Error),
     #[error("cannot follow changes: {}", describe(.0))]
     Watch(etcd_client::Error),
-    #[error("no answer within {0:?} on {1}")]
+    #[error("no answer for {0:?} while {1}")]
     Timeout(Duration, &'static str),
     #[error("changes were compacted before they were told; all keys are read again")]
     Compacted,
@@ -69,7 +69,7 @@ struct Session<'a> {
 impl Session<'_> {
     async fn run(&mut self, last: &mut Option<Store>) -> Result<Infallible, SessionError> {
         // The time for a connection is part of the first request's.
-        let client = self.limited("log in", async { Ok(connect(self.config, self.member).await?) }).await?;
+        let client = self.limited("logging in", async { Ok(connect(self.config, self.member).await?) }).await?;
         let store = self.read(&client).await?;
         if let Some(error) = last.replace(store).and_then(|last| last.differs(store)) {
             tracing::warn!(target: "heddle::registry", "etcd: {}: {error}; all keys were read", self.member);
@@ -112,7 +112,7 @@ impl Session<'_> {
         if let Some(store) = store {
             options = options.with_revision(store.revision);
         }
-        let page = self.limited("read the keys", async { Ok(kv.get(from, Some(options)).await) }).await?;
+        let page = self.limited("reading the keys", async { Ok(kv.get(from, Some(options)).await) }).await?;
         let page =
             page.map_err(|error| if compacted(&error) { SessionError::Compacted } else { SessionError::Read(error) })?;
         let is = Store::of(page.header())?;
@@ -136,7 +136,7 @@ impl Session<'_> {
         });
         let (prefix, options) = watches.next().ok_or(SessionError::Closed)?;
         let mut watcher = client.watch_client().max_decoding_message_size(LARGEST);
-        let opened = self.limited("follow changes", async { Ok(watcher.watch(prefix, options).await) }).await?;
+        let opened = self.limited("opening the watch", async { Ok(watcher.watch(prefix, options).await) }).await?;
         let mut stream = opened.map_err(SessionError::Watch)?;
         for (prefix, options) in watches {
             stream.watch(prefix, options).await.map_err(SessionError::Watch)?;
@@ -163,6 +163,10 @@ impl Session<'_> {
                 response = responses.message() => {
                     let response = response.map_err(SessionError::Watch)?.ok_or(SessionError::Closed)?;
                     deadline = Instant::now() + liveness;
+                    // Before its header, which is an empty one where a watch begins before what was compacted.
+                    if response.canceled() {
+                        return Err(SessionError::cancelled(&response));
+                    }
                     let is = Store::of(response.header())?;
                     if let Some(error) = store.differs(is) {
                         return Err(error);
@@ -171,7 +175,7 @@ impl Session<'_> {
                     known.revision = known.revision.max(is.revision);
                     self.feed.own().revision.store(known.revision, Relaxed);
                     created += usize::from(response.created());
-                    self.take(&response).await?;
+                    self.take(&response).await;
                     if created == self.config.watches.len() && self.following.is_none() {
                         self.connected(store);
                     }
@@ -191,20 +195,12 @@ impl Session<'_> {
     }
 
     /// Hands on the events of one response as one change.
-    async fn take(&self, response: &WatchResponse) -> Result<(), SessionError> {
-        if response.canceled() {
-            return Err(match response.compact_revision() {
-                0 => SessionError::Cancelled(response.cancel_reason().to_owned()),
-                _ => SessionError::Compacted,
-            });
-        }
+    async fn take(&self, response: &WatchResponse) {
         // Ids count from 1; progress comes under -1 and has no events.
         let part = usize::try_from(response.watch_id()).ok().and_then(|id| id.checked_sub(1));
-        let Some((part, watch)) = part.and_then(|part| Some((part, self.config.watches.get(part)?))) else {
-            return Ok(());
-        };
+        let Some((part, watch)) = part.and_then(|part| Some((part, self.config.watches.get(part)?))) else { return };
         if response.events().is_empty() {
-            return Ok(());
+            return;
         }
         let mut batch = Batch::new(watch);
         // A deletion is told by the version, which it sets to 0; `Event::event_type` would panic on a kind of event
@@ -214,7 +210,6 @@ impl Session<'_> {
         }
         self.feed.skipped(&batch.skips);
         self.feed.send(part, batch.events).await;
-        Ok(())
     }
 
     async fn limited<T>(
@@ -224,6 +219,15 @@ impl Session<'_> {
     ) -> Result<T, SessionError> {
         let limit = self.config.request_timeout;
         timeout(limit, request).await.unwrap_or(Err(SessionError::Timeout(limit, what)))
+    }
+}
+
+impl SessionError {
+    fn cancelled(response: &WatchResponse) -> Self {
+        match response.compact_revision() {
+            0 => Self::Cancelled(response.cancel_reason().to_owned()),
+            _ => Self::Compacted,
+        }
     }
 }
 

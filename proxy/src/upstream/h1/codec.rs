@@ -58,9 +58,9 @@ pub struct Head {
     pub keep_alive: bool,
 }
 
-/// Writes a request's head. `body` is how the body will be framed, or none without a body. Hop-by-hop headers have
-/// been removed before.
-pub fn encode_request(head: &Parts, authority: &str, body: Option<Framing>, out: &mut Vec<u8>) {
+/// Writes a request's head. `body` is how the body will be framed, or none without a body; `address` stands for the
+/// host where the request names none. Hop-by-hop headers have been removed before.
+pub fn encode_request(head: &Parts, address: &str, body: Option<Framing>, out: &mut Vec<u8>) {
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.push(b' ');
     match head.uri.path_and_query() {
@@ -74,10 +74,11 @@ pub fn encode_request(head: &Parts, authority: &str, body: Option<Framing>, out:
         _ => out.push(b'/'),
     }
     out.extend_from_slice(b" HTTP/1.1\r\nhost: ");
-    match head.headers.get(HOST) {
-        // An absolute-form target or an :authority replaces what Host says (RFC 9112, 3.2.2).
-        Some(host) if head.uri.authority().is_none() => out.extend_from_slice(host.as_bytes()),
-        _ => out.extend_from_slice(authority.as_bytes()),
+    // An absolute-form target or an :authority replaces what Host says (RFC 9112, 3.2.2).
+    match (head.uri.authority(), head.headers.get(HOST)) {
+        (Some(authority), _) => out.extend_from_slice(authority.as_str().as_bytes()),
+        (None, Some(host)) => out.extend_from_slice(host.as_bytes()),
+        (None, None) => out.extend_from_slice(address.as_bytes()),
     }
     for (name, value) in &head.headers {
         if *name != HOST && *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING {

@@ -109,13 +109,13 @@ impl Connection {
     }
 
     /// Sends a request and waits for the response's head. The body goes on being sent while the response is read.
-    pub async fn exchange(&mut self, head: &Parts, authority: &str, body: Body) -> Result<Head, ExchangeError> {
+    pub async fn exchange(&mut self, head: &Parts, address: &str, body: Body) -> Result<Head, ExchangeError> {
         let framing = match body.size_hint().exact() {
             Some(0) => None,
             Some(length) => Some(Framing::Length(length)),
             None => Some(Framing::Chunked),
         };
-        encode_request(head, authority, framing, &mut self.output);
+        encode_request(head, address, framing, &mut self.output);
         self.sending = match framing {
             None => Sending::Done,
             Some(framing) => Sending::Body { body, chunked: framing == Framing::Chunked, started: false },

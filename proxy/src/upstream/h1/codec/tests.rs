@@ -15,7 +15,7 @@ fn framing(headers: &str) -> Result<(Framing, bool), Malformed> {
 fn encoded(request: http::request::Builder, body: Option<Framing>) -> String {
     let (parts, ()) = request.body(()).unwrap().into_parts();
     let mut out = Vec::new();
-    encode_request(&parts, "authority:80", body, &mut out);
+    encode_request(&parts, "address:80", body, &mut out);
     String::from_utf8(out).unwrap()
 }
 
@@ -33,6 +33,7 @@ fn a_request_head_names_its_host_once_and_frames_its_body_anew() {
         encoded(request, Some(Framing::Chunked)),
         "PUT /?q HTTP/1.1\r\nhost: authority:80\r\ntransfer-encoding: chunked\r\n\r\n"
     );
+    assert_eq!(encoded(Request::get("/"), None), "GET / HTTP/1.1\r\nhost: address:80\r\n\r\n");
     assert!(encoded(Request::post("/"), None).contains("\r\ncontent-length: 0\r\n"));
     assert!(encoded(Request::options("*"), None).starts_with("OPTIONS * HTTP/1.1\r\n"));
 }
