@@ -282,3 +282,24 @@ pub fn builtin_names() -> Vec<&'static str> {
 pub fn builtin_policy(name: &str) -> Option<&'static [u8]> {
     BUILTIN.iter().find(|(builtin, _)| *builtin == name).map(|(_, bytes)| *bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::fault::FaultKind;
+    use super::*;
+
+    /// Counters are for graphs, on which a fall would look like a restart.
+    #[test]
+    fn faults_are_counted_over_all_generations() {
+        let checked = crate::config::parse("[[listener]]\naddress = '127.0.0.1:0'", "test".as_ref(), &[]).unwrap();
+        let plugins = Plugins::new(Engine::new(checked.config.plugins).unwrap());
+        let bytes = builtin_policy("random").unwrap();
+        let first = plugins.load("random", bytes, Origin::BuiltIn).unwrap();
+        let plugin = plugins.plugin("random");
+        plugin.fault(&first, &Fault { kind: FaultKind::Trap, cause: String::new() });
+        let second = plugins.load("random", bytes, Origin::File("random.wasm".into())).unwrap();
+        assert_ne!(first.number, second.number);
+        plugin.fault(&second, &Fault { kind: FaultKind::Trap, cause: String::new() });
+        assert_eq!((plugin.faults.get(FaultKind::Trap), plugin.faults.get(FaultKind::Memory)), (2, 0));
+    }
+}

@@ -138,7 +138,8 @@ pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher)
             Ok(((stream, client), permit)) => match less_loaded(&worker.shared, worker.number) {
                 None => start(&worker, part.listener.clone(), stream, client, permit),
                 Some(other) => {
-                    let accepted = Accepted { listener: part.listener.clone(), stream: stream.into_std()?, client, permit };
+                    let accepted =
+                        Accepted { listener: part.listener.clone(), stream: stream.into_std()?, client, permit };
                     if let Some(sender) = part.workers.get(other) {
                         count(&worker.shared, other, 1);
                         if sender.send(accepted).is_err() {
