@@ -198,6 +198,8 @@ struct RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
+        // What arrived since the head was the body, and no other head.
+        self.open.0.head_begun.set(false);
         if !self.ended && !self.stream.is_end_stream() {
             self.open.0.never_parked.set(true);
         }
@@ -210,7 +212,11 @@ impl HttpBody for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = ready!(self.stream.as_mut().poll_frame(cx));
-        self.ended = frame.is_none();
+        self.ended = match &frame {
+            None => true,
+            Some(Ok(frame)) => frame.is_trailers(),
+            Some(Err(_)) => false,
+        };
         Poll::Ready(frame)
     }
 

@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::request::Parts;
+use http::uri::Authority;
 
 use super::connect::{ConnectSettings, Permit, connect};
 use super::h1::{Connection, ExchangeError, Framing, ResponseBody, Scratch};
@@ -96,7 +97,8 @@ impl Pool {
         request: &Parts,
         body: Body,
     ) -> Result<Response, ExchangeError> {
-        let mut head = connection.exchange(request, &self.target.address, body).await?;
+        let authority = request.uri.authority().map_or(&*self.target.address, Authority::as_str);
+        let mut head = connection.exchange(request, authority, body).await?;
         let mut headers = std::mem::take(&mut head.headers);
         if head.framing == Framing::Chunked {
             headers.remove(http::header::CONTENT_LENGTH);
