@@ -1,5 +1,13 @@
 //! The admin server of the real binary: health, figures and state.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may end so"
+)]
+
 #[path = "support/process.rs"]
 mod process;
 

@@ -1,5 +1,13 @@
 //! `heddle run` and `heddle check` as commands: what they say, and with which exit code they end.
 
+#![allow(
+    clippy::expect_used,
+    clippy::unwrap_used,
+    clippy::panic,
+    clippy::indexing_slicing,
+    reason = "a test may end so"
+)]
+
 #[path = "support/process.rs"]
 mod process;
 
@@ -67,7 +75,7 @@ balancer = 'round-robin'
     let lines: Vec<&str> = checked.lines().collect();
     let expected = [
         ("heddle.toml:3: service.a.balancer: no policy is called \"none-such\"; expected the file ", "none-such.wasm"),
-        ("heddle.toml:5: service.b.balancer: url-hash refuses its settings {\"by\":\"moon\"}: ", "expected"),
+        ("heddle.toml:5: service.b.balancer: url-hash refuses its settings {\"by\":\"moon\"}; ", "expected"),
         ("heddle.toml:7: service.c.balancer: ", "broken.wasm cannot be used: not WebAssembly"),
     ];
     assert_eq!(lines.len(), expected.len(), "{checked}");
