@@ -40,6 +40,19 @@ impl Folder {
         Self { path, ..Self::default() }
     }
 
+    /// Path and content of the file that is the policy of this name; none where there is no such file.
+    ///
+    /// # Errors
+    ///
+    /// When the folder or the file cannot be read.
+    pub fn read(folder: &Path, name: &str) -> io::Result<Option<(PathBuf, Vec<u8>)>> {
+        let mut found = match list(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            found => found?,
+        };
+        found.remove(name).map(|path| read(&path).map(|bytes| (path, bytes))).transpose()
+    }
+
     /// Reads the folder, loads what is new and forgets what is gone. This compiles: not for a worker.
     pub fn scan(&mut self, plugins: &Plugins) {
         let found = match list(&self.path) {

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{self, Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,7 +11,7 @@ use arc_swap::ArcSwapOption;
 
 use super::builtin::BUILTIN;
 use super::engine::Engine;
-use super::fault::Fault;
+use super::fault::{Fault, FaultCounts};
 use super::generation::{ContentHash, Generation, LoadError, Origin};
 use crate::config::checked;
 
@@ -23,7 +24,30 @@ pub struct Plugin {
     current: ArcSwapOption<Generation>,
     /// Changes whenever `current` does: all that a worker looks at.
     version: AtomicU64,
+    /// Faults of all its generations.
+    pub faults: FaultCounts,
+    /// Decisions of all its generations.
+    timing: Timing,
     history: Mutex<History>,
+}
+
+/// How long decisions take, from a sample of them.
+#[derive(Debug, Default)]
+pub struct Timing {
+    nanos: AtomicU64,
+    decisions: AtomicU64,
+}
+
+impl Timing {
+    fn observe(&self, duration: Duration) {
+        self.nanos.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        self.decisions.fetch_add(1, Relaxed);
+    }
+
+    /// Time in all, in seconds, and the number of decisions that took it.
+    pub fn total(&self) -> (f64, u64) {
+        (self.nanos.load(Relaxed) as f64 / 1e9, self.decisions.load(Relaxed))
+    }
 }
 
 #[derive(Default)]
@@ -46,7 +70,14 @@ impl fmt::Debug for Plugin {
 
 impl Plugin {
     fn new(name: Arc<str>) -> Self {
-        Self { name, current: ArcSwapOption::empty(), version: AtomicU64::new(0), history: Mutex::default() }
+        Self {
+            name,
+            current: ArcSwapOption::empty(),
+            version: AtomicU64::new(0),
+            faults: FaultCounts::default(),
+            timing: Timing::default(),
+            history: Mutex::default(),
+        }
     }
 
     /// Changes whenever another generation comes into force.
@@ -65,10 +96,22 @@ impl Plugin {
         (history.quarantines, history.refusals)
     }
 
+    /// Takes note of a decision that was timed.
+    pub fn decided(&self, generation: &Generation, duration: Duration) {
+        generation.decided.store(true, Relaxed);
+        self.timing.observe(duration);
+    }
+
+    /// How long decisions take.
+    pub fn timing(&self) -> &Timing {
+        &self.timing
+    }
+
     /// Counts a guest's fault; enough of them within 10 s put its generation in quarantine.
     pub fn fault(&self, generation: &Arc<Generation>, fault: &Fault) {
         let threshold = generation.engine.limits.faults as usize;
-        let recorded = generation.faults.record(fault.kind, fault.weight, Instant::now());
+        self.faults.add(fault.kind);
+        let recorded = generation.faults.record(fault.weight, Instant::now());
         if recorded.log {
             tracing::warn!(target: "heddle::plugin", policy = %self.name, generation = generation.number,
                 "{fault}; the proxy decides by itself for now");
@@ -164,7 +207,7 @@ impl Plugins {
     pub fn load_builtin(&self) -> Result<(), Vec<(Arc<str>, LoadError)>> {
         let mut failed = Vec::new();
         for plugin in self.all() {
-            if let Some(bytes) = builtin_bytes(&plugin.name)
+            if let Some(bytes) = builtin_policy(&plugin.name)
                 && let Err(error) = self.load_into(&plugin, bytes, Origin::BuiltIn)
             {
                 failed.push((plugin.name.clone(), error));
@@ -186,7 +229,7 @@ impl Plugins {
     /// force.
     pub fn remove(&self, name: &str) {
         let plugin = self.plugin(name);
-        if let Some(bytes) = builtin_bytes(name) {
+        if let Some(bytes) = builtin_policy(name) {
             match self.load_into(&plugin, bytes, Origin::BuiltIn) {
                 Ok(generation) => {
                     plugin.forget_last_good();
@@ -267,7 +310,28 @@ pub fn builtin_names() -> Vec<&'static str> {
     BUILTIN.iter().map(|(name, _)| *name).collect()
 }
 
-/// The built-in policy of this name.
-fn builtin_bytes(name: &str) -> Option<&'static [u8]> {
+/// The built-in policy of this name, as the file that it would be in a folder of plugins.
+pub fn builtin_policy(name: &str) -> Option<&'static [u8]> {
     BUILTIN.iter().find(|(builtin, _)| *builtin == name).map(|(_, bytes)| *bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fault::FaultKind;
+    use super::*;
+
+    /// Counters are for graphs, on which a fall would look like a restart.
+    #[test]
+    fn faults_are_counted_over_all_generations() {
+        let checked = crate::config::parse("[[listener]]\naddress = '127.0.0.1:0'", "test".as_ref(), &[]).unwrap();
+        let plugins = Plugins::new(Engine::new(checked.config.plugins).unwrap());
+        let bytes = builtin_policy("random").unwrap();
+        let first = plugins.load("random", bytes, Origin::BuiltIn).unwrap();
+        let plugin = plugins.plugin("random");
+        plugin.fault(&first, &Fault { kind: FaultKind::Trap, cause: String::new(), weight: 1 });
+        let second = plugins.load("random", bytes, Origin::File("random.wasm".into())).unwrap();
+        assert_ne!(first.number, second.number);
+        plugin.fault(&second, &Fault { kind: FaultKind::Trap, cause: String::new(), weight: 1 });
+        assert_eq!((plugin.faults.get(FaultKind::Trap), plugin.faults.get(FaultKind::Memory)), (2, 0));
+    }
 }
