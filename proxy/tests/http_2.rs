@@ -9,7 +9,7 @@ use std::thread;
 
 use http::Request;
 use http1::{Endpoint, OK, Proxy, bytes, one_listener, wait_until};
-use http2::{Http2Client, Http2Endpoint, Manners, WithTrailers, body};
+use http2::{Body, Http2Client, Http2Endpoint, Manners, body};
 
 fn to(endpoint: &Http2Endpoint, listener: &str, service: &str) -> Proxy {
     Proxy::start(&format!(
@@ -19,7 +19,7 @@ fn to(endpoint: &Http2Endpoint, listener: &str, service: &str) -> Proxy {
     ))
 }
 
-fn get(target: &str) -> Request<WithTrailers> {
+fn get(target: &str) -> Request<Body> {
     Request::get(target).body(body(&[], &[])).expect("a request")
 }
 

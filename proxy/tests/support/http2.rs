@@ -11,22 +11,22 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
-use http_body_util::BodyExt;
+use http_body_util::combinators::BoxBody;
+use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::runtime::{Builder, Runtime};
+use tokio::runtime::{Builder, Handle, Runtime};
 
-/// A whole body with trailers.
-pub type WithTrailers = http_body_util::StreamBody<tokio_stream::Iter<std::vec::IntoIter<Result<Frame<Bytes>, Infallible>>>>;
+pub type Body = BoxBody<Bytes, Infallible>;
 
-/// A body of these pieces, and trailers unless they are empty.
-pub fn body(pieces: &[&[u8]], trailers: &[(&'static str, &'static str)]) -> WithTrailers {
+/// A body of these pieces with these trailers; without either there is none.
+pub fn body(pieces: &[&[u8]], trailers: &[(&'static str, &'static str)]) -> Body {
     let mut frames: Vec<_> = pieces.iter().map(|piece| Ok(Frame::data(Bytes::copy_from_slice(piece)))).collect();
     if !trailers.is_empty() {
         frames.push(Ok(Frame::trailers(headers(trailers))));
     }
-    http_body_util::StreamBody::new(tokio_stream::iter(frames))
+    if frames.is_empty() { Empty::new().boxed() } else { StreamBody::new(tokio_stream::iter(frames)).boxed() }
 }
 
 fn headers(lines: &[(&'static str, &'static str)]) -> HeaderMap {
@@ -139,14 +139,16 @@ fn runtime() -> Runtime {
 
 /// A client with one connection, driven by a thread of its own.
 pub struct Http2Client {
-    runtime: Runtime,
-    sender: hyper::client::conn::http2::SendRequest<WithTrailers>,
+    runtime: Handle,
+    sender: hyper::client::conn::http2::SendRequest<Body>,
     connection: tokio::task::JoinHandle<hyper::Result<()>>,
 }
 
 impl Http2Client {
     pub fn connect(address: SocketAddr) -> Self {
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().expect("a runtime");
+        let own = runtime();
+        let runtime = own.handle().clone();
+        thread::spawn(move || own.block_on(std::future::pending::<()>()));
         let (sender, connection) = runtime.block_on(async {
             let stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("a handshake")
@@ -158,7 +160,7 @@ impl Http2Client {
     /// Sends a request; what comes back is waited for by [`Http2Client::wait`].
     pub fn start(
         &self,
-        request: Request<WithTrailers>,
+        request: Request<Body>,
     ) -> tokio::task::JoinHandle<Result<Received<http::response::Parts>, hyper::Error>> {
         let mut sender = self.sender.clone();
         self.runtime.spawn(async move {
@@ -168,11 +170,10 @@ impl Http2Client {
     }
 
     pub fn wait<T>(&self, task: tokio::task::JoinHandle<T>) -> T {
-        let within = tokio::time::timeout(Duration::from_secs(20), task);
-        self.runtime.block_on(async { within.await }).expect("in time").expect("no panic")
+        self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), task).await }).expect("in time").expect("no panic")
     }
 
-    pub fn send(&self, request: Request<WithTrailers>) -> Received<http::response::Parts> {
+    pub fn send(&self, request: Request<Body>) -> Received<http::response::Parts> {
         self.wait(self.start(request)).expect("a response")
     }
 
