@@ -102,8 +102,14 @@ fn streams_beyond_an_endpoints_limit_have_another_connection() {
     // Its limit is known with the first answer.
     assert_eq!(client.send(get("http://users/")).head.status, 200);
     let closed = endpoint.gate.try_acquire_many(1 << 20).expect("the gate was open");
-    let requests: Vec<_> = (0..5).map(|_| client.start(get("http://users/"))).collect();
-    wait_until("three connections carry them", || endpoint.connections() == 3 && proxy.in_flight() == 5);
+    let requests: Vec<_> = (1..6)
+        .map(|number| {
+            let request = client.start(get("http://users/"));
+            wait_until("the request is under way", || proxy.in_flight() == number);
+            wait_until("two share a connection", || endpoint.connections() == number.div_ceil(2) as usize);
+            request
+        })
+        .collect();
     drop(closed);
     for request in requests {
         assert_eq!(client.wait(request).expect("a response").head.status, 200);

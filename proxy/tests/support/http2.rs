@@ -82,6 +82,7 @@ impl Http2Endpoint {
             runtime().block_on(async move {
                 let listener = tokio::net::TcpListener::from_std(listener).expect("a listener");
                 while let Ok((stream, _)) = listener.accept().await {
+                    stream.set_nodelay(true).expect("no delay");
                     let first = accepted.fetch_add(1, Ordering::SeqCst) == 0;
                     tokio::spawn(serve(stream, first, manners, requests.clone(), gate.clone()));
                 }
@@ -151,6 +152,7 @@ impl Http2Client {
         thread::spawn(move || own.block_on(std::future::pending::<()>()));
         let (sender, connection) = runtime.block_on(async {
             let stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
+            stream.set_nodelay(true).expect("no delay");
             hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("a handshake")
         });
         let connection = runtime.spawn(connection);
