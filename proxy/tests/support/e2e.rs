@@ -17,13 +17,14 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use etcd_client::{Txn, TxnOp};
 use heddle::app::App;
 use heddle::config;
 use heddle::registry::Report;
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
-use super::etcd::{DEADLINE, wait_until};
+use super::etcd::{DEADLINE, Etcd, wait_until};
 
 /// Longer than a response takes, shorter than the [`DEADLINE`].
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -116,6 +117,49 @@ impl Shared {
         }
         Ok(())
     }
+}
+
+/// 10,000 endpoints of the service `many`, and the services `s0` to `s999` of one endpoint each: every one at an address
+/// of its own, behind all of which is one server that answers with the address.
+pub struct Fleet {
+    server: Endpoint,
+}
+
+impl Fleet {
+    /// Registers everyone in the layout `heddle`.
+    pub fn register(etcd: &Etcd) -> Self {
+        let fleet = Self { server: Endpoint::everywhere() };
+        let many = (0..10_000).map(|i| (format!("/services/many/{i}"), fleet.of_many(i)));
+        let single = (0..1_000).map(|i| (format!("/services/s{i}/1"), fleet.of_service(i)));
+        put_all(etcd, many.chain(single).map(|(key, address)| (key, format!(r#"{{"address":"{address}"}}"#))));
+        fleet
+    }
+
+    /// The address of the service `s0`, `s1` and so on.
+    pub fn of_service(&self, service: u16) -> SocketAddr {
+        self.address(2, service)
+    }
+
+    fn of_many(&self, endpoint: u16) -> SocketAddr {
+        self.address(1, endpoint)
+    }
+
+    fn address(&self, kind: u8, i: u16) -> SocketAddr {
+        let [high, low] = i.to_be_bytes();
+        (Ipv4Addr::new(127, kind, high, low), self.server.address.port()).into()
+    }
+}
+
+/// Puts many keys, by few large transactions.
+pub fn put_all(etcd: &Etcd, entries: impl Iterator<Item = (String, String)>) {
+    let puts: Vec<_> = entries.map(|(key, value)| TxnOp::put(key, value, None)).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    runtime.block_on(async {
+        let mut client = etcd_client::Client::connect([etcd.url()], None).await.expect("a client");
+        for chunk in puts.chunks(2_000) {
+            client.txn(Txn::new().and_then(chunk)).await.expect("a transaction");
+        }
+    });
 }
 
 /// The lines of a message's head; `None`: the connection ended before it.
@@ -341,7 +385,13 @@ pub struct Proxy(Option<App>);
 impl Proxy {
     /// Starts one by a [`config`], and returns at once.
     pub fn start(config: &str) -> Self {
-        let checked = config::parse(config, Path::new("test"), &[]).expect("a configuration that holds");
+        Self::start_with(config, &[])
+    }
+
+    /// With variables of the environment, which are not this process's.
+    pub fn start_with(config: &str, variables: &[(&str, &str)]) -> Self {
+        let variables: Vec<_> = variables.iter().map(|(name, value)| (name.into(), value.into())).collect();
+        let checked = config::parse(config, Path::new("test"), &variables).expect("a configuration that holds");
         Self(Some(App::start(checked.config).expect("a start")))
     }
 

@@ -511,6 +511,10 @@ impl Shared {
                 return;
             }
             let Ok(server) = TcpStream::connect(("127.0.0.1", state.target)) else { return };
+            // Else each page of a reading waits 40 ms for an acknowledgement.
+            for end in [&client, &server] {
+                end.set_nodelay(true).expect("an open socket");
+            }
             let clone = |stream: &TcpStream| stream.try_clone().expect("a further handle");
             let ends = [clone(&server), clone(&client)];
             state.connections.push(Connection { beginning, ends: [clone(&server), clone(&client)] });
