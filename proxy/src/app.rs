@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 
 use crate::config::checked::Config;
-use crate::plugin::{Engine, Folder, LoadError, Plugins, watch};
+use crate::plugin::{Engine, Folder, LoadError, Plugins, give_second_chances, watch};
 use crate::proto::headers::Signature;
 use crate::server::listener::{self, Accepted, BindError, Part, accept, take_over};
 use crate::server::worker::{Shared, Worker};
@@ -182,6 +182,7 @@ async fn run_control(
     rescan: Duration,
     until_stopped: oneshot::Receiver<()>,
 ) {
+    tokio::spawn(give_second_chances(state.plugins.clone()));
     if let Some(folder) = folder {
         tokio::spawn(watch(folder, state.plugins.clone(), rescan));
     }

@@ -1,5 +1,7 @@
 //! Connections of clients and to endpoints: kept, put away, given up, counted, timed out, and ended at a stop.
 
+#![cfg(test)]
+
 #[path = "support/http.rs"]
 mod http;
 
@@ -225,7 +227,8 @@ fn a_connection_is_idle_after_a_request_with_a_body() {
 
 #[test]
 fn a_connection_that_was_put_away_goes_on_where_it_was() {
-    let endpoint = Endpoint::answering(|request| format!("{OK}").replace("ok", request.start.get(5..7).unwrap_or("??")));
+    let endpoint =
+        Endpoint::answering(|request| format!("{OK}").replace("ok", request.start.get(5..7).unwrap_or("??")));
     let proxy = Proxy::start(&format!("{}{}{SECOND_HAND}", one_listener(""), users(&[&endpoint], "")));
     let mut client = proxy.client();
     let check = |client: &mut Wire, sent: &str, expected: &[&str]| {
@@ -270,7 +273,8 @@ fn a_slow_reader_gets_all_of_a_large_response_and_is_then_put_away() {
     let body = bytes(16 << 20);
     let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len());
     let answer = [head.into_bytes(), body.clone()].concat();
-    let endpoint = Endpoint::answering(move |request| if request.start.contains("/big") { answer.clone() } else { OK.into() });
+    let endpoint =
+        Endpoint::answering(move |request| if request.start.contains("/big") { answer.clone() } else { OK.into() });
     let proxy = Proxy::start(&format!("{}{}{SECOND_HAND}", one_listener(""), users(&[&endpoint], "")));
     let mut client = proxy.client();
     client.send("GET /big HTTP/1.1\r\nHost: users\r\n\r\n");
@@ -359,8 +363,7 @@ fn every_error_says_what_refused_and_why() {
 fn connections_beyond_the_limit_wait_for_their_turn() {
     let endpoint = Endpoint::saying(OK);
     for workers in [1, 2] {
-        let config =
-            format!("workers = {workers}\n{}{}", one_listener("max_connections = 1"), users(&[&endpoint], ""));
+        let config = format!("workers = {workers}\n{}{}", one_listener("max_connections = 1"), users(&[&endpoint], ""));
         let proxy = Proxy::start(&config);
         let mut first = proxy.client();
         assert_eq!(first.get("/").status(), 200);

@@ -1,5 +1,7 @@
 //! Messages on their way through: framing, bodies, trailers, interim responses, and what is not HTTP.
 
+#![cfg(test)]
+
 #[path = "support/http.rs"]
 mod http;
 
@@ -29,7 +31,10 @@ fn bodies_and_trailers_pass_both_ways() {
         assert_eq!(response.text(), "abcdefg");
         assert_eq!(response.trailers, [("x-sum".to_owned(), "7".to_owned())]);
         let seen = endpoint.last();
-        assert_eq!((seen.text().as_str(), seen.header("transfer-encoding").as_deref()), ("hello world", Some("chunked")));
+        assert_eq!(
+            (seen.text().as_str(), seen.header("transfer-encoding").as_deref()),
+            ("hello world", Some("chunked"))
+        );
         assert_eq!(seen.trailers, [("x-sum".to_owned(), "11".to_owned())]);
     }
     // Who does not ask for trailers gets the body without.
@@ -38,7 +43,10 @@ fn bodies_and_trailers_pass_both_ways() {
     assert_eq!((response.text().as_str(), response.trailers.len()), ("abcdefg", 0));
     client.send("PUT / HTTP/1.1\r\nHost: users\r\nContent-Length: 5\r\n\r\nhello");
     assert_eq!(client.response().status(), 200);
-    assert_eq!((endpoint.last().text().as_str(), endpoint.last().header("content-length").as_deref()), ("hello", Some("5")));
+    assert_eq!(
+        (endpoint.last().text().as_str(), endpoint.last().header("content-length").as_deref()),
+        ("hello", Some("5"))
+    );
     client.send("POST / HTTP/1.1\r\nHost: users\r\nContent-Length: 0\r\n\r\n");
     assert_eq!(client.response().status(), 200);
     assert_eq!(endpoint.last().header("content-length").as_deref(), Some("0"));
@@ -126,7 +134,10 @@ fn a_body_that_ends_with_the_connection_is_framed_anew() {
     let mut client = proxy.client();
     for _ in 0..2 {
         let response = client.get("/");
-        assert_eq!((response.text().as_str(), response.header("transfer-encoding").as_deref()), ("all of it", Some("chunked")));
+        assert_eq!(
+            (response.text().as_str(), response.header("transfer-encoding").as_deref()),
+            ("all of it", Some("chunked"))
+        );
     }
 }
 
@@ -134,7 +145,9 @@ fn a_body_that_ends_with_the_connection_is_framed_anew() {
 fn interim_responses_are_skipped_and_upgrades_refused() {
     let endpoint = Endpoint::answering(|request| match request.start.split(' ').nth(1).unwrap() {
         "/101" => "HTTP/1.1 101 Switching Protocols\r\nupgrade: x\r\nconnection: upgrade\r\n\r\nsecret".to_owned(),
-        _ => format!("HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\ncontent-length: 5\r\n\r\n{OK}"),
+        _ => format!(
+            "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nlink: </a>\r\ncontent-length: 5\r\n\r\n{OK}"
+        ),
     });
     let proxy = Proxy::to(&endpoint);
     let mut client = proxy.client();

@@ -1,5 +1,7 @@
 //! Where requests go, what the proxy changes in them on the way, and what it refuses.
 
+#![cfg(test)]
+
 #[path = "support/http.rs"]
 mod http;
 
@@ -48,11 +50,8 @@ fn the_suffix_can_be_another_or_none() {
 #[test]
 fn unknown_hosts_are_refused_unless_absolute_and_passed_through() {
     let elsewhere = Endpoint::saying("HTTP/1.1 200 OK\r\ncontent-length: 9\r\n\r\nelsewhere");
-    let listeners = format!(
-        "{}{}[[listener]]\naddress = \"0.0.0.0:0\"\n",
-        one_listener(""),
-        one_listener("passthrough = false")
-    );
+    let listeners =
+        format!("{}{}[[listener]]\naddress = \"0.0.0.0:0\"\n", one_listener(""), one_listener("passthrough = false"));
     let proxy = Proxy::start(&listeners);
     let at = elsewhere.address;
     let origin = format!("GET / HTTP/1.1\r\nHost: {at}\r\n\r\n");

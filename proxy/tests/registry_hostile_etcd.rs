@@ -2,6 +2,8 @@
 //! and the next good answer counts. Answers are written byte by byte (etcd's `rpc.proto`), since no well-behaved etcd
 //! gives them.
 
+#![cfg(test)]
+
 #[path = "support/etcd.rs"]
 mod etcd;
 mod registry_driver;

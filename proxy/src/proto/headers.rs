@@ -139,7 +139,9 @@ pub fn forward(headers: &mut HeaderMap, how: Forwarded, client: SocketAddr, host
                 SocketAddr::V6(client) => format!("for=\"[{}]\"", client.ip()),
             };
             // A Host that would have to be escaped is none (RFC 3986, 3.2.2).
-            if let Some(host) = host.filter(|host| host.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\')) {
+            if let Some(host) =
+                host.filter(|host| host.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\'))
+            {
                 let _writing_to_a_string_cannot_fail = write!(value, ";host=\"{host}\"");
             }
             value.push_str(";proto=http");

@@ -132,7 +132,9 @@ impl Decider {
         let answer = instance.pick(facts);
         self.until_timed = match started {
             Some(started) => {
-                self.service.balancer.timing.observe(started.elapsed());
+                let elapsed = started.elapsed();
+                instance.generation().timing.observe(elapsed);
+                self.service.balancer.timing.observe(elapsed);
                 TIMED - 1
             }
             None => self.until_timed - 1,

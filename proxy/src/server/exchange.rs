@@ -62,9 +62,7 @@ fn find_destination(connection: &Connection, head: &Parts) -> Result<Destination
     }
     let Named { host, absolute } = named(head)?;
     let service = match &listener.service {
-        Some(name) => {
-            Some(worker.service(name).ok_or_else(|| Refusal::NoEndpoint { service: name.to_string() })?)
-        }
+        Some(name) => Some(worker.service(name).ok_or_else(|| Refusal::NoEndpoint { service: name.to_string() })?),
         None => worker.service_of_host(host),
     };
     if let Some(service) = service {
