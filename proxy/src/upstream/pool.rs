@@ -77,7 +77,7 @@ impl Pool {
         resent: impl FnOnce(),
     ) -> Result<Response, Failure> {
         if self.target.protocol == checked::UpstreamProtocol::Http2 {
-            return self.h2.attempt(self, head, body).await;
+            return self.h2.attempt(self, head, body, resent).await;
         }
         let Some(connection) = self.take() else {
             return self.exchange(self.connect_h1().await?, head, body).await.map_err(|error| self.failure(error));
@@ -150,6 +150,7 @@ impl Pool {
         self.idle
             .borrow_mut()
             .retain_mut(|idle| self.timers.since(idle.since) < timeout && idle.connection.is_usable());
+        self.h2.sweep(&self.timers, timeout);
     }
 
     /// Closes everything that is idle, now and from now on.

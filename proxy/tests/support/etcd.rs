@@ -266,11 +266,17 @@ impl Etcd {
     }
 
     pub fn try_ctl(&self, args: &[&str]) -> Result<String, String> {
-        let mut command = Command::new(binary("etcdctl"));
-        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.url()]).args(&self.ctl_args).args(args);
-        let output = command.stdin(Stdio::null()).output().expect("etcdctl, from the PATH or the folder HEDDLE_ETCD");
+        let output = self.ctl_command(args).output().expect("etcdctl, from the PATH or the folder HEDDLE_ETCD");
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
         if output.status.success() { Ok(text(&output.stdout)) } else { Err(text(&output.stderr)) }
+    }
+
+    /// `etcdctl` with these arguments, to be run as the test wants it.
+    pub fn ctl_command(&self, args: &[&str]) -> Command {
+        let mut command = Command::new(binary("etcdctl"));
+        command.env("ETCDCTL_API", "3").args(["--endpoints", &self.url()]).args(&self.ctl_args).args(args);
+        command.stdin(Stdio::null());
+        command
     }
 
     #[track_caller]
