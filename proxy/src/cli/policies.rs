@@ -59,10 +59,9 @@ fn missing(folder: Option<&Path>, name: &str) -> Refusal {
 
 fn refused(what: &str, error: LoadError) -> Refusal {
     match error {
-        LoadError::Probe { config, fault: Fault { kind: FaultKind::Configure, cause, .. } } => Refusal {
-            found: format!("{what} refuses its settings {config}"),
-            remedy: cause,
-        },
+        LoadError::Probe { config, fault: Fault { kind: FaultKind::Configure, cause, .. } } => {
+            Refusal { found: format!("{what} refuses its settings {config}"), remedy: cause }
+        }
         error => Refusal {
             found: format!("{what} cannot be used: {error}"),
             remedy: "expected a balancer that works with these settings".into(),
