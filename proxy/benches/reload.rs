@@ -1,5 +1,14 @@
 //! The slowest request while one plugin is replaced a hundred times: at most 100 ms.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot go on ends"
+)]
+
 #[path = "../tests/support/plugins/guests.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]
 mod guests;

@@ -1,6 +1,16 @@
 //! Resident memory of the proxy with 1,000 services, before and after each of them has been asked for.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot go on ends"
+)]
+
 #[path = "../tests/support/plugins/process.rs"]
+#[allow(dead_code, reason = "the tests use the rest")]
 mod process;
 #[path = "../tests/support/plugins/wait.rs"]
 #[allow(dead_code, reason = "the tests use the rest")]

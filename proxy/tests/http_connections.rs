@@ -1,5 +1,6 @@
 //! Connections of clients and to endpoints: kept, put away, given up, counted, timed out, and ended at a stop.
 
+#![allow(clippy::disallowed_methods, reason = "a test may block its own thread")]
 #![cfg(test)]
 
 #[path = "support/http.rs"]
@@ -227,8 +228,7 @@ fn a_connection_is_idle_after_a_request_with_a_body() {
 
 #[test]
 fn a_connection_that_was_put_away_goes_on_where_it_was() {
-    let endpoint =
-        Endpoint::answering(|request| format!("{OK}").replace("ok", request.start.get(5..7).unwrap_or("??")));
+    let endpoint = Endpoint::answering(|request| OK.replace("ok", request.start.get(5..7).unwrap_or("??")));
     let proxy = Proxy::start(&format!("{}{}{SECOND_HAND}", one_listener(""), users(&[&endpoint], "")));
     let mut client = proxy.client();
     let check = |client: &mut Wire, sent: &str, expected: &[&str]| {

@@ -266,7 +266,7 @@ fn of_plugins(families: &mut Families<'_>, state: &State) -> fmt::Result {
         plugins.iter().map(|of| (policy(of), of.incidents().1)),
     )?;
     let timing = |of: &Arc<Plugin>| {
-        let (sum, count) = of.timing.total();
+        let (sum, count) = of.timing().total();
         Histogram { sum, count, buckets: vec![(f64::INFINITY, count)] }
     };
     families.histograms(

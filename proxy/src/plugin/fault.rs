@@ -71,7 +71,7 @@ pub(super) fn reason(error: &wasmtime::Error) -> String {
 /// Faults within this time add up.
 const WINDOW: Duration = Duration::from_secs(10);
 
-/// How many faults there were of each kind.
+/// How many faults there were of each kind, over all workers, services and generations of a policy.
 #[derive(Debug, Default)]
 pub struct FaultCounts([AtomicU64; FaultKind::ALL.len()]);
 
@@ -82,15 +82,15 @@ impl FaultCounts {
         }
     }
 
+    /// Since the start of the process.
     pub fn get(&self, kind: FaultKind) -> u64 {
         self.0.get(kind as usize).map_or(0, |count| count.load(Relaxed))
     }
 }
 
-/// Faults of one generation, over all workers and services.
+/// The last faults of a generation, over all workers and services.
 #[derive(Debug, Default)]
 pub struct FaultLog {
-    counts: FaultCounts,
     recent: Mutex<Recent>,
 }
 
@@ -119,9 +119,8 @@ pub(super) struct Recorded {
 }
 
 impl FaultLog {
-    /// Counts one.
-    pub(super) fn record(&self, kind: FaultKind, weight: usize, now: Instant) -> Recorded {
-        self.counts.add(kind);
+    /// Takes note of one.
+    pub(super) fn record(&self, weight: usize, now: Instant) -> Recorded {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         recent.forget_before(now);
         recent.faults.push_back((now, weight));
@@ -144,11 +143,6 @@ impl FaultLog {
         recent.forget_before(now);
         recent.faults.is_empty()
     }
-
-    /// Since the generation was loaded.
-    pub fn count(&self, kind: FaultKind) -> u64 {
-        self.counts.get(kind)
-    }
 }
 
 #[cfg(test)]
@@ -164,11 +158,10 @@ mod tests {
     #[test]
     fn only_faults_of_the_last_ten_seconds_add_up() {
         let (log, start) = (FaultLog::default(), Instant::now());
-        assert_eq!(log.record(FaultKind::Trap, 1, start), Recorded { recent: 1, log: true });
+        assert_eq!(log.record(1, start), Recorded { recent: 1, log: true });
         let later = start + Duration::from_millis(900);
-        assert_eq!(log.record(FaultKind::Trap, 1, later), Recorded { recent: 2, log: false });
+        assert_eq!(log.record(1, later), Recorded { recent: 2, log: false });
         let later = start + Duration::from_millis(10_500);
-        assert_eq!(log.record(FaultKind::Deadline, 10, later), Recorded { recent: 11, log: true });
-        assert_eq!((log.count(FaultKind::Trap), log.count(FaultKind::Deadline)), (2, 1));
+        assert_eq!(log.record(10, later), Recorded { recent: 11, log: true });
     }
 }

@@ -3,8 +3,8 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
@@ -83,7 +83,8 @@ pub struct Generation {
     pub origin: Origin,
     pub loaded: Instant,
     pub faults: FaultLog,
-    pub timing: Timing,
+    /// Whether it has decided for a request; set by the sample that is timed.
+    pub(super) decided: AtomicBool,
     pub(super) lines: LineRate,
     pub(super) engine: Arc<Engine>,
     pub(super) pre: BalancerPre<State>,
@@ -92,25 +93,6 @@ pub struct Generation {
 impl fmt::Debug for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} generation {} ({}, {})", self.policy, self.number, self.hash, self.origin)
-    }
-}
-
-/// How long decisions take, from a sample of them.
-#[derive(Debug, Default)]
-pub struct Timing {
-    nanos: AtomicU64,
-    decisions: AtomicU64,
-}
-
-impl Timing {
-    pub fn observe(&self, duration: Duration) {
-        self.nanos.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Relaxed);
-        self.decisions.fetch_add(1, Relaxed);
-    }
-
-    /// Time in all, in seconds, and the number of decisions that took it.
-    pub fn total(&self) -> (f64, u64) {
-        (self.nanos.load(Relaxed) as f64 / 1e9, self.decisions.load(Relaxed))
     }
 }
 
@@ -149,7 +131,7 @@ impl Generation {
             origin,
             loaded: Instant::now(),
             faults: FaultLog::default(),
-            timing: Timing::default(),
+            decided: AtomicBool::new(false),
             lines: LineRate::default(),
             engine: engine.clone(),
             pre,
@@ -160,7 +142,7 @@ impl Generation {
 
     /// Whether it has decided for requests, and has lately not been at fault.
     pub(super) fn is_proven(&self, now: Instant) -> bool {
-        self.timing.total().1 > 0 && self.faults.is_quiet(now)
+        self.decided.load(Relaxed) && self.faults.is_quiet(now)
     }
 
     /// Runs the guest through a life in small, as a service with three endpoints would.

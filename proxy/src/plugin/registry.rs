@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{self, Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -11,7 +12,7 @@ use arc_swap::ArcSwapOption;
 use super::builtin::BUILTIN;
 use super::engine::Engine;
 use super::fault::{Fault, FaultCounts};
-use super::generation::{ContentHash, Generation, LoadError, Origin, Timing};
+use super::generation::{ContentHash, Generation, LoadError, Origin};
 use crate::config::checked;
 
 /// A generation in quarantine that nothing could replace is given another chance after this time.
@@ -23,11 +24,30 @@ pub struct Plugin {
     current: ArcSwapOption<Generation>,
     /// Changes whenever `current` does: all that a worker looks at.
     version: AtomicU64,
-    /// Faults of all its generations: what is shown as a counter must not fall when a file is replaced.
+    /// Faults of all its generations.
     pub faults: FaultCounts,
     /// Decisions of all its generations.
-    pub timing: Timing,
+    timing: Timing,
     history: Mutex<History>,
+}
+
+/// How long decisions take, from a sample of them.
+#[derive(Debug, Default)]
+pub struct Timing {
+    nanos: AtomicU64,
+    decisions: AtomicU64,
+}
+
+impl Timing {
+    fn observe(&self, duration: Duration) {
+        self.nanos.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        self.decisions.fetch_add(1, Relaxed);
+    }
+
+    /// Time in all, in seconds, and the number of decisions that took it.
+    pub fn total(&self) -> (f64, u64) {
+        (self.nanos.load(Relaxed) as f64 / 1e9, self.decisions.load(Relaxed))
+    }
 }
 
 #[derive(Default)]
@@ -76,11 +96,22 @@ impl Plugin {
         (history.quarantines, history.refusals)
     }
 
+    /// Takes note of a decision that was timed.
+    pub fn decided(&self, generation: &Generation, duration: Duration) {
+        generation.decided.store(true, Relaxed);
+        self.timing.observe(duration);
+    }
+
+    /// How long decisions take.
+    pub fn timing(&self) -> &Timing {
+        &self.timing
+    }
+
     /// Counts a guest's fault; enough of them within 10 s put its generation in quarantine.
     pub fn fault(&self, generation: &Arc<Generation>, fault: &Fault) {
         let threshold = generation.engine.limits.faults as usize;
         self.faults.add(fault.kind);
-        let recorded = generation.faults.record(fault.kind, fault.weight, Instant::now());
+        let recorded = generation.faults.record(fault.weight, Instant::now());
         if recorded.log {
             tracing::warn!(target: "heddle::plugin", policy = %self.name, generation = generation.number,
                 "{fault}; the proxy decides by itself for now");
@@ -297,11 +328,10 @@ mod tests {
         let bytes = builtin_policy("random").unwrap();
         let first = plugins.load("random", bytes, Origin::BuiltIn).unwrap();
         let plugin = plugins.plugin("random");
-        let trap = Fault { kind: FaultKind::Trap, cause: String::new(), weight: 1 };
-        plugin.fault(&first, &trap);
+        plugin.fault(&first, &Fault { kind: FaultKind::Trap, cause: String::new(), weight: 1 });
         let second = plugins.load("random", bytes, Origin::File("random.wasm".into())).unwrap();
         assert_ne!(first.number, second.number);
-        plugin.fault(&second, &trap);
+        plugin.fault(&second, &Fault { kind: FaultKind::Trap, cause: String::new(), weight: 1 });
         assert_eq!((plugin.faults.get(FaultKind::Trap), plugin.faults.get(FaultKind::Memory)), (2, 0));
     }
 }

@@ -141,9 +141,9 @@ impl Shared {
 
     /// Closes what has been idle for too long.
     pub(super) fn sweep(&self, timers: &Timers, timeout: Duration) {
-        self.connections.borrow_mut().retain(|connection| {
-            connection.streams.get() > 0 || timers.since(connection.since.get()) < timeout
-        });
+        self.connections
+            .borrow_mut()
+            .retain(|connection| connection.streams.get() > 0 || timers.since(connection.since.get()) < timeout);
     }
 
     pub(super) fn retire(&self) {
@@ -151,10 +151,7 @@ impl Shared {
     }
 }
 
-fn answered(
-    response: Result<http::Response<Incoming>, hyper::Error>,
-    exchange: Exchange,
-) -> Result<Response, Failure> {
+fn answered(response: Result<http::Response<Incoming>, hyper::Error>, exchange: Exchange) -> Result<Response, Failure> {
     let response = response.map_err(|error| failure(&exchange.pool, describe(&error)))?;
     Ok(response.map(|incoming| {
         if incoming.is_end_stream() {
