@@ -25,8 +25,10 @@ fn get(target: &str) -> Request<Body> {
 
 #[test]
 fn clients_may_speak_http_2() {
-    let endpoint = Endpoint::saying("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: keep-alive, x-own\r\nx-own: 1\r\n\
-                                     trailer: x-sum\r\n\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n");
+    let endpoint = Endpoint::saying(
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: keep-alive, x-own\r\nx-own: 1\r\n\
+                                     trailer: x-sum\r\n\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n",
+    );
     let proxy = Proxy::to(&endpoint);
     let client = Http2Client::connect(proxy.addresses[0]);
     let request = Request::post("http://users.mesh/a?b")

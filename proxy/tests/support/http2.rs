@@ -153,7 +153,9 @@ impl Http2Client {
         let (sender, connection) = runtime.block_on(async {
             let stream = tokio::net::TcpStream::connect(address).await.expect("a connection");
             stream.set_nodelay(true).expect("no delay");
-            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.expect("a handshake")
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), TokioIo::new(stream))
+                .await
+                .expect("a handshake")
         });
         let connection = runtime.spawn(connection);
         Self { runtime, sender, connection }
@@ -172,7 +174,10 @@ impl Http2Client {
     }
 
     pub fn wait<T>(&self, task: tokio::task::JoinHandle<T>) -> T {
-        self.runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), task).await }).expect("in time").expect("no panic")
+        self.runtime
+            .block_on(async { tokio::time::timeout(Duration::from_secs(20), task).await })
+            .expect("in time")
+            .expect("no panic")
     }
 
     pub fn send(&self, request: Request<Body>) -> Received<http::response::Parts> {
@@ -187,4 +192,3 @@ impl Http2Client {
         drop(sender);
     }
 }
-
