@@ -46,9 +46,6 @@ fn decision(criterion: &mut Criterion) {
         let host = host();
         for name in builtin_names() {
             host.register(name, endpoints);
-            // As under load: with requests under way everywhere, no endpoint is taken at first sight.
-            let snapshot = host.service(name).snapshot();
-            let _busy: Vec<_> = snapshot.endpoints().map(|endpoint| endpoint.load.begin()).collect();
             let mut instance = instance(&host, name);
             let mut facts = facts("/users/1?fields=name");
             group.bench_function(BenchmarkId::new(name, endpoints), |bencher| {
@@ -56,6 +53,29 @@ fn decision(criterion: &mut Criterion) {
             });
         }
     }
+    group.finish();
+}
+
+/// Least connections where no endpoint is idle, so that each has to be looked at: with loads that differ, and with the
+/// same load everywhere, of whom one has to be drawn.
+fn decision_under_load(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decision under load");
+    let host = host();
+    host.register("least-connections", 1_000);
+    let snapshot = host.service("least-connections").snapshot();
+    let mut instance = instance(&host, "least-connections");
+    let mut facts = facts("/users/1?fields=name");
+    let mut under_way: Vec<_> = snapshot.endpoints().map(|endpoint| endpoint.load.begin()).collect();
+    let mut measure = |what| {
+        group.bench_function(BenchmarkId::new("least-connections/1000", what), |bencher| {
+            bencher.iter(|| instance.pick(black_box(&mut facts)).unwrap());
+        });
+    };
+    measure("equal");
+    for endpoint in snapshot.endpoints() {
+        under_way.extend((0..endpoint.slot * 7 % 11).map(|_| endpoint.load.begin()));
+    }
+    measure("unequal");
     group.finish();
 }
 
@@ -94,5 +114,5 @@ fn change(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decision, choice, change);
+criterion_group!(benches, decision, decision_under_load, choice, change);
 criterion_main!(benches);
