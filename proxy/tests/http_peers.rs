@@ -51,7 +51,10 @@ fn curl() {
     assert_eq!(curl(&["-I", "--proxy", &at, "http://users/"]), "1.1 200 HEAD / HTTP/1.1 users\n");
     let h2 = ["--http2-prior-knowledge", "-H", "Host: users.mesh"];
     assert_eq!(curl(&[&h2[..], &[&format!("{at}/a")]].concat()), "2 200 GET /a HTTP/1.1 users.mesh\n");
-    assert_eq!(curl(&["--proxy", &at, "http://nobody.invalid/"]).split(' ').nth(1).map(|s| &s[..1]), Some("5"));
+    assert!(
+        curl(&["--proxy", &at, "http://nobody.invalid/"]).starts_with("1.1 50"),
+        "502 or 504, as names are resolved"
+    );
 
     // Bodies large enough for curl to ask with Expect first, of known and of unknown length, and over HTTP/2.
     let folder = tempfile::tempdir().expect("a folder");
