@@ -1,5 +1,7 @@
 //! HTTP/2 from clients and to endpoints.
 
+#![cfg(test)]
+
 #[path = "support/http.rs"]
 mod http1;
 #[path = "support/http2.rs"]
@@ -27,7 +29,7 @@ fn get(target: &str) -> Request<Body> {
 fn clients_may_speak_http_2() {
     let endpoint = Endpoint::saying(
         "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: keep-alive, x-own\r\nx-own: 1\r\n\
-                                     trailer: x-sum\r\n\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n",
+         trailer: x-sum\r\n\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n",
     );
     let proxy = Proxy::to(&endpoint);
     let client = Http2Client::connect(proxy.addresses[0]);

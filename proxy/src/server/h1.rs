@@ -10,6 +10,7 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
+use http::{Method, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
@@ -74,6 +75,8 @@ pub(super) struct Activity {
     never_parked: Cell<bool>,
     /// A request has been taken whose response may not have been written to its end.
     answering: Cell<bool>,
+    /// The last request asked for a tunnel to a service: what follows are requests for that service.
+    tunnel: Cell<bool>,
     /// hyper refused what it read, and said so where there was no request to answer.
     refused: Cell<Option<Unreadable>>,
 }
@@ -133,6 +136,10 @@ pub async fn serve(connection: Rc<Connection>, stream: TcpStream) -> Option<TcpS
     let mut io = Watched { stream, read_ahead: Bytes::new(), activity: Rc::default() };
     loop {
         io = serve_until_idle(&connection, io).await?;
+        if io.activity.tunnel.get() {
+            io.activity = Rc::default();
+            continue;
+        }
         if io.read_ahead.is_empty() {
             return Some(io.stream);
         }
@@ -199,6 +206,10 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
     let parts = served.into_parts();
     let mut io = parts.io.into_inner();
     match ended {
+        Ended::Served if activity.tunnel.get() => {
+            io.read_ahead = parts.read_buf;
+            return Some(io);
+        }
         Ended::Idle => {
             io.read_ahead = parts.read_buf;
             return Some(io);
@@ -254,12 +265,23 @@ async fn linger(worker: &Worker, stream: &mut TcpStream) {
 }
 
 async fn exchange_of(connection: Rc<Connection>, open: Open, request: http::Request<Incoming>) -> Response {
+    if request.method() == Method::CONNECT && leads_to_a_service(&connection, request.uri()) {
+        open.0.tunnel.set(true);
+        return Response::default();
+    }
     let (head, incoming) = request.into_parts();
     let body = match request_body(incoming) {
         Body::Stream(stream) => Body::Stream(Box::pin(RequestBody { stream, ended: false, open: Open::new(&open.0) })),
         body => body,
     };
     open.until_end_of(exchange::serve(connection, Request::from_parts(head, body)).await)
+}
+
+/// Whether a tunnel is asked for that needs none, because its other end would be a service. Some clients, undici among
+/// them, ask for one also where they do not speak TLS; their requests are served where they are.
+fn leads_to_a_service(connection: &Connection, target: &Uri) -> bool {
+    let Connection { worker, listener, .. } = connection;
+    listener.service.is_some() || target.host().is_some_and(|host| worker.service_of_host(host).is_some())
 }
 
 /// hyper's body as ours.
