@@ -1,6 +1,15 @@
 //! What one endpoint's change costs the catalog, by the number of services and endpoints beside it, and what a complete
 //! reading costs. Run with `cargo bench -p heddle --bench registry`.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot go on ends"
+)]
+
 use std::hint::black_box;
 
 use criterion::{BatchSize, BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};

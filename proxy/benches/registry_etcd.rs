@@ -1,6 +1,15 @@
 //! How soon what happens in a real etcd is in force: the times behind the registry's promises. Needs `etcd` and
 //! `etcdctl`. Run with `cargo bench -p heddle --bench registry_etcd`.
 
+#![allow(
+    clippy::disallowed_methods,
+    clippy::expect_used,
+    clippy::indexing_slicing,
+    clippy::panic,
+    clippy::unwrap_used,
+    reason = "a benchmark that cannot go on ends"
+)]
+
 #[path = "../tests/support/etcd.rs"]
 mod etcd;
 #[path = "../tests/registry_driver/mod.rs"]

@@ -5,14 +5,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 
 use crate::config::checked::Config;
-use crate::plugin::{Engine, Folder, LoadError, Plugins, watch};
+use crate::plugin::{Engine, Folder, LoadError, Plugins, give_second_chances, watch};
 use crate::proto::headers::Signature;
 use crate::server::listener::{self, Accepted, BindError, Part, accept, take_over};
 use crate::server::worker::{Shared, Worker};
@@ -55,6 +55,8 @@ pub struct State {
     pub plugins: Arc<Plugins>,
     pub registry: Arc<registry::Status>,
     pub workers: Arc<Shared>,
+    /// When the process began to serve.
+    pub started: SystemTime,
     draining: AtomicBool,
 }
 
@@ -62,7 +64,12 @@ impl State {
     /// Whether requests should be sent here: listeners are open, plugins are loaded, every registry has answered once
     /// or was restored, and the proxy has not been told to stop.
     pub fn is_ready(&self) -> bool {
-        self.registry.is_ready() && !self.draining.load(Ordering::Relaxed)
+        self.registry.is_ready() && !self.is_draining()
+    }
+
+    /// Whether the proxy has been told to stop.
+    pub fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
     }
 }
 
@@ -99,6 +106,7 @@ impl App {
             plugins,
             registry: registry.status().clone(),
             workers: shared.clone(),
+            started: SystemTime::now(),
             draining: AtomicBool::new(false),
         });
         let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
@@ -174,6 +182,7 @@ async fn run_control(
     rescan: Duration,
     until_stopped: oneshot::Receiver<()>,
 ) {
+    tokio::spawn(give_second_chances(state.plugins.clone()));
     if let Some(folder) = folder {
         tokio::spawn(watch(folder, state.plugins.clone(), rescan));
     }

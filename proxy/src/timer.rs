@@ -54,9 +54,11 @@ impl Timers {
 
     fn advance(&self, now: u64) {
         self.now.set(now);
-        for (_, entry) in self.entries.borrow().iter() {
+        for (_, entry) in self.entries.borrow_mut().iter_mut() {
             if entry.at <= now {
                 entry.waker.wake_by_ref();
+                // Once: who waits on says so, and who is busy with something else is not disturbed at every tick.
+                entry.at = u64::MAX;
             }
         }
     }
@@ -156,6 +158,10 @@ impl<F: Future> Future for Within<F> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+    use std::task::Wake;
+
     use super::*;
 
     fn context() -> Context<'static> {
@@ -174,6 +180,26 @@ mod tests {
         assert!(deadline.poll_passed(&mut context()).is_ready());
         drop(deadline);
         assert!(timers.entries.borrow().is_empty());
+    }
+
+    #[test]
+    fn a_task_is_woken_once_for_a_deadline() {
+        struct Count(AtomicUsize);
+        impl Wake for Count {
+            fn wake(self: Arc<Self>) {
+                self.0.fetch_add(1, Relaxed);
+            }
+        }
+        let count = Arc::new(Count(AtomicUsize::new(0)));
+        let waker = Waker::from(count.clone());
+        let timers = Rc::new(Timers::default());
+        let mut deadline = timers.deadline(TICK);
+        assert!(deadline.poll_passed(&mut Context::from_waker(&waker)).is_pending());
+        for now in 1..9 {
+            timers.advance(now);
+        }
+        assert_eq!(count.0.load(Relaxed), 1);
+        assert!(deadline.poll_passed(&mut Context::from_waker(&waker)).is_ready());
     }
 
     #[test]

@@ -1,5 +1,7 @@
 //! The configuration files in `examples/config` hold, and the reference says the defaults as they are.
 
+#![cfg(test)]
+
 use std::path::{Path, PathBuf};
 
 use heddle::config::{self, Checked};

@@ -1,5 +1,7 @@
 //! The etcd source against a real etcd: what is in force after each kind of trouble.
 
+#![cfg(test)]
+
 #[path = "support/etcd.rs"]
 mod etcd;
 mod registry_driver;

@@ -1,5 +1,7 @@
 //! The file source against a real folder, and what all sources share: fixed endpoints, the snapshot, readiness.
 
+#![cfg(test)]
+
 #[path = "support/etcd.rs"]
 mod etcd;
 mod registry_driver;

@@ -2,6 +2,8 @@
 //! and the next good answer counts. Answers are written byte by byte (etcd's `rpc.proto`), since no well-behaved etcd
 //! gives them.
 
+#![cfg(test)]
+
 #[path = "support/etcd.rs"]
 mod etcd;
 mod registry_driver;
@@ -143,6 +145,7 @@ fn serve(scripts: Vec<Script>) -> String {
                             other => panic!("{other}"),
                         };
                         // Held, so that the client's half of a watch stays open.
+                        #[expect(clippy::mem_forget, reason = "the server ends with the test")]
                         std::mem::forget(request);
                         let answer = Response::builder().header("content-type", "application/grpc").body(answer);
                         std::future::ready(Ok::<_, io::Error>(answer.expect("a response")))

@@ -47,5 +47,5 @@ fn main() -> ExitCode {
 
 fn demo(args: &[OsString]) -> Result<(), Failure> {
     setup::for_build()?;
-    step::run("the demo", cargo(&["run", "--locked", "--package", "heddle", "--", "demo"]).args(args))
+    step::become_command("the demo", cargo(&["run", "--locked", "--package", "heddle", "--", "demo"]).args(args))
 }

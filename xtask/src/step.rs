@@ -3,6 +3,7 @@
 use std::env;
 use std::ffi::OsString;
 use std::fmt;
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -39,6 +40,13 @@ pub fn run(what: &str, command: &mut Command) -> Result<(), Failure> {
     }
     let code = status.code().and_then(|code| u8::try_from(code).ok()).unwrap_or(1);
     Err(Failure { message: format!("{what}: failed ({status})"), code })
+}
+
+/// Announces a command and becomes it. Ctrl-C is then the command's affair, and its exit code is ours.
+pub fn become_command(what: &str, command: &mut Command) -> Result<(), Failure> {
+    say(what);
+    let error = command.exec();
+    Err(Failure::new(format!("{what}: did not start: {error}")))
 }
 
 /// Cargo in the project's folder, as the one that runs us.

@@ -1,10 +1,285 @@
 //! The figures, in the text format of OpenMetrics.
+//!
+//! Nothing is counted here: each scrape reads the counters that workers, plugins and the registry keep anyway. Labels
+//! take values from bounded sets only: services and sources that are registered, policies that are loaded, classes of
+//! statuses, kinds of faults; never a path, a client or an endpoint.
 
+mod encode;
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, text};
+use prometheus_client::registry::Registry;
+
+use self::encode::{Families, Histogram};
+use super::process;
 use crate::app::State;
+use crate::plugin::{FaultKind, Plugin};
+use crate::service::{DURATION_BUCKETS, Service, ServiceStats, Snapshot, StatsTotal};
 
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
+/// The classes of [`StatsTotal::responses`], by index.
+pub const CLASSES: [&str; 6] = ["other", "1xx", "2xx", "3xx", "4xx", "5xx"];
+
 /// All figures of this moment.
-pub fn text(_state: &State) -> Result<String, std::fmt::Error> {
-    Ok("# EOF\n".to_owned())
+pub fn text(state: &Arc<State>) -> Result<String, fmt::Error> {
+    let mut registry = Registry::default();
+    registry.register_collector(Box::new(Figures(state.clone())));
+    let mut out = String::new();
+    text::encode(&mut out, &registry)?;
+    Ok(out)
+}
+
+struct Figures(Arc<State>);
+
+impl fmt::Debug for Figures {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Figures")
+    }
+}
+
+impl Collector for Figures {
+    fn encode(&self, encoder: DescriptorEncoder<'_>) -> fmt::Result {
+        let Self(state) = self;
+        let mut families = Families(encoder);
+        of_process(&mut families, state)?;
+        of_workers(&mut families, state)?;
+        of_services(&mut families, state)?;
+        of_registry(&mut families, state)?;
+        of_plugins(&mut families, state)
+    }
+}
+
+fn of_process(families: &mut Families<'_>, state: &State) -> fmt::Result {
+    families.info("heddle_build", "The version that runs.", [[("version", env!("CARGO_PKG_VERSION"))]])?;
+    families.gauge("process_start_time_seconds", "When the proxy started, since 1970.", seconds(state.started))?;
+    if let Some(bytes) = process::resident_memory() {
+        families.gauge("process_resident_memory_bytes", "Memory in use.", bytes as f64)?;
+    }
+    families.total("process_cpu_seconds", "CPU time used.", process::cpu_time().as_secs_f64())?;
+    families.gauge("heddle_ready", "1 while requests should be sent here.", number(state.is_ready()))?;
+    families.gauge("heddle_draining", "1 once the proxy has been told to stop.", number(state.is_draining()))
+}
+
+fn of_workers(families: &mut Families<'_>, state: &State) -> fmt::Result {
+    let workers = &state.workers;
+    let connections: Vec<_> = workers
+        .connections
+        .iter()
+        .enumerate()
+        .map(|(number, count)| (number.to_string(), count.load(Relaxed) as f64))
+        .collect();
+    families.gauges(
+        "heddle_client_connections",
+        "Open connections of clients.",
+        connections.iter().map(|(number, count)| ([("worker", number.as_str())], *count)),
+    )?;
+    families.counters(
+        "heddle_unrouted_requests",
+        "Requests that named no service and were not passed through, by class of status.",
+        by_class(&sum(&workers.unrouted)),
+    )?;
+    families.counters(
+        "heddle_passed_through_requests",
+        "Requests for hosts that are no service, by class of status.",
+        by_class(&sum(&workers.passed_through)),
+    )
+}
+
+fn sum(stats: &[Arc<ServiceStats>]) -> StatsTotal {
+    let mut total = StatsTotal::default();
+    stats.iter().for_each(|of| total.add(of));
+    total
+}
+
+fn by_class(total: &StatsTotal) -> impl Iterator<Item = ([(&'static str, &'static str); 1], u64)> {
+    CLASSES.iter().zip(total.responses).map(|(class, count)| ([("class", *class)], count))
+}
+
+/// One service's figures.
+struct Reading {
+    service: Arc<Service>,
+    total: StatsTotal,
+    snapshot: Arc<Snapshot>,
+}
+
+impl Reading {
+    fn name(&self) -> [(&'static str, &str); 1] {
+        [("service", &self.service.name)]
+    }
+
+    fn name_and_policy(&self) -> [(&'static str, &str); 2] {
+        [("service", &self.service.name), ("policy", &self.service.balancer.name)]
+    }
+
+    fn durations(&self) -> Histogram {
+        let bounds = DURATION_BUCKETS.into_iter().chain([f64::INFINITY]);
+        Histogram {
+            sum: self.total.duration_seconds,
+            count: self.total.durations.iter().sum(),
+            buckets: bounds.zip(self.total.durations).collect(),
+        }
+    }
+}
+
+fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
+    let mut services = state.directory.all();
+    services.sort_by(|a, b| a.name.cmp(&b.name));
+    let read = |service: Arc<Service>| Reading { total: service.stats(), snapshot: service.snapshot(), service };
+    let readings: Vec<Reading> = services.into_iter().map(read).collect();
+    let by_service =
+        |figure: fn(&StatsTotal) -> u64| readings.iter().map(move |reading| (reading.name(), figure(&reading.total)));
+    let by_policy = |figure: fn(&StatsTotal) -> u64| {
+        readings.iter().map(move |reading| (reading.name_and_policy(), figure(&reading.total)))
+    };
+    let now = |figure: fn(&Snapshot) -> usize| {
+        readings.iter().map(move |reading| (reading.name(), figure(&reading.snapshot) as f64))
+    };
+
+    let requests = readings.iter().flat_map(|reading| {
+        let classes = CLASSES.iter().zip(reading.total.responses);
+        classes.map(|(class, count)| ([("service", &*reading.service.name), ("class", *class)], count))
+    });
+    families.counters("heddle_requests", "Requests that have ended, by class of status.", requests)?;
+    families.histograms(
+        "heddle_request_duration_seconds",
+        "From a request's head to the end of its response.",
+        readings.iter().map(|reading| (reading.name(), reading.durations())),
+    )?;
+    families.gauges(
+        "heddle_requests_in_flight",
+        "Requests under way at endpoints.",
+        now(|snapshot| snapshot.in_flight().into_iter().map(|n| n as usize).sum()),
+    )?;
+    families.gauges(
+        "heddle_endpoints_registered",
+        "Endpoints that the registry announces.",
+        now(|snapshot| snapshot.endpoints().count()),
+    )?;
+    families.gauges("heddle_endpoints_eligible", "Endpoints that may be picked.", now(Snapshot::eligible_count))?;
+    families.counters(
+        "heddle_failed_attempts",
+        "Attempts that ended without a response head.",
+        by_service(|total| total.failed_attempts),
+    )?;
+    families.counters(
+        "heddle_resent_requests",
+        "Requests sent again because their pooled connection was found dead.",
+        by_service(|total| total.resent),
+    )?;
+    families.counters("heddle_plugin_decisions", "Decisions by plugins.", by_policy(|total| total.decisions))?;
+    families.counters(
+        "heddle_plugin_fallbacks",
+        "Decisions that the proxy made in a plugin's stead.",
+        by_policy(|total| total.fallbacks),
+    )?;
+    families.counters(
+        "heddle_plugin_asked_again",
+        "Answers of plugins that could not be used: an endpoint not eligible, tried already, or not registered.",
+        by_policy(|total| total.asked_again),
+    )
+}
+
+fn of_registry(families: &mut Families<'_>, state: &State) -> fmt::Result {
+    let report = state.registry.report();
+    families.gauge(
+        "heddle_registry_ready",
+        "1 once every source has answered or was restored from disk.",
+        number(report.ready),
+    )?;
+    families.gauge("heddle_registry_services", "Services with endpoints.", report.services as f64)?;
+    families.gauge("heddle_registry_endpoints", "Endpoints of all services.", report.endpoints as f64)?;
+    let sources = &report.sources;
+    let source = |name: &'static str| [("source", name)];
+    families.gauges(
+        "heddle_registry_connected",
+        "1 while changes are followed; of a file: its last reading was good.",
+        sources.iter().map(|of| (source(of.name), number(of.connected))),
+    )?;
+    families.gauges(
+        "heddle_registry_revision",
+        "The revision of etcd last heard of.",
+        sources.iter().filter(|of| of.name == "etcd").map(|of| (source(of.name), of.revision as f64)),
+    )?;
+    families.gauges(
+        "heddle_registry_last_event_timestamp_seconds",
+        "When something was last heard that could change endpoints, since 1970.",
+        sources.iter().filter_map(|of| Some((source(of.name), of.last_event_ms? as f64 / 1e3))),
+    )?;
+    families.counters(
+        "heddle_registry_relists",
+        "Complete readings.",
+        sources.iter().map(|of| (source(of.name), of.relists)),
+    )?;
+    families.counters(
+        "heddle_registry_reconnects",
+        "Connections given up or lost.",
+        sources.iter().map(|of| (source(of.name), of.reconnects)),
+    )?;
+    families.counters(
+        "heddle_registry_skipped_entries",
+        "Entries that could not be understood.",
+        sources.iter().map(|of| (source(of.name), of.skipped)),
+    )
+}
+
+fn of_plugins(families: &mut Families<'_>, state: &State) -> fmt::Result {
+    let plugins = state.plugins.all();
+    let policy = |plugin: &Arc<Plugin>| [("policy", plugin.name.to_string())];
+    let loaded = plugins.iter().filter_map(|plugin| {
+        let generation = plugin.current()?;
+        Some([
+            ("policy", plugin.name.to_string()),
+            ("sha256", generation.hash.to_string()),
+            ("origin", generation.origin.to_string()),
+            ("generation", generation.number.to_string()),
+        ])
+    });
+    families.info("heddle_plugin", "The plugins in force.", loaded)?;
+    families.gauges(
+        "heddle_plugin_generation",
+        "Number of the generation in force; 0: none, the proxy decides by itself.",
+        plugins.iter().map(|of| (policy(of), of.current().map_or(0.0, |generation| generation.number as f64))),
+    )?;
+    families.counters(
+        "heddle_plugin_faults",
+        "Calls of plugins that failed, by kind.",
+        plugins.iter().flat_map(|of| {
+            let name = &of.name;
+            FaultKind::ALL
+                .map(|kind| ([("policy", name.to_string()), ("kind", kind.name().to_owned())], of.faults.get(kind)))
+        }),
+    )?;
+    families.counters(
+        "heddle_plugin_quarantines",
+        "Generations taken out of force after repeated faults.",
+        plugins.iter().map(|of| (policy(of), of.incidents().0)),
+    )?;
+    families.counters(
+        "heddle_plugin_refusals",
+        "Files that were not loaded.",
+        plugins.iter().map(|of| (policy(of), of.incidents().1)),
+    )?;
+    let timing = |of: &Arc<Plugin>| {
+        let (sum, count) = of.timing().total();
+        Histogram { sum, count, buckets: vec![(f64::INFINITY, count)] }
+    };
+    families.histograms(
+        "heddle_plugin_decision_seconds",
+        "Time of decisions, from a sample of them.",
+        plugins.iter().map(|of| (policy(of), timing(of))),
+    )
+}
+
+fn number(flag: bool) -> f64 {
+    f64::from(u8::from(flag))
+}
+
+fn seconds(at: SystemTime) -> f64 {
+    at.duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO).as_secs_f64()
 }

@@ -1,11 +1,15 @@
 //! Health and metrics over HTTP, on the control thread: a worker that is busy or stuck cannot hide here.
 //!
 //! `GET /live` answers 200 while the process runs, `GET /ready` 200 when requests should be sent here and 503 when
-//! not, `GET /metrics` the figures in the text format of OpenMetrics.
+//! not, `GET /metrics` the figures in the text format of OpenMetrics, `GET /state` services, endpoints, plugins and
+//! registry as JSON.
 
 mod metrics;
+mod process;
+mod state;
 
 use std::convert::Infallible;
+use std::fmt::Display;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -93,6 +97,13 @@ impl Answer {
         Self { status, content_type: "text/plain; charset=utf-8", text: format!("{text}\n") }
     }
 
+    fn of<E: Display>(content_type: &'static str, text: Result<String, E>) -> Self {
+        match text {
+            Ok(text) => Self { status: StatusCode::OK, content_type, text },
+            Err(error) => Self::plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
+        }
+    }
+
     fn into_response(self) -> http::Response<Full<Bytes>> {
         let mut response = http::Response::new(Full::new(Bytes::from(self.text)));
         *response.status_mut() = self.status;
@@ -101,7 +112,7 @@ impl Answer {
     }
 }
 
-fn answer(request: &http::Request<Incoming>, state: &State) -> Answer {
+fn answer(request: &http::Request<Incoming>, state: &Arc<State>) -> Answer {
     if request.method() != Method::GET && request.method() != Method::HEAD {
         return Answer::plain(StatusCode::METHOD_NOT_ALLOWED, "expected GET");
     }
@@ -109,10 +120,8 @@ fn answer(request: &http::Request<Incoming>, state: &State) -> Answer {
         "/live" => Answer::plain(StatusCode::OK, "live"),
         "/ready" if state.is_ready() => Answer::plain(StatusCode::OK, "ready"),
         "/ready" => Answer::plain(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
-        "/metrics" => match metrics::text(state) {
-            Ok(text) => Answer { status: StatusCode::OK, content_type: metrics::CONTENT_TYPE, text },
-            Err(error) => Answer::plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
-        },
-        _ => Answer::plain(StatusCode::NOT_FOUND, "expected /live, /ready or /metrics"),
+        "/metrics" => Answer::of(metrics::CONTENT_TYPE, metrics::text(state)),
+        "/state" => Answer::of("application/json", state::json(state)),
+        _ => Answer::plain(StatusCode::NOT_FOUND, "expected /live, /ready, /metrics or /state"),
     }
 }

@@ -1,7 +1,10 @@
 //! The commands.
 
 pub mod check;
+mod demo;
+mod policies;
 mod run;
+mod signals;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -24,6 +27,8 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Show what it does: three small servers, the proxy, and commands to copy
+    Demo(demo::Options),
     /// Run the proxy until SIGTERM or Ctrl-C
     Run {
         /// Configuration to run by
@@ -50,9 +55,12 @@ pub fn main() -> ExitCode {
     };
     match (arguments.command, arguments.config) {
         (Some(Command::Run { config }), _) | (None, Some(config)) => run::run(&config),
-        (Some(Command::Check { config }), _) => check::check(&config, |_| Ok(())),
+        (Some(Command::Check { config }), _) => check::check(&config, policies::check),
+        (Some(Command::Demo(options)), _) => demo::run(&options),
         (None, None) => {
-            eprintln!("heddle: nothing to do: expected a command such as `demo` or `run --config FILE`; see --help");
+            eprintln!(
+                "heddle: nothing to do: expected a command such as `demo` or `run --config FILE`; see `heddle --help`"
+            );
             ExitCode::from(USAGE)
         }
     }

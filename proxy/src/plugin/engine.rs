@@ -12,7 +12,7 @@ use std::sync::atomic::{
 };
 use std::sync::{Arc, Weak};
 use std::thread::{self, Thread};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use wasmtime::component::Linker;
 use wasmtime::{Config, OptLevel};
@@ -23,14 +23,16 @@ use crate::config::checked;
 /// Epochs in one decision's budget.
 const TICKS_A_DECISION: u32 = 4;
 
-/// The tick thread looks this many ticks into the past for calls before it goes to sleep.
-const IDLE_TICKS: u32 = 64;
+/// Without a call for this many ticks the tick thread goes to sleep, so that an idle proxy wakes nobody.
+const IDLE_TICKS: u64 = 64;
 
 /// Everything that generations of all plugins share.
 pub struct Engine {
     pub(super) wasm: wasmtime::Engine,
     pub(super) linker: Linker<State>,
     pub(super) limits: checked::Plugins,
+    /// When the clock of all guests read zero.
+    pub(super) started: Instant,
     ticker: Arc<Ticker>,
     ticker_thread: Thread,
     /// The length of one epoch.
@@ -38,9 +40,12 @@ pub struct Engine {
 }
 
 struct Ticker {
-    /// Set by every call, cleared by the tick thread.
+    /// Set by every call and at each of its deadlines, cleared by the tick thread.
     used: AtomicBool,
     asleep: AtomicBool,
+    /// The tick thread goes to sleep after this many ticks without use: more than lie between two deadlines of the
+    /// longest call, since a guest that loops would run for ever once nobody ticks.
+    idle_ticks: u64,
 }
 
 impl Engine {
@@ -63,16 +68,20 @@ impl Engine {
         let wasm = wasmtime::Engine::new(&config)?;
         let linker = host::linker(&wasm)?;
         let tick = (limits.decision / TICKS_A_DECISION).max(Duration::from_millis(1));
-        let ticker = Arc::new(Ticker { used: AtomicBool::new(true), asleep: AtomicBool::new(false) });
+        let ticker = Arc::new(Ticker {
+            used: AtomicBool::new(true),
+            asleep: AtomicBool::new(false),
+            idle_ticks: IDLE_TICKS + half_budget(limits.change.max(limits.decision), tick),
+        });
         let ticker_thread = {
             let (wasm, ticker) = (wasm.weak(), Arc::downgrade(&ticker));
             thread::Builder::new().name("heddle-epoch".into()).spawn(move || run_ticker(&wasm, &ticker, tick))?
         };
         let ticker_thread = ticker_thread.thread().clone();
-        Ok(Arc::new(Self { wasm, linker, limits, ticker, ticker_thread, tick }))
+        Ok(Arc::new(Self { wasm, linker, limits, started: Instant::now(), ticker, ticker_thread, tick }))
     }
 
-    /// Says that a call is about to begin, so that epochs rise.
+    /// Says that a call is about to begin or still runs, so that epochs rise.
     pub(super) fn mark_used(&self) {
         if !self.ticker.used.load(Relaxed) {
             // Sequentially consistent with the tick thread, which writes `asleep` and then reads `used`: at least one
@@ -86,9 +95,13 @@ impl Engine {
 
     /// Epochs to the first of the two deadlines of a call with this budget, and between the two.
     pub(super) fn half_budget(&self, budget: Duration) -> u64 {
-        let ticks = budget.as_micros() / self.tick.as_micros().max(1);
-        u64::try_from(ticks / 2).unwrap_or(u64::MAX).max(1)
+        half_budget(budget, self.tick)
     }
+}
+
+fn half_budget(budget: Duration, tick: Duration) -> u64 {
+    let ticks = budget.as_micros() / tick.as_micros().max(1);
+    u64::try_from(ticks / 2).unwrap_or(u64::MAX).max(1)
 }
 
 impl Drop for Engine {
@@ -98,7 +111,7 @@ impl Drop for Engine {
 }
 
 fn run_ticker(wasm: &wasmtime::EngineWeak, ticker: &Weak<Ticker>, tick: Duration) {
-    let mut idle = 0;
+    let mut idle = 0_u64;
     loop {
         thread::park_timeout(tick);
         let (Some(wasm), Some(ticker)) = (wasm.upgrade(), ticker.upgrade()) else { return };
@@ -108,8 +121,8 @@ fn run_ticker(wasm: &wasmtime::EngineWeak, ticker: &Weak<Ticker>, tick: Duration
             ticker.asleep.store(false, Relaxed);
             continue;
         }
-        idle += 1;
-        if idle >= IDLE_TICKS {
+        idle = idle.saturating_add(1);
+        if idle >= ticker.idle_ticks {
             ticker.asleep.store(true, SeqCst);
             let used = ticker.used.load(SeqCst);
             drop((wasm, ticker));

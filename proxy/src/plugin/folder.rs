@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,6 +38,19 @@ pub struct Folder {
 impl Folder {
     pub fn new(path: PathBuf) -> Self {
         Self { path, ..Self::default() }
+    }
+
+    /// Path and content of the file that is the policy of this name; none where there is no such file.
+    ///
+    /// # Errors
+    ///
+    /// When the folder or the file cannot be read.
+    pub fn read(folder: &Path, name: &str) -> io::Result<Option<(PathBuf, Vec<u8>)>> {
+        let mut found = match list(folder) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            found => found?,
+        };
+        found.remove(name).map(|path| read(&path).map(|bytes| (path, bytes))).transpose()
     }
 
     /// Reads the folder, loads what is new and forgets what is gone. This compiles: not for a worker.
@@ -116,23 +130,23 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 /// Follows the folder for ever, reading it after each change and every `rescan`.
 pub async fn watch(mut folder: Folder, plugins: Arc<Plugins>, rescan: Duration) {
     let (changed, mut changes) = mpsc::channel(1);
-    let mut watcher = None;
+    let (mut watcher, mut watched) = (None, None);
     loop {
-        if watcher.is_none() {
+        // A folder that is made anew, or put in the other's place, has to be watched anew.
+        let place = place(&folder.path);
+        let moved = place != watched;
+        if moved || watcher.is_none() {
             watcher = watch_path(&folder.path, changed.clone());
+            watched = place;
         }
-        if let Ok(Some(())) = timeout(rescan, changes.recv()).await {
+        // What changed before the folder was watched is found at once.
+        if !moved && let Ok(Some(())) = timeout(rescan, changes.recv()).await {
             let quiet = async { while let Ok(Some(())) = timeout(QUIET, changes.recv()).await {} };
             let _ = timeout(RESTLESS, quiet).await;
-        }
-        if !folder.path.exists() {
-            // A folder that is made anew has to be watched anew.
-            watcher = None;
         }
         let (all, mut read) = (plugins.clone(), folder);
         let scanned = tokio::task::spawn_blocking(move || {
             read.scan(&all);
-            all.second_chances();
             read
         });
         match scanned.await {
@@ -140,6 +154,12 @@ pub async fn watch(mut folder: Folder, plugins: Arc<Plugins>, rescan: Duration) 
             Err(_shutting_down) => return,
         }
     }
+}
+
+/// Device and number of the folder; none while there is none.
+fn place(path: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(path).ok()?;
+    Some((metadata.dev(), metadata.ino()))
 }
 
 /// Has every change of the folder announced; none where that cannot be done, and the rescan alone has to do.

@@ -3,16 +3,16 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::time::Instant;
 
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
 use wit_component::ComponentEncoder;
 
 use super::engine::Engine;
-use super::fault::{Fault, FaultKind, FaultLog};
-use super::host::{BalancerPre, State};
+use super::fault::{Fault, FaultKind, FaultLog, one_line, reason};
+use super::host::{BalancerPre, LineRate, State};
 use super::instance::Instance;
 use crate::policy::Facts;
 use crate::registry::{Change, Registered};
@@ -81,10 +81,11 @@ pub struct Generation {
     /// Counts the generations of this process, from 1.
     pub number: u64,
     pub origin: Origin,
-    /// When it was loaded, which is zero on its guests' clock.
     pub loaded: Instant,
     pub faults: FaultLog,
-    pub timing: Timing,
+    /// Whether it has decided for a request; set by the sample that is timed.
+    pub(super) decided: AtomicBool,
+    pub(super) lines: LineRate,
     pub(super) engine: Arc<Engine>,
     pub(super) pre: BalancerPre<State>,
 }
@@ -92,25 +93,6 @@ pub struct Generation {
 impl fmt::Debug for Generation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} generation {} ({}, {})", self.policy, self.number, self.hash, self.origin)
-    }
-}
-
-/// How long decisions take, from a sample of them.
-#[derive(Debug, Default)]
-pub struct Timing {
-    nanos: AtomicU64,
-    decisions: AtomicU64,
-}
-
-impl Timing {
-    pub fn observe(&self, duration: Duration) {
-        self.nanos.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Relaxed);
-        self.decisions.fetch_add(1, Relaxed);
-    }
-
-    /// Time in all, in seconds, and the number of decisions that took it.
-    pub fn total(&self) -> (f64, u64) {
-        (self.nanos.load(Relaxed) as f64 / 1e9, self.decisions.load(Relaxed))
     }
 }
 
@@ -136,13 +118,12 @@ impl Generation {
             Some([0, b'a', b's', b'm', _, 0, 1, 0]) => bytes,
             _ => return Err(LoadError::NotWasm),
         };
-        let component =
-            Component::new(&engine.wasm, component).map_err(|error| LoadError::Compile(format!("{error:#}")))?;
+        let component = Component::new(&engine.wasm, component).map_err(|error| LoadError::Compile(reason(&error)))?;
         let pre = engine
             .linker
             .instantiate_pre(&component)
             .and_then(BalancerPre::new)
-            .map_err(|error| LoadError::Contract(format!("{error:#}")))?;
+            .map_err(|error| LoadError::Contract(reason(&error)))?;
         let generation = Arc::new(Self {
             policy: policy.clone(),
             hash: ContentHash::of(bytes),
@@ -150,12 +131,18 @@ impl Generation {
             origin,
             loaded: Instant::now(),
             faults: FaultLog::default(),
-            timing: Timing::default(),
+            decided: AtomicBool::new(false),
+            lines: LineRate::default(),
             engine: engine.clone(),
             pre,
         });
         generation.probe(configs)?;
         Ok(generation)
+    }
+
+    /// Whether it has decided for requests, and has lately not been at fault.
+    pub(super) fn is_proven(&self, now: Instant) -> bool {
+        self.decided.load(Relaxed) && self.faults.is_quiet(now)
     }
 
     /// Runs the guest through a life in small, as a service with three endpoints would.
@@ -203,5 +190,5 @@ fn wrap(module: &[u8]) -> Result<Vec<u8>, LoadError> {
     ComponentEncoder::default()
         .module(module)
         .and_then(|encoder| encoder.validate(true).encode())
-        .map_err(|error| LoadError::NotWrappable(format!("{error:#}")))
+        .map_err(|error| LoadError::NotWrappable(one_line(&format!("{error:#}"))))
 }

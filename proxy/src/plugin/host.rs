@@ -1,11 +1,14 @@
 //! What a guest may call: the host side of `plugin-sdk/wit/policy.wit`.
 
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
 
 use wasmtime::component::{HasSelf, Linker};
 use wasmtime::{ResourceLimiter, Result, UpdateDeadline};
 
+use super::fault::one_line;
+use super::generation::Generation;
 use crate::policy::Facts;
 use crate::service::Snapshot;
 
@@ -13,27 +16,21 @@ wasmtime::component::bindgen!({ world: "balancer", path: "../plugin-sdk/wit" });
 
 use self::heddle::policy::{clock, load, log, request, types};
 
-/// Lines that one instance may log within a second.
-const LINES_A_SECOND: u32 = 10;
-
-/// A longer line is cut here, in bytes.
-const LINE_LENGTH: usize = 1024;
+/// Lines that all instances of a generation together may log within a second.
+const LINES_A_SECOND: u64 = 10;
 
 /// What belongs to one instance: the facts of the decision under way, and its bounds.
 pub(super) struct State {
-    pub(super) policy: Arc<str>,
+    pub(super) generation: Arc<Generation>,
     pub(super) service: Arc<str>,
     /// The request that is being decided on; a placeholder between decisions.
     pub(super) facts: Facts,
     pub(super) deciding: bool,
     /// The endpoints, as the guest was told them.
     pub(super) snapshot: Arc<Snapshot>,
-    /// When the guest's clock read zero.
-    pub(super) epoch: Instant,
     /// What the clock read when the call under way first asked: it stands still, so that a decision can be replayed.
     pub(super) now: Option<u64>,
     pub(super) memory: MemoryBound,
-    pub(super) lines: LineRate,
     pub(super) budget: Budget,
 }
 
@@ -111,18 +108,19 @@ impl load::Host for State {
 
 impl clock::Host for State {
     fn now_micros(&mut self) -> u64 {
-        let epoch = self.epoch;
-        *self.now.get_or_insert_with(|| u64::try_from(epoch.elapsed().as_micros()).unwrap_or(u64::MAX))
+        let started = self.generation.engine.started;
+        *self.now.get_or_insert_with(|| u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX))
     }
 }
 
 impl log::Host for State {
-    fn write(&mut self, level: u32, mut message: String) {
-        if !self.lines.admit(Instant::now()) {
+    fn write(&mut self, level: u32, message: String) {
+        let generation = &self.generation;
+        if !generation.lines.admit(generation.engine.started.elapsed()) {
             return;
         }
-        message.truncate(message.floor_char_boundary(LINE_LENGTH));
-        let (policy, service) = (&self.policy, &self.service);
+        let message = one_line(&message);
+        let (policy, service) = (&generation.policy, &self.service);
         match level {
             0 => tracing::error!(target: "heddle::plugin", %policy, %service, "{message}"),
             1 => tracing::warn!(target: "heddle::plugin", %policy, %service, "{message}"),
@@ -162,23 +160,33 @@ impl Budget {
     }
 }
 
-/// Bounds a guest's memory and remembers when it asked for more.
+/// Bounds a guest's memory, all that it has together, and remembers when it asked for more.
 pub(super) struct MemoryBound {
-    pub(super) bytes: usize,
+    bytes_left: usize,
+    elements_left: usize,
     pub(super) exceeded: bool,
 }
 
 /// Tables hold function pointers; the largest plugins have a few thousand.
 const TABLE_ELEMENTS: usize = 100_000;
 
+impl MemoryBound {
+    pub(super) fn new(bytes: usize) -> Self {
+        Self { bytes_left: bytes, elements_left: TABLE_ELEMENTS, exceeded: false }
+    }
+}
+
 impl ResourceLimiter for MemoryBound {
-    fn memory_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
-        self.exceeded |= desired > self.bytes;
-        Ok(desired <= self.bytes)
+    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
+        let granted = take(&mut self.bytes_left, desired.saturating_sub(current));
+        self.exceeded |= !granted;
+        Ok(granted)
     }
 
-    fn table_growing(&mut self, _current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
-        Ok(desired <= TABLE_ELEMENTS)
+    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
+        let granted = take(&mut self.elements_left, desired.saturating_sub(current));
+        self.exceeded |= !granted;
+        Ok(granted)
     }
 
     fn memories(&self) -> usize {
@@ -194,23 +202,29 @@ impl ResourceLimiter for MemoryBound {
     }
 }
 
-/// Admits a bounded number of log lines a second.
+/// Takes so many of those that are left, if there are so many.
+fn take(left: &mut usize, n: usize) -> bool {
+    let rest = left.checked_sub(n);
+    *left = rest.unwrap_or(*left);
+    rest.is_some()
+}
+
+/// Admits a bounded number of log lines a second, over all workers.
+#[derive(Default)]
 pub(super) struct LineRate {
-    since: Instant,
-    lines: u32,
+    /// A second, and in the lowest 8 bits how many lines it has seen.
+    second: AtomicU64,
 }
 
 impl LineRate {
-    pub(super) fn new(now: Instant) -> Self {
-        Self { since: now, lines: 0 }
-    }
-
-    fn admit(&mut self, now: Instant) -> bool {
-        if now.saturating_duration_since(self.since) >= Duration::from_secs(1) {
-            *self = Self::new(now);
-        }
-        self.lines = self.lines.saturating_add(1);
-        self.lines <= LINES_A_SECOND
+    /// Whether one more line may be written at this time.
+    fn admit(&self, now: Duration) -> bool {
+        let this = now.as_secs() << 8;
+        let one_more = |seen: u64| match seen.checked_sub(this) {
+            Some(lines) => (lines < LINES_A_SECOND).then_some(seen + 1),
+            None => Some(this + 1),
+        };
+        self.second.fetch_update(Relaxed, Relaxed, one_more).is_ok()
     }
 }
 
@@ -231,9 +245,21 @@ mod tests {
 
     #[test]
     fn ten_lines_a_second_pass() {
-        let start = Instant::now();
-        let mut rate = LineRate::new(start);
-        assert_eq!((0..100).filter(|_| rate.admit(start)).count(), 10);
-        assert!(rate.admit(start + Duration::from_secs(1)));
+        let (start, rate) = (Duration::from_millis(5_900), LineRate::default());
+        assert_eq!((0..1_000).filter(|_| rate.admit(start)).count(), 10);
+        assert!(rate.admit(start + Duration::from_millis(100)));
+        // Another worker's clock was read a moment earlier.
+        assert!(!(0..20).all(|_| rate.admit(start)));
+    }
+
+    #[test]
+    fn all_memories_of_a_guest_share_one_bound() {
+        let mut bound = MemoryBound::new(3 << 16);
+        assert!(bound.memory_growing(0, 1 << 16, None).unwrap());
+        assert!(bound.memory_growing(0, 1 << 16, None).unwrap());
+        assert!(!bound.memory_growing(1 << 16, 3 << 16, None).unwrap());
+        assert!(bound.exceeded);
+        assert!(bound.memory_growing(1 << 16, 2 << 16, None).unwrap());
+        assert!(!bound.memory_growing(0, 1 << 16, None).unwrap());
     }
 }

@@ -2,20 +2,23 @@
 
 use std::mem;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 use wasmtime::{Store, Trap};
 
-use super::fault::{Fault, FaultKind};
+use super::fault::{Fault, FaultKind, one_line, reason};
 use super::generation::Generation;
-use super::host::{Balancer, Budget, Endpoint, LineRate, MemoryBound, State};
+use super::host::{Balancer, Budget, Endpoint, MemoryBound, State};
 use crate::policy::Facts;
 use crate::service::{self, Snapshot};
 
+/// What a guest may hand over in the arguments of one call of a host function, or as a result, in bytes: names, log
+/// lines and slots need far less. The proxy copies them while no deadline is looked at.
+const HOSTCALL_BYTES: usize = 1 << 20;
+
 /// A guest with a store of its own. After a fault it is of no more use.
 pub struct Instance {
-    generation: Arc<Generation>,
     store: Store<State>,
     guest: Balancer,
 }
@@ -35,29 +38,34 @@ impl Instance {
     ) -> Result<Self, Fault> {
         let engine = &generation.engine;
         let state = State {
-            policy: generation.policy.clone(),
+            generation: generation.clone(),
             service: service.clone(),
             facts: Facts::placeholder(),
             deciding: false,
             snapshot: Arc::default(),
-            epoch: generation.loaded,
             now: None,
-            memory: MemoryBound { bytes: engine.limits.memory, exceeded: false },
-            lines: LineRate::new(Instant::now()),
+            memory: MemoryBound::new(engine.limits.memory),
             budget: Budget::default(),
         };
         let mut store = Store::new(&engine.wasm, state);
         store.limiter(|state| &mut state.memory);
-        store.epoch_deadline_callback(|mut store| Ok(store.data_mut().budget.at_deadline(thread_cpu_time())));
-        begin(generation, &mut store, engine.limits.change);
+        store.set_hostcall_fuel(HOSTCALL_BYTES);
+        store.epoch_deadline_callback(|mut store| {
+            let state = store.data_mut();
+            state.generation.engine.mark_used();
+            Ok(state.budget.at_deadline(thread_cpu_time()))
+        });
+        begin(&mut store, engine.limits.change);
         let guest = match generation.pre.instantiate(&mut store) {
             Ok(guest) => guest,
-            Err(error) => return Err(fault(&store, &error, FaultKind::Instance)),
+            Err(error) => return Err(fault(&store, &error, FaultKind::Instance, engine.limits.change)),
         };
-        let mut instance = Self { generation: generation.clone(), store, guest };
-        instance
-            .change(|guest, store| guest.call_configure(store, config, seed))?
-            .map_err(|refusal| Fault { kind: FaultKind::Configure, cause: refusal })?;
+        let mut instance = Self { store, guest };
+        instance.change(|guest, store| guest.call_configure(store, config, seed))?.map_err(|refusal| Fault {
+            kind: FaultKind::Configure,
+            cause: one_line(&refusal),
+            weight: 1,
+        })?;
         instance.update(snapshot)?;
         Ok(instance)
     }
@@ -68,14 +76,13 @@ impl Instance {
     ///
     /// The fault.
     pub fn update(&mut self, snapshot: &Arc<Snapshot>) -> Result<(), Fault> {
-        let (removed, added) = snapshot.since(&self.store.data().snapshot);
+        let before = mem::replace(&mut self.store.data_mut().snapshot, snapshot.clone());
+        let (removed, added) = snapshot.since(&before);
         if !(removed.is_empty() && added.is_empty()) {
             let added: Vec<Endpoint> = added.iter().map(|endpoint| as_guest_sees(endpoint)).collect();
             self.change(|guest, store| guest.call_update(store, &removed, &added))?;
         }
-        self.change(|guest, store| guest.call_eligible(store, snapshot.eligible_bits()))?;
-        self.store.data_mut().snapshot = snapshot.clone();
-        Ok(())
+        self.change(|guest, store| guest.call_eligible(store, snapshot.eligible_bits()))
     }
 
     /// The slot that the guest picks, or none where it wants no endpoint to be used.
@@ -84,7 +91,8 @@ impl Instance {
     ///
     /// The fault.
     pub fn pick(&mut self, facts: &mut Facts) -> Result<Option<u32>, Fault> {
-        begin(&self.generation, &mut self.store, self.generation.engine.limits.decision);
+        let budget = self.generation().engine.limits.decision;
+        begin(&mut self.store, budget);
         let state = self.store.data_mut();
         mem::swap(&mut state.facts, facts);
         state.deciding = true;
@@ -92,32 +100,32 @@ impl Instance {
         let state = self.store.data_mut();
         state.deciding = false;
         mem::swap(&mut state.facts, facts);
-        picked.map_err(|error| fault(&self.store, &error, FaultKind::Trap))
+        picked.map_err(|error| fault(&self.store, &error, FaultKind::Trap, budget))
     }
 
     /// The generation that this is an instance of.
     pub fn generation(&self) -> &Arc<Generation> {
-        &self.generation
+        &self.store.data().generation
     }
 
     fn change<T>(
         &mut self,
         call: impl FnOnce(&Balancer, &mut Store<State>) -> wasmtime::Result<T>,
     ) -> Result<T, Fault> {
-        begin(&self.generation, &mut self.store, self.generation.engine.limits.change);
-        call(&self.guest, &mut self.store).map_err(|error| fault(&self.store, &error, FaultKind::Trap))
+        let budget = self.generation().engine.limits.change;
+        begin(&mut self.store, budget);
+        call(&self.guest, &mut self.store).map_err(|error| fault(&self.store, &error, FaultKind::Trap, budget))
     }
 }
 
 /// Starts the clock for one call.
-fn begin(generation: &Generation, store: &mut Store<State>, budget: Duration) {
-    let engine = &generation.engine;
-    engine.mark_used();
-    let ticks = engine.half_budget(budget);
-    store.set_epoch_deadline(ticks);
+fn begin(store: &mut Store<State>, budget: Duration) {
     let state = store.data_mut();
+    state.generation.engine.mark_used();
+    let ticks = state.generation.engine.half_budget(budget);
     state.now = None;
     state.budget = Budget { ticks, cpu: budget / 4, at_first_deadline: None };
+    store.set_epoch_deadline(ticks);
 }
 
 fn thread_cpu_time() -> Duration {
@@ -125,13 +133,17 @@ fn thread_cpu_time() -> Duration {
     Duration::try_from(time).unwrap_or_default()
 }
 
-fn fault(store: &Store<State>, error: &wasmtime::Error, otherwise: FaultKind) -> Fault {
+/// What a failed call with this budget was.
+fn fault(store: &Store<State>, error: &wasmtime::Error, otherwise: FaultKind, budget: Duration) -> Fault {
     let kind = match error.downcast_ref::<Trap>() {
         Some(Trap::Interrupt) => FaultKind::Deadline,
         _ if store.data().memory.exceeded => FaultKind::Memory,
         _ => otherwise,
     };
-    Fault { kind, cause: format!("{error:#}") }
+    // A call that was ended has held the worker up for its whole budget; others fail fast.
+    let decision = store.data().generation.engine.limits.decision.as_micros().max(1);
+    let weight = if kind == FaultKind::Deadline { budget.as_micros().div_ceil(decision) } else { 1 };
+    Fault { kind, cause: reason(error), weight: usize::try_from(weight).unwrap_or(usize::MAX) }
 }
 
 fn as_guest_sees(endpoint: &service::Endpoint) -> Endpoint {

@@ -17,11 +17,11 @@ mod instance;
 mod registry;
 
 pub use engine::Engine;
-pub use fault::{Fault, FaultKind};
+pub use fault::{Fault, FaultCounts, FaultKind};
 pub use folder::{Folder, watch};
 pub use generation::{ContentHash, Generation, LoadError, Origin};
 pub use instance::Instance;
-pub use registry::{Plugin, Plugins, builtin_names};
+pub use registry::{Plugin, Plugins, SECOND_CHANCE, Timing, builtin_names, builtin_policy, give_second_chances};
 
 /// The built-in policies, compiled from `plugins/` by the build script: name and component or core module, by name.
 mod builtin {

@@ -2,7 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
+use std::sync::atomic::Ordering::{self, Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -10,12 +11,12 @@ use arc_swap::ArcSwapOption;
 
 use super::builtin::BUILTIN;
 use super::engine::Engine;
-use super::fault::Fault;
+use super::fault::{Fault, FaultCounts};
 use super::generation::{ContentHash, Generation, LoadError, Origin};
 use crate::config::checked;
 
 /// A generation in quarantine that nothing could replace is given another chance after this time.
-const SECOND_CHANCE: Duration = Duration::from_secs(30);
+pub const SECOND_CHANCE: Duration = Duration::from_secs(30);
 
 /// A policy by name, whichever generation of it is in force.
 pub struct Plugin {
@@ -23,7 +24,30 @@ pub struct Plugin {
     current: ArcSwapOption<Generation>,
     /// Changes whenever `current` does: all that a worker looks at.
     version: AtomicU64,
+    /// Faults of all its generations.
+    pub faults: FaultCounts,
+    /// Decisions of all its generations.
+    timing: Timing,
     history: Mutex<History>,
+}
+
+/// How long decisions take, from a sample of them.
+#[derive(Debug, Default)]
+pub struct Timing {
+    nanos: AtomicU64,
+    decisions: AtomicU64,
+}
+
+impl Timing {
+    fn observe(&self, duration: Duration) {
+        self.nanos.fetch_add(u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX), Relaxed);
+        self.decisions.fetch_add(1, Relaxed);
+    }
+
+    /// Time in all, in seconds, and the number of decisions that took it.
+    pub fn total(&self) -> (f64, u64) {
+        (self.nanos.load(Relaxed) as f64 / 1e9, self.decisions.load(Relaxed))
+    }
 }
 
 #[derive(Default)]
@@ -46,7 +70,14 @@ impl fmt::Debug for Plugin {
 
 impl Plugin {
     fn new(name: Arc<str>) -> Self {
-        Self { name, current: ArcSwapOption::empty(), version: AtomicU64::new(0), history: Mutex::default() }
+        Self {
+            name,
+            current: ArcSwapOption::empty(),
+            version: AtomicU64::new(0),
+            faults: FaultCounts::default(),
+            timing: Timing::default(),
+            history: Mutex::default(),
+        }
     }
 
     /// Changes whenever another generation comes into force.
@@ -65,10 +96,22 @@ impl Plugin {
         (history.quarantines, history.refusals)
     }
 
+    /// Takes note of a decision that was timed.
+    pub fn decided(&self, generation: &Generation, duration: Duration) {
+        generation.decided.store(true, Relaxed);
+        self.timing.observe(duration);
+    }
+
+    /// How long decisions take.
+    pub fn timing(&self) -> &Timing {
+        &self.timing
+    }
+
     /// Counts a guest's fault; enough of them within 10 s put its generation in quarantine.
     pub fn fault(&self, generation: &Arc<Generation>, fault: &Fault) {
         let threshold = generation.engine.limits.faults as usize;
-        let recorded = generation.faults.record(fault.kind, Instant::now());
+        self.faults.add(fault.kind);
+        let recorded = generation.faults.record(fault.weight, Instant::now());
         if recorded.log {
             tracing::warn!(target: "heddle::plugin", policy = %self.name, generation = generation.number,
                 "{fault}; the proxy decides by itself for now");
@@ -101,21 +144,32 @@ impl Plugin {
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Brings a new generation into force and remembers the one before.
+    /// Brings a new generation into force and remembers the one before: the one that was in force if it has decided
+    /// without fault, so that several bad ones in a row leave the last good one where it is.
     fn replace(&self, generation: Arc<Generation>) {
         let mut history = self.history();
-        history.last_good = self.current();
+        if let Some(before) = self.current()
+            && (history.last_good.is_none() || before.is_proven(Instant::now()))
+        {
+            history.last_good = Some(before);
+        }
         history.quarantined = None;
         self.put(Some(generation));
     }
 
+    /// What was brought back could only be a file that is gone by now.
+    fn forget_last_good(&self) {
+        self.history().last_good = None;
+    }
+
     fn second_chance(&self, now: Instant) {
         let mut history = self.history();
-        if history.quarantined.as_ref().is_some_and(|(_, since)| now.duration_since(*since) >= SECOND_CHANCE)
+        if history.quarantined.as_ref().is_some_and(|(_, since)| now.saturating_duration_since(*since) >= SECOND_CHANCE)
             && let Some((generation, _)) = history.quarantined.take()
         {
             tracing::warn!(target: "heddle::plugin", policy = %self.name, generation = generation.number,
                 "out of quarantine, as nothing could replace it");
+            generation.faults.forgive();
             self.put(Some(generation));
         }
     }
@@ -153,7 +207,7 @@ impl Plugins {
     pub fn load_builtin(&self) -> Result<(), Vec<(Arc<str>, LoadError)>> {
         let mut failed = Vec::new();
         for plugin in self.all() {
-            if let Some(bytes) = builtin_bytes(&plugin.name)
+            if let Some(bytes) = builtin_policy(&plugin.name)
                 && let Err(error) = self.load_into(&plugin, bytes, Origin::BuiltIn)
             {
                 failed.push((plugin.name.clone(), error));
@@ -175,10 +229,13 @@ impl Plugins {
     /// force.
     pub fn remove(&self, name: &str) {
         let plugin = self.plugin(name);
-        if let Some(bytes) = builtin_bytes(name) {
+        if let Some(bytes) = builtin_policy(name) {
             match self.load_into(&plugin, bytes, Origin::BuiltIn) {
-                Ok(generation) => tracing::info!(target: "heddle::plugin", policy = name,
-                    generation = generation.number, "its file is gone: back to the built-in policy"),
+                Ok(generation) => {
+                    plugin.forget_last_good();
+                    tracing::info!(target: "heddle::plugin", policy = name, generation = generation.number,
+                        "its file is gone: back to the built-in policy");
+                }
                 Err(error) => tracing::error!(target: "heddle::plugin", policy = name,
                     "its file is gone, and the built-in policy cannot take over ({error}): it stays in force"),
             }
@@ -192,9 +249,8 @@ impl Plugins {
         }
     }
 
-    /// Gives generations that nothing could replace another chance.
-    pub fn second_chances(&self) {
-        let now = Instant::now();
+    /// Gives generations that nothing could replace another chance, [`SECOND_CHANCE`] after they were put out of force.
+    pub fn second_chances(&self, now: Instant) {
         for plugin in self.all() {
             plugin.second_chance(now);
         }
@@ -241,12 +297,41 @@ impl Plugins {
     }
 }
 
+/// Gives second chances for ever.
+pub async fn give_second_chances(plugins: Arc<Plugins>) {
+    loop {
+        tokio::time::sleep(SECOND_CHANCE / 10).await;
+        plugins.second_chances(Instant::now());
+    }
+}
+
 /// The names of the built-in policies.
 pub fn builtin_names() -> Vec<&'static str> {
     BUILTIN.iter().map(|(name, _)| *name).collect()
 }
 
-/// The built-in policy of this name.
-fn builtin_bytes(name: &str) -> Option<&'static [u8]> {
+/// The built-in policy of this name, as the file that it would be in a folder of plugins.
+pub fn builtin_policy(name: &str) -> Option<&'static [u8]> {
     BUILTIN.iter().find(|(builtin, _)| *builtin == name).map(|(_, bytes)| *bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::fault::FaultKind;
+    use super::*;
+
+    /// Counters are for graphs, on which a fall would look like a restart.
+    #[test]
+    fn faults_are_counted_over_all_generations() {
+        let checked = crate::config::parse("[[listener]]\naddress = '127.0.0.1:0'", "test".as_ref(), &[]).unwrap();
+        let plugins = Plugins::new(Engine::new(checked.config.plugins).unwrap());
+        let bytes = builtin_policy("random").unwrap();
+        let first = plugins.load("random", bytes, Origin::BuiltIn).unwrap();
+        let plugin = plugins.plugin("random");
+        plugin.fault(&first, &Fault { kind: FaultKind::Trap, cause: String::new(), weight: 1 });
+        let second = plugins.load("random", bytes, Origin::File("random.wasm".into())).unwrap();
+        assert_ne!(first.number, second.number);
+        plugin.fault(&second, &Fault { kind: FaultKind::Trap, cause: String::new(), weight: 1 });
+        assert_eq!((plugin.faults.get(FaultKind::Trap), plugin.faults.get(FaultKind::Memory)), (2, 0));
+    }
 }

@@ -12,7 +12,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 
 use http::header::{
-    CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
+    CONNECTION, CONTENT_LENGTH, COOKIE, EXPECT, FORWARDED, HeaderMap, HeaderName, HeaderValue, PROXY_AUTHENTICATE,
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 
@@ -70,6 +70,21 @@ pub fn takes_trailers(headers: &HeaderMap) -> bool {
     })
 }
 
+/// Joins the pieces that HTTP/2 may cut `Cookie` into: HTTP/1.1 has one such header at most (RFC 9113, 8.2.3).
+pub fn join_cookies(headers: &mut HeaderMap) {
+    let mut pieces = headers.get_all(COOKIE).iter();
+    if let (Some(first), Some(_)) = (pieces.next(), pieces.next()) {
+        let mut joined = first.as_bytes().to_vec();
+        for piece in headers.get_all(COOKIE).iter().skip(1) {
+            joined.extend_from_slice(b"; ");
+            joined.extend_from_slice(piece.as_bytes());
+        }
+        if let Ok(joined) = HeaderValue::try_from(joined) {
+            headers.insert(COOKIE, joined);
+        }
+    }
+}
+
 /// Removes the client's `Expect`: the proxy asks for the body itself, once there is a connection to send it on.
 pub fn strip_expect(headers: &mut HeaderMap) {
     headers.remove(EXPECT);
@@ -80,7 +95,8 @@ pub fn strip_expect(headers: &mut HeaderMap) {
 pub struct Signature {
     /// The proxy's name in `Via`.
     name: String,
-    http1: HeaderValue,
+    http10: HeaderValue,
+    http11: HeaderValue,
     http2: HeaderValue,
 }
 
@@ -91,7 +107,7 @@ impl Signature {
         let token =
             !name.is_empty() && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b));
         token.then_some(())?;
-        Some(Self { name: name.to_owned(), http1: value("1.1")?, http2: value("2")? })
+        Some(Self { name: name.to_owned(), http10: value("1.0")?, http11: value("1.1")?, http2: value("2")? })
     }
 
     /// Whether the message has been through this proxy.
@@ -104,7 +120,11 @@ impl Signature {
 
     /// Appends this proxy to `Via`.
     pub fn sign(&self, headers: &mut HeaderMap, version: http::Version) {
-        let value = if version == http::Version::HTTP_2 { &self.http2 } else { &self.http1 };
+        let value = match version {
+            http::Version::HTTP_2 => &self.http2,
+            http::Version::HTTP_10 => &self.http10,
+            _ => &self.http11,
+        };
         headers.append(VIA, value.clone());
     }
 }
@@ -118,7 +138,10 @@ pub fn forward(headers: &mut HeaderMap, how: Forwarded, client: SocketAddr, host
                 SocketAddr::V4(client) => format!("for={}", client.ip()),
                 SocketAddr::V6(client) => format!("for=\"[{}]\"", client.ip()),
             };
-            if let Some(host) = host {
+            // A Host that would have to be escaped is none (RFC 3986, 3.2.2).
+            if let Some(host) =
+                host.filter(|host| host.bytes().all(|b| b.is_ascii_graphic() && b != b'"' && b != b'\\'))
+            {
                 let _writing_to_a_string_cannot_fail = write!(value, ";host=\"{host}\"");
             }
             value.push_str(";proto=http");
@@ -179,6 +202,13 @@ mod tests {
     }
 
     #[test]
+    fn cookies_are_one_header() {
+        let mut map = headers(&[("cookie", "a=1"), ("cookie", "b=2"), ("cookie", "c=3")]);
+        join_cookies(&mut map);
+        assert_eq!(map.get_all(COOKIE).iter().collect::<Vec<_>>(), ["a=1; b=2; c=3"]);
+    }
+
+    #[test]
     fn a_loop_is_told_from_a_chain() {
         let signature = Signature::new("heddle-1").unwrap();
         assert!(!signature.is_on(&headers(&[("via", "1.1 heddle-2, 1.0 fred (heddle-1)")])));
@@ -196,6 +226,10 @@ mod tests {
         forward(&mut map, Forwarded::Standard, client, Some("users"));
         let values: Vec<_> = map.get_all(FORWARDED).iter().collect();
         assert_eq!(values, ["for=10.0.0.1", "for=\"[2001:db8::1]\";host=\"users\";proto=http"]);
+
+        let mut map = HeaderMap::new();
+        forward(&mut map, Forwarded::Standard, client, Some("a\";for=\"10.0.0.1"));
+        assert_eq!(map[FORWARDED], "for=\"[2001:db8::1]\";proto=http");
 
         let mut map = headers(&[("x-forwarded-for", "10.0.0.1"), ("x-forwarded-host", "forged")]);
         forward(&mut map, Forwarded::Legacy, client, None);

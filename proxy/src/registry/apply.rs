@@ -170,6 +170,7 @@ impl Catalog {
         }
     }
 
+    #[expect(clippy::indexing_slicing, reason = "the table has just been made long enough")]
     fn origin(&mut self, origin: Origin) -> &mut FxHashMap<Arc<[u8]>, Known> {
         if self.origins.len() <= origin {
             self.origins.resize_with(origin.saturating_add(1), FxHashMap::default);

@@ -63,6 +63,7 @@ impl Feed {
         }
     }
 
+    #[expect(clippy::indexing_slicing, reason = "the number was given out together with its place in the status")]
     pub(super) fn own(&self) -> &SourceStatus {
         &self.status.sources[self.source]
     }
@@ -93,9 +94,13 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
     pub fn restore(&mut self) {
         let Some(store) = &self.store else { return };
         let mut kept = store.load();
-        for origin in 0..self.parts.len() {
-            let Some(entries) = self.parts[origin].name.as_ref().and_then(|name| kept.remove(name)) else { continue };
-            self.parts[origin].restored = true;
+        let mut found = Vec::new();
+        for (origin, part) in self.parts.iter_mut().enumerate() {
+            let Some(entries) = part.name.as_ref().and_then(|name| kept.remove(name)) else { continue };
+            part.restored = true;
+            found.push((origin, entries));
+        }
+        for (origin, entries) in found {
             self.take(origin, vec![Event::Reset(entries)]);
         }
         self.check_ready();

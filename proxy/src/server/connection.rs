@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
 use super::exchange::Connection;
@@ -48,10 +49,13 @@ pub async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, stream: TcpStrea
 async fn is_readable(connection: &Connection, stream: &TcpStream, timeout: Duration) -> bool {
     let worker = &connection.worker;
     let mut deadline = worker.timers.deadline(timeout);
-    poll_fn(|cx| match stream.poll_read_ready(cx) {
-        Poll::Ready(ready) => Poll::Ready(ready.is_ok()),
-        Poll::Pending if worker.is_draining() => Poll::Ready(false),
-        Poll::Pending => deadline.poll_passed(cx).map(|()| false),
+    poll_fn(|cx| {
+        // Peeked, because readiness alone may be reported of a connection on which nothing has arrived yet.
+        match stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])) {
+            Poll::Ready(length) => Poll::Ready(length.is_ok_and(|length| length > 0)),
+            Poll::Pending if worker.is_draining() => Poll::Ready(false),
+            Poll::Pending => deadline.poll_passed(cx).map(|()| false),
+        }
     })
     .await
 }

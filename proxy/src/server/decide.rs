@@ -132,7 +132,7 @@ impl Decider {
         let answer = instance.pick(facts);
         self.until_timed = match started {
             Some(started) => {
-                instance.generation().timing.observe(started.elapsed());
+                self.service.balancer.decided(instance.generation(), started.elapsed());
                 TIMED - 1
             }
             None => self.until_timed - 1,

@@ -10,8 +10,9 @@ use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::TE;
+use http::header::{HOST, TE};
 use http::request::Parts;
+use http::uri::Authority;
 use http::{HeaderValue, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
@@ -21,10 +22,10 @@ use super::record::Record;
 use super::refusal::Refusal;
 use super::route::{Named, named};
 use super::worker::{LocalService, Worker};
-use crate::config::checked::{Listener, UpstreamProtocol};
+use crate::config::checked::{Forwarded, Listener, UpstreamProtocol};
 use crate::policy::Facts;
 use crate::proto::body::Stream;
-use crate::proto::headers::{forward, strip_expect, strip_hop_by_hop, takes_trailers};
+use crate::proto::headers::{forward, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers};
 use crate::proto::{Body, BodyError, Request, Response};
 use crate::service::ServiceStats;
 use crate::timer::Timers;
@@ -61,7 +62,7 @@ fn find_destination(connection: &Connection, head: &Parts) -> Result<Destination
     }
     let Named { host, absolute } = named(head)?;
     let service = match &listener.service {
-        Some(name) => worker.service(name),
+        Some(name) => Some(worker.service(name).ok_or_else(|| Refusal::NoEndpoint { service: name.to_string() })?),
         None => worker.service_of_host(host),
     };
     if let Some(service) = service {
@@ -140,7 +141,6 @@ fn refused(refusal: &Refusal, stats: &ServiceStats, started: Instant) -> Respons
 }
 
 fn prepare_request(head: &mut Parts, connection: &Connection, protocol: UpstreamProtocol) {
-    let host = head.uri.authority().map(|authority| authority.as_str().to_owned());
     let trailers = protocol == UpstreamProtocol::Http2 && takes_trailers(&head.headers);
     strip_hop_by_hop(&mut head.headers);
     strip_expect(&mut head.headers);
@@ -148,8 +148,15 @@ fn prepare_request(head: &mut Parts, connection: &Connection, protocol: Upstream
         // The one value that HTTP/2 knows (RFC 9113, 8.2.2); gRPC servers ask for it.
         head.headers.insert(TE, HeaderValue::from_static("trailers"));
     }
+    if head.version == Version::HTTP_2 && protocol == UpstreamProtocol::Http1 {
+        join_cookies(&mut head.headers);
+    }
     connection.worker.shared.signature.sign(&mut head.headers, head.version);
-    forward(&mut head.headers, connection.listener.forwarded, connection.client, host.as_deref());
+    if connection.listener.forwarded != Forwarded::Off {
+        let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
+        let host = head.uri.authority().map(Authority::as_str).or(host).map(str::to_owned);
+        forward(&mut head.headers, connection.listener.forwarded, connection.client, host.as_deref());
+    }
 }
 
 fn prepare_response(mut response: Response) -> Response {

@@ -19,6 +19,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::exchange::{self, Connection};
+use super::worker::Worker;
 use crate::proto::body::Stream;
 use crate::proto::{Body, BodyError, Request, Response};
 
@@ -27,6 +28,12 @@ const PARKED_AFTER: Duration = Duration::from_millis(200);
 
 /// The most that is read ahead; a request head that needs more is refused with 431.
 const BUFFER: usize = 64 * 1024;
+
+/// How long a client may take nothing of what is written to it: Envoy's idle time of a stream.
+const BLOCKED: Duration = Duration::from_secs(300);
+
+/// How long a client may go on sending what nobody reads any more.
+const LINGER: Duration = Duration::from_secs(5);
 
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -37,24 +44,45 @@ enum Phase {
     Head,
     /// A request is being served.
     Busy,
+    /// The client does not take what is written to it.
+    Blocked,
+}
+
+/// How serving a connection ended.
+enum Ended {
+    /// All that was asked for is answered, and the client knows that there is no more.
+    Served,
+    /// Nothing has happened for a while.
+    Idle,
+    /// It took too long, or the proxy stops.
+    GivenUp,
 }
 
 /// What the parts of a connection tell its task.
 #[derive(Default)]
-struct Activity {
+pub(super) struct Activity {
     /// A part of a request's head has arrived.
     head_begun: Cell<bool>,
     /// Requests, and bodies of requests and responses, that have not ended.
     open: Cell<u32>,
-    /// The last write was not taken in full.
+    /// The last write was not taken.
     write_blocked: Cell<bool>,
+    /// Writes that were taken, in whole or in part.
+    writes: Cell<u64>,
     /// hyper may know more of this connection than is seen from here: its state is kept.
     never_parked: Cell<bool>,
 }
 
 impl Activity {
+    /// Whether anything is being served.
+    pub(super) fn is_busy(&self) -> bool {
+        self.open.get() > 0
+    }
+
     fn phase(&self) -> Phase {
-        if self.open.get() > 0 || self.write_blocked.get() {
+        if self.write_blocked.get() {
+            Phase::Blocked
+        } else if self.open.get() > 0 {
             Phase::Busy
         } else if self.head_begun.get() {
             Phase::Head
@@ -65,12 +93,20 @@ impl Activity {
 }
 
 /// Something that keeps a connection busy.
-struct Open(Rc<Activity>);
+pub(super) struct Open(Rc<Activity>);
 
 impl Open {
-    fn new(activity: &Rc<Activity>) -> Self {
+    pub(super) fn new(activity: &Rc<Activity>) -> Self {
         activity.open.set(activity.open.get() + 1);
         Self(activity.clone())
+    }
+
+    /// The response, which keeps the connection busy until its body has ended.
+    pub(super) fn until_end_of(self, response: Response) -> Response {
+        response.map(|body| match body {
+            Body::Stream(stream) => Body::Stream(Box::pin(ResponseBody { stream, _open: self })),
+            body => body,
+        })
     }
 }
 
@@ -107,17 +143,17 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
     };
     let mut served = Builder::new().max_buf_size(BUFFER).serve_connection(TokioIo::new(io), service);
     let worker = &connection.worker;
-    let mut phase = Phase::Busy;
+    let (mut phase, mut writes) = (Phase::Busy, 0);
     let mut deadline = worker.timers.deadline(PARKED_AFTER);
     let mut draining = false;
-    let parked = poll_fn(|cx| {
+    let ended = poll_fn(|cx| {
         if Pin::new(&mut served).poll(cx).is_ready() {
-            return Poll::Ready(false);
+            return Poll::Ready(Ended::Served);
         }
         let now = activity.phase();
         if worker.is_draining() {
             if now == Phase::Idle {
-                return Poll::Ready(false);
+                return Poll::Ready(Ended::GivenUp);
             }
             if !draining {
                 draining = true;
@@ -132,22 +168,53 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
             Phase::Idle if activity.never_parked.get() => connection.listener.idle_timeout,
             Phase::Idle => PARKED_AFTER,
             Phase::Head => connection.listener.header_timeout,
+            Phase::Blocked => BLOCKED,
         };
-        if phase != now {
-            phase = now;
+        let progress = now == Phase::Blocked && writes != activity.writes.get();
+        if phase != now || progress {
+            (phase, writes) = (now, activity.writes.get());
             deadline.reset(limit);
         }
         ready!(deadline.poll_passed(cx));
-        Poll::Ready(now == Phase::Idle && !activity.never_parked.get())
+        let idle = now == Phase::Idle && !activity.never_parked.get();
+        Poll::Ready(if idle { Ended::Idle } else { Ended::GivenUp })
     })
     .await;
-    if !parked {
-        return None;
-    }
     let parts = served.into_parts();
     let mut io = parts.io.into_inner();
-    io.read_ahead = parts.read_buf;
-    Some(io)
+    match ended {
+        Ended::Idle => {
+            io.read_ahead = parts.read_buf;
+            return Some(io);
+        }
+        Ended::Served if activity.never_parked.get() || activity.head_begun.get() => {
+            linger(worker, &mut io.stream).await;
+        }
+        Ended::Served | Ended::GivenUp => {}
+    }
+    None
+}
+
+/// Takes what a client still sends whose request was answered before its end. Were the socket closed instead, the
+/// client would be told that the connection was reset, and might never see the answer (RFC 9112, 9.6).
+async fn linger(worker: &Worker, stream: &mut TcpStream) {
+    let mut deadline = worker.timers.deadline(LINGER);
+    let mut buffer = vec![0; 16 * 1024];
+    poll_fn(|cx| {
+        while !worker.is_draining() {
+            let mut taken = ReadBuf::new(&mut buffer);
+            match pin!(&mut *stream).poll_read(cx, &mut taken) {
+                Poll::Ready(Ok(())) if !taken.filled().is_empty() => {}
+                Poll::Ready(_) => break,
+                Poll::Pending => return deadline.poll_passed(cx),
+            }
+            if deadline.poll_passed(cx).is_ready() {
+                break;
+            }
+        }
+        Poll::Ready(())
+    })
+    .await;
 }
 
 async fn exchange_of(connection: Rc<Connection>, open: Open, request: http::Request<Incoming>) -> Response {
@@ -156,12 +223,7 @@ async fn exchange_of(connection: Rc<Connection>, open: Open, request: http::Requ
         Body::Stream(stream) => Body::Stream(Box::pin(RequestBody { stream, ended: false, open: Open::new(&open.0) })),
         body => body,
     };
-    let (head, body) = exchange::serve(connection, Request::from_parts(head, body)).await.into_parts();
-    let body = match body {
-        Body::Stream(stream) => Body::Stream(Box::pin(ResponseBody { stream, _open: open })),
-        body => body,
-    };
-    Response::from_parts(head, body)
+    open.until_end_of(exchange::serve(connection, Request::from_parts(head, body)).await)
 }
 
 /// hyper's body as ours.
@@ -198,6 +260,8 @@ struct RequestBody {
 
 impl Drop for RequestBody {
     fn drop(&mut self) {
+        // What arrived since the head was the body, and no other head.
+        self.open.0.head_begun.set(false);
         if !self.ended && !self.stream.is_end_stream() {
             self.open.0.never_parked.set(true);
         }
@@ -210,7 +274,11 @@ impl HttpBody for RequestBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let frame = ready!(self.stream.as_mut().poll_frame(cx));
-        self.ended = frame.is_none();
+        self.ended = match &frame {
+            None => true,
+            Some(Ok(frame)) => frame.is_trailers(),
+            Some(Err(_)) => false,
+        };
         Poll::Ready(frame)
     }
 
@@ -257,6 +325,9 @@ struct Watched {
 impl Watched {
     fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.activity.write_blocked.set(result.is_pending());
+        if result.is_ready() {
+            self.activity.writes.set(self.activity.writes.get().wrapping_add(1));
+        }
         result
     }
 }

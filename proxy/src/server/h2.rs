@@ -5,7 +5,6 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
 
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
@@ -13,8 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
 use super::exchange::{self, Connection};
-use super::h1::request_body;
-use crate::proto::Request;
+use super::h1::{Activity, Open, request_body};
 
 /// Streams at once on one connection; this and the windows are what Envoy advises at an edge.
 const STREAMS: u32 = 100;
@@ -23,9 +21,6 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// All headers of one request together.
 const HEADERS: u32 = 60 * 1024;
-
-/// How often a connection looks whether it is to end.
-const LOOK: Duration = Duration::from_secs(60);
 
 /// Runs hyper's tasks on this thread.
 #[derive(Clone)]
@@ -39,15 +34,17 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecu
 
 /// Serves a connection to its end.
 pub async fn serve(connection: Rc<Connection>, stream: TcpStream) {
-    let context = connection.clone();
-    let service = service_fn(move |request: http::Request<hyper::body::Incoming>| {
-        let context = context.clone();
-        async move {
-            let (head, incoming) = request.into_parts();
-            let request = Request::from_parts(head, request_body(incoming));
-            Ok::<_, Infallible>(exchange::serve(context, request).await)
-        }
-    });
+    let activity: Rc<Activity> = Rc::default();
+    let service = {
+        let (connection, activity) = (connection.clone(), activity.clone());
+        service_fn(move |request: http::Request<hyper::body::Incoming>| {
+            let (connection, open) = (connection.clone(), Open::new(&activity));
+            async move {
+                let request = request.map(request_body);
+                Ok::<_, Infallible>(open.until_end_of(exchange::serve(connection, request).await))
+            }
+        })
+    };
     let served = Builder::new(LocalExecutor)
         .max_concurrent_streams(STREAMS)
         .initial_stream_window_size(STREAM_WINDOW)
@@ -56,19 +53,26 @@ pub async fn serve(connection: Rc<Connection>, stream: TcpStream) {
         .serve_connection(TokioIo::new(stream), service);
     let mut served = pin!(served);
     let worker = &connection.worker;
-    let mut look = worker.timers.deadline(LOOK);
+    let idle_timeout = connection.listener.idle_timeout;
+    let mut idle = worker.timers.deadline(idle_timeout);
     let mut told = false;
     poll_fn(|cx| {
         if served.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if worker.is_draining() && !told {
+        if activity.is_busy() {
+            idle.reset(idle_timeout);
+        }
+        // Asked for also while busy: a stop wakes those who wait for a deadline.
+        let is_over = idle.poll_passed(cx).is_ready();
+        if is_over && told {
+            return Poll::Ready(());
+        }
+        if (is_over || worker.is_draining()) && !told {
             told = true;
+            idle.reset(idle_timeout);
             served.as_mut().graceful_shutdown();
             cx.waker().wake_by_ref();
-        }
-        while look.poll_passed(cx).is_ready() {
-            look.reset(LOOK);
         }
         Poll::Pending
     })

@@ -121,13 +121,15 @@ impl Bound {
 ///
 /// When the socket cannot be used on this thread.
 pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher) -> io::Result<()> {
-    let socket = TcpListener::from_std(part.socket)?;
+    let Part { listener, socket, permits, workers } = part;
+    let socket = TcpListener::from_std(socket)?;
     let stopped = &mut pin!(watcher.stopped());
     loop {
         let accepted = async {
-            // Cannot fail: nobody closes the semaphore.
-            let permit = part.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-            Ok((socket.accept().await?, permit))
+            let (stream, client) = socket.accept().await?;
+            // Only now: a worker that took a permit before there is a connection would keep it from the others.
+            let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+            Ok((stream, client, permit))
         };
         let accepted = tokio::select! {
             biased;
@@ -135,21 +137,19 @@ pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher)
             () = &mut *stopped => return Ok(()),
         };
         match accepted {
-            Ok(((stream, client), permit)) => match less_loaded(&worker.shared, worker.number) {
-                None => start(&worker, part.listener.clone(), stream, client, permit),
+            Ok((stream, client, permit)) => match less_loaded(&worker.shared, worker.number) {
+                None => start(&worker, listener.clone(), stream, client, permit),
                 Some(other) => {
-                    let accepted = Accepted { listener: part.listener.clone(), stream: stream.into_std()?, client, permit };
-                    if let Some(sender) = part.workers.get(other) {
-                        count(&worker.shared, other, 1);
-                        if sender.send(accepted).is_err() {
-                            count(&worker.shared, other, -1);
-                        }
+                    let accepted = Accepted { listener: listener.clone(), stream: stream.into_std()?, client, permit };
+                    count(&worker.shared, other, 1);
+                    if workers.get(other).is_none_or(|worker| worker.send(accepted).is_err()) {
+                        count(&worker.shared, other, -1);
                     }
                 }
             },
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                tracing::error!(target: "heddle::server", listener = %part.listener.address, "cannot accept: {error}");
+                tracing::error!(target: "heddle::server", listener = %listener.address, "cannot accept: {error}");
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -36,15 +36,28 @@ pub fn named(head: &Parts) -> Result<Named<'_>, Refusal> {
         if authority.as_str().contains('@') {
             return Err(Refusal::BadRequest("a user name in the request's target; expected host and port only"));
         }
+        if authority.port_u16().is_none() && !matches!(after_host(authority), "" | ":") {
+            return Err(Refusal::BadRequest("a port that is none; expected a number up to 65535"));
+        }
         let absolute = (head.version < Version::HTTP_2).then_some(authority);
         if absolute.is_some() && head.uri.scheme() != Some(&Scheme::HTTP) {
             return Err(Refusal::BadRequest("an absolute target that is not http; expected CONNECT for https"));
         }
         return Ok(Named { host: authority.host(), absolute });
     }
-    let host = host.ok_or(Refusal::BadRequest("no Host header; expected one"))?;
+    let host = match host {
+        Some(host) => host,
+        // A listener of one service needs none, and HTTP/1.0 knew none.
+        None if head.version < Version::HTTP_11 => return Ok(Named { host: "", absolute: None }),
+        None => return Err(Refusal::BadRequest("no Host header; expected one")),
+    };
     let host = host.to_str().map_err(|_| Refusal::BadRequest("a Host header that is not ASCII"))?;
     Ok(Named { host: without_port(host), absolute: None })
+}
+
+/// The colon and what follows it.
+fn after_host(authority: &Authority) -> &str {
+    authority.as_str().strip_prefix(authority.host()).unwrap_or_default()
 }
 
 fn without_port(host: &str) -> &str {
@@ -114,6 +127,7 @@ mod tests {
         for request in [
             Request::get("/"),
             Request::get("/").header("host", "a").header("host", "a"),
+            Request::get("http://users:99999/"),
             Request::get("http://u:p@users/"),
             Request::get("https://users/").header("host", "users"),
             Request::connect("users:443"),

@@ -29,8 +29,8 @@ pub struct Load {
 }
 
 impl Load {
+    #[expect(clippy::indexing_slicing, reason = "an index modulo the array's length")]
     fn counter(of: &[AtomicU32; BLOCK], index: usize) -> &AtomicU32 {
-        // `index` is a slot modulo BLOCK; the mask lets the compiler see it.
         &of[index % BLOCK]
     }
 
@@ -100,6 +100,7 @@ pub(super) struct LoadTable {
 
 impl LoadTable {
     /// The counters of a slot.
+    #[expect(clippy::indexing_slicing, reason = "the blocks have just been made to reach that far")]
     pub(super) fn slot(&mut self, slot: usize) -> Load {
         let number = slot / BLOCK;
         while self.blocks.len() <= number {

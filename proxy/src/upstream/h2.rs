@@ -1,6 +1,7 @@
 //! HTTP/2 to an endpoint, by hyper: one connection carries many exchanges.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
@@ -17,7 +18,7 @@ use hyper_util::rt::TokioIo;
 
 use super::{Failure, Pool};
 use crate::proto::{Body, BodyError, Response};
-use crate::timer::Deadline;
+use crate::timer::{Deadline, Timers};
 
 /// Runs hyper's tasks on this thread.
 #[derive(Clone)]
@@ -29,11 +30,42 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecu
     }
 }
 
-/// The worker's connection to one endpoint. A second one is opened when the first has as many streams as the endpoint
+/// The worker's connections to one endpoint. A second one is opened when the first has as many streams as the endpoint
 /// allows, and so on.
 #[derive(Default)]
 pub(super) struct Shared {
-    connections: RefCell<Vec<SendRequest<Body>>>,
+    connections: RefCell<Vec<Rc<Connection>>>,
+}
+
+struct Connection {
+    sender: SendRequest<Body>,
+    /// Exchanges under way.
+    streams: Cell<usize>,
+    /// How many the endpoint allows.
+    limit: Rc<Cell<usize>>,
+    /// Tick at which the last exchange ended.
+    since: Cell<u64>,
+}
+
+/// An exchange under way.
+struct Exchange {
+    connection: Rc<Connection>,
+    pool: Rc<Pool>,
+}
+
+impl Exchange {
+    fn begin(connection: Rc<Connection>, pool: &Rc<Pool>) -> Self {
+        connection.streams.set(connection.streams.get() + 1);
+        Self { connection, pool: pool.clone() }
+    }
+}
+
+impl Drop for Exchange {
+    fn drop(&mut self) {
+        let connection = &self.connection;
+        connection.streams.set(connection.streams.get().saturating_sub(1));
+        connection.since.set(self.pool.timers().now());
+    }
 }
 
 /// What the endpoint may send before we take it, per stream and per connection. RFC 9113 starts with 64 KiB for both.
@@ -41,57 +73,77 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
 impl Shared {
-    pub(super) async fn attempt(&self, pool: &Rc<Pool>, head: &Parts, body: Body) -> Result<Response, Failure> {
-        let request = request_for(head, &pool.target.address, body).ok_or_else(|| Failure::Http2 {
-            address: pool.target.address.to_string(),
-            what: "a request without a target".into(),
-        })?;
-        let mut sender = self.connection(pool).await?;
-        let broke =
-            |error: &hyper::Error| Failure::Http2 { address: pool.target.address.to_string(), what: describe(error) };
-        let response = match sender.try_send_request(request).await {
-            Ok(response) => response,
-            // The connection was found closed before the request was given to it.
+    /// See [`Pool::attempt`].
+    pub(super) async fn attempt(
+        &self,
+        pool: &Rc<Pool>,
+        head: &Parts,
+        body: Body,
+        resent: impl FnOnce(),
+    ) -> Result<Response, Failure> {
+        let may_be_sent_again = body.is_end_stream() && head.method.is_idempotent();
+        let request = request_for(head, pool, body)?;
+        let Some(pooled) = self.pooled() else {
+            let exchange = Exchange::begin(self.open(pool).await?, pool);
+            let mut sender = exchange.connection.sender.clone();
+            return answered(sender.send_request(request).await, exchange);
+        };
+        let exchange = Exchange::begin(pooled, pool);
+        let mut sender = exchange.connection.sender.clone();
+        let request = match sender.try_send_request(request).await {
+            Ok(response) => return answered(Ok(response), exchange),
             Err(mut error) => match error.take_message() {
-                Some(request) => {
-                    let mut sender = self.connection(pool).await?;
-                    sender.send_request(request).await.map_err(|error| broke(&error))?
-                }
-                None => return Err(broke(error.error())),
+                // The connection was found closed before the request was given to it.
+                Some(request) => request,
+                None if may_be_sent_again => request_for(head, pool, Body::Empty)?,
+                None => return answered(Err(error.into_error()), exchange),
             },
         };
-        let (parts, incoming) = response.into_parts();
-        let body = if incoming.is_end_stream() {
-            Body::Empty
-        } else {
-            Body::Stream(Box::pin(ResponseBody::new(incoming, pool)))
-        };
-        Ok(Response::from_parts(parts, body))
+        resent();
+        let exchange = Exchange::begin(self.open(pool).await?, pool);
+        let mut sender = exchange.connection.sender.clone();
+        answered(sender.send_request(request).await, exchange)
     }
 
     /// A connection that takes another request.
-    async fn connection(&self, pool: &Rc<Pool>) -> Result<SendRequest<Body>, Failure> {
-        {
-            let mut connections = self.connections.borrow_mut();
-            connections.retain(|connection| !connection.is_closed());
-            if let Some(ready) = connections.iter().find(|connection| connection.is_ready()) {
-                return Ok(ready.clone());
-            }
-        }
+    fn pooled(&self) -> Option<Rc<Connection>> {
+        let mut connections = self.connections.borrow_mut();
+        connections.retain(|connection| !connection.sender.is_closed());
+        connections.iter().find(|connection| connection.streams.get() < connection.limit.get()).cloned()
+    }
+
+    async fn open(&self, pool: &Rc<Pool>) -> Result<Rc<Connection>, Failure> {
         let (io, permit) = pool.connect().await?;
         let (sender, connection) = Builder::new(LocalExecutor)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .handshake(TokioIo::new(io))
             .await
-            .map_err(|error| Failure::Http2 { address: pool.target.address.to_string(), what: describe(&error) })?;
+            .map_err(|error| failure(pool, describe(&error)))?;
+        let limit = Rc::new(Cell::new(connection.current_max_send_streams()));
+        let known = limit.clone();
         tokio::task::spawn_local(async move {
-            // How it ended is told to the exchanges on it.
-            let _ = connection.await;
+            let mut connection = connection;
+            poll_fn(|cx| {
+                let ended = Pin::new(&mut connection).poll(cx);
+                limit.set(connection.current_max_send_streams());
+                // How it ended is told to the exchanges on it.
+                ended.map(drop)
+            })
+            .await;
             drop(permit);
         });
-        self.connections.borrow_mut().push(sender.clone());
-        Ok(sender)
+        let since = Cell::new(pool.timers().now());
+        let connection = Rc::new(Connection { sender, streams: Cell::new(0), limit: known, since });
+        self.connections.borrow_mut().push(connection.clone());
+        Ok(connection)
+    }
+
+    /// Closes what has been idle for too long.
+    pub(super) fn sweep(&self, timers: &Timers, timeout: Duration) {
+        self.connections
+            .borrow_mut()
+            .retain(|connection| connection.streams.get() > 0 || timers.since(connection.since.get()) < timeout);
     }
 
     pub(super) fn retire(&self) {
@@ -99,19 +151,35 @@ impl Shared {
     }
 }
 
+fn answered(response: Result<http::Response<Incoming>, hyper::Error>, exchange: Exchange) -> Result<Response, Failure> {
+    let response = response.map_err(|error| failure(&exchange.pool, describe(&error)))?;
+    Ok(response.map(|incoming| {
+        if incoming.is_end_stream() {
+            Body::Empty
+        } else {
+            Body::Stream(Box::pin(ResponseBody::new(incoming, exchange)))
+        }
+    }))
+}
+
+fn failure(pool: &Pool, what: String) -> Failure {
+    Failure::Http2 { address: pool.target.address.to_string(), what }
+}
+
 /// The request as HTTP/2 has it: an absolute target, no Host.
-fn request_for(head: &Parts, address: &str, body: Body) -> Option<http::Request<Body>> {
+fn request_for(head: &Parts, pool: &Pool, body: Body) -> Result<http::Request<Body>, Failure> {
     let mut request = http::Request::new(body);
     let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
-    let authority = head.uri.authority().map(http::uri::Authority::as_str).or(host).unwrap_or(address);
+    let authority = head.uri.authority().map(http::uri::Authority::as_str).or(host).unwrap_or(&pool.target.address);
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    *request.uri_mut() = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build().ok()?;
+    let target = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build();
+    *request.uri_mut() = target.map_err(|error| failure(pool, error.to_string()))?;
     *request.method_mut() = head.method.clone();
     *request.version_mut() = Version::HTTP_2;
     let headers = request.headers_mut();
     headers.clone_from(&head.headers);
     headers.remove(header::HOST);
-    Some(request)
+    Ok(request)
 }
 
 fn describe(error: &hyper::Error) -> String {
@@ -128,13 +196,14 @@ struct ResponseBody {
     incoming: Incoming,
     idle: Deadline,
     idle_timeout: Duration,
-    _pool: Rc<Pool>,
+    _exchange: Exchange,
 }
 
 impl ResponseBody {
-    fn new(incoming: Incoming, pool: &Rc<Pool>) -> Self {
+    fn new(incoming: Incoming, exchange: Exchange) -> Self {
+        let pool = &exchange.pool;
         let idle_timeout = pool.target.stream_idle_timeout;
-        Self { incoming, idle: pool.timers().deadline(idle_timeout), idle_timeout, _pool: pool.clone() }
+        Self { incoming, idle: pool.timers().deadline(idle_timeout), idle_timeout, _exchange: exchange }
     }
 }
 

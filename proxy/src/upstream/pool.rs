@@ -7,6 +7,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use http::request::Parts;
+use http::uri::Authority;
 
 use super::connect::{ConnectSettings, Permit, connect};
 use super::h1::{Connection, ExchangeError, Framing, ResponseBody, Scratch};
@@ -76,7 +77,7 @@ impl Pool {
         resent: impl FnOnce(),
     ) -> Result<Response, Failure> {
         if self.target.protocol == checked::UpstreamProtocol::Http2 {
-            return self.h2.attempt(self, head, body).await;
+            return self.h2.attempt(self, head, body, resent).await;
         }
         let Some(connection) = self.take() else {
             return self.exchange(self.connect_h1().await?, head, body).await.map_err(|error| self.failure(error));
@@ -96,7 +97,8 @@ impl Pool {
         request: &Parts,
         body: Body,
     ) -> Result<Response, ExchangeError> {
-        let mut head = connection.exchange(request, &self.target.address, body).await?;
+        let authority = request.uri.authority().map_or(&*self.target.address, Authority::as_str);
+        let mut head = connection.exchange(request, authority, body).await?;
         let mut headers = std::mem::take(&mut head.headers);
         if head.framing == Framing::Chunked {
             headers.remove(http::header::CONTENT_LENGTH);
@@ -148,6 +150,7 @@ impl Pool {
         self.idle
             .borrow_mut()
             .retain_mut(|idle| self.timers.since(idle.since) < timeout && idle.connection.is_usable());
+        self.h2.sweep(&self.timers, timeout);
     }
 
     /// Closes everything that is idle, now and from now on.

@@ -3,6 +3,7 @@
 //! The binaries are `etcd` and `etcdctl` from the PATH, or those of the folder that HEDDLE_ETCD names. Everything
 //! blocks, waits for conditions with a deadline, and is stopped by its own process id when it is dropped.
 
+#![allow(clippy::disallowed_methods, reason = "a test may block its own thread")]
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 
 use std::io::{ErrorKind, Read, Write};

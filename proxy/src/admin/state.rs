@@ -1,0 +1,138 @@
+//! What is going on, as JSON: services with their endpoints, plugins, the registry.
+
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
+
+use serde::Serialize;
+
+use super::process;
+use crate::app::State;
+use crate::plugin::{FaultKind, Plugin};
+use crate::registry::Report;
+use crate::service::{Endpoint, Service, Snapshot};
+
+/// The whole of it.
+#[derive(Serialize)]
+struct Shown<'a> {
+    version: &'a str,
+    uptime_seconds: f64,
+    resident_memory_bytes: Option<u64>,
+    ready: bool,
+    draining: bool,
+    /// By worker.
+    client_connections: Vec<usize>,
+    registry: Report,
+    plugins: Vec<ShownPlugin>,
+    services: Vec<ShownService>,
+}
+
+#[derive(Serialize)]
+struct ShownPlugin {
+    policy: String,
+    /// None: nothing is in force, and the proxy decides by itself.
+    generation: Option<ShownGeneration>,
+    faults: u64,
+    quarantines: u64,
+    refusals: u64,
+}
+
+#[derive(Serialize)]
+struct ShownGeneration {
+    number: u64,
+    sha256: String,
+    origin: String,
+    age_seconds: f64,
+}
+
+#[derive(Serialize)]
+struct ShownService {
+    name: String,
+    policy: String,
+    /// What the policy is configured with.
+    settings: serde_json::Value,
+    requests: u64,
+    failed_attempts: u64,
+    decisions: u64,
+    fallbacks: u64,
+    endpoints: Vec<ShownEndpoint>,
+}
+
+#[derive(Serialize)]
+struct ShownEndpoint {
+    slot: u32,
+    id: String,
+    address: String,
+    weight: u32,
+    eligible: bool,
+    in_flight: u32,
+    connections: u32,
+    /// A moving average of the time to the response head; 0 before the first.
+    latency_micros: u32,
+}
+
+/// The state of this moment.
+///
+/// # Errors
+///
+/// When it cannot be said in JSON.
+pub fn json(state: &State) -> serde_json::Result<String> {
+    let mut services = state.directory.all();
+    services.sort_by(|a, b| a.name.cmp(&b.name));
+    let shown = Shown {
+        version: env!("CARGO_PKG_VERSION"),
+        uptime_seconds: state.started.elapsed().unwrap_or(Duration::ZERO).as_secs_f64(),
+        resident_memory_bytes: process::resident_memory(),
+        ready: state.is_ready(),
+        draining: state.is_draining(),
+        client_connections: state.workers.connections.iter().map(|count| count.load(Relaxed)).collect(),
+        registry: state.registry.report(),
+        plugins: state.plugins.all().iter().map(|plugin| show_plugin(plugin)).collect(),
+        services: services.iter().map(|service| show_service(service)).collect(),
+    };
+    serde_json::to_string_pretty(&shown)
+}
+
+fn show_plugin(plugin: &Plugin) -> ShownPlugin {
+    let (quarantines, refusals) = plugin.incidents();
+    ShownPlugin {
+        policy: plugin.name.to_string(),
+        generation: plugin.current().map(|generation| ShownGeneration {
+            number: generation.number,
+            sha256: generation.hash.to_string(),
+            origin: generation.origin.to_string(),
+            age_seconds: generation.loaded.elapsed().as_secs_f64(),
+        }),
+        faults: FaultKind::ALL.iter().map(|kind| plugin.faults.get(*kind)).sum(),
+        quarantines,
+        refusals,
+    }
+}
+
+fn show_service(service: &Service) -> ShownService {
+    let (total, snapshot) = (service.stats(), service.snapshot());
+    let settings = &service.settings.balancer.config;
+    ShownService {
+        name: service.name.to_string(),
+        policy: service.balancer.name.to_string(),
+        settings: serde_json::from_str(settings).unwrap_or_default(),
+        requests: total.responses.iter().sum(),
+        failed_attempts: total.failed_attempts,
+        decisions: total.decisions,
+        fallbacks: total.fallbacks,
+        endpoints: snapshot.endpoints().map(|endpoint| show_endpoint(endpoint, &snapshot)).collect(),
+    }
+}
+
+fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot) -> ShownEndpoint {
+    let Endpoint { slot, registered, load, .. } = endpoint;
+    ShownEndpoint {
+        slot: *slot,
+        id: registered.id.clone(),
+        address: registered.address.clone(),
+        weight: registered.weight,
+        eligible: snapshot.eligible_endpoint(*slot).is_some(),
+        in_flight: load.in_flight(),
+        connections: load.connections(),
+        latency_micros: load.latency_micros(),
+    }
+}

@@ -1,0 +1,72 @@
+//! Whether the balancers that a configuration names are there and take their settings.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::config::checked::Policy;
+use crate::config::{Checked, Problems, Refusal};
+use crate::plugin::{Engine, Fault, FaultKind, Folder, Generation, LoadError, Origin, builtin_names, builtin_policy};
+
+/// Loads every balancer with its settings, and unloads it again.
+///
+/// # Errors
+///
+/// For each that cannot be used where the configuration names it, and why. A file in the folder of plugins stands in
+/// the place of a built-in policy of its name, so it is the file that has to be in order.
+pub fn check(checked: &Checked) -> Result<(), Problems> {
+    let plugins = &checked.config.plugins;
+    let engine = Engine::new(plugins.clone());
+    checked.check_policies(|policy| match &engine {
+        Ok(engine) => accepts(engine, plugins.folder.as_deref(), policy),
+        Err(error) => Err(Refusal {
+            found: format!("plugins cannot be run here: {error:#}"),
+            remedy: "expected a processor that WebAssembly can be compiled for".into(),
+        }),
+    })
+}
+
+fn accepts(engine: &Arc<Engine>, folder: Option<&Path>, policy: &Policy) -> Result<(), Refusal> {
+    let name = &policy.plugin;
+    let configs = [policy.config.clone()];
+    let loaded = match folder.map(|folder| Folder::read(folder, name)) {
+        Some(Ok(Some((path, bytes)))) => Generation::load(engine, name, &bytes, Origin::File(path.clone()), &configs)
+            .map_err(|error| (path.display().to_string(), error)),
+        Some(Err(error)) => {
+            return Err(Refusal {
+                found: format!("the plugin {name} cannot be read: {error}"),
+                remedy: "expected a readable file".into(),
+            });
+        }
+        Some(Ok(None)) | None => match builtin_policy(name) {
+            Some(bytes) => Generation::load(engine, name, bytes, Origin::BuiltIn, &configs)
+                .map_err(|error| (name.to_string(), error)),
+            None => return Err(missing(folder, name)),
+        },
+    };
+    loaded.map(drop).map_err(|(what, error)| refused(&what, error))
+}
+
+fn missing(folder: Option<&Path>, name: &str) -> Refusal {
+    let names = builtin_names().join(", ");
+    let remedy = match folder {
+        Some(folder) => {
+            format!("expected the file {}, or one of {names}", folder.join(format!("{name}.wasm")).display())
+        }
+        None => format!("expected one of {names}; other policies need a folder of plugins"),
+    };
+    Refusal { found: format!("no policy is called {name:?}"), remedy }
+}
+
+fn refused(what: &str, error: LoadError) -> Refusal {
+    match error {
+        LoadError::Probe { config, fault: Fault { kind: FaultKind::Configure, cause, .. } } => Refusal {
+            found: format!("{what} refuses its settings {config}"),
+            // A problem is one line, and this text is the plugin's.
+            remedy: cause.replace(char::is_control, " "),
+        },
+        error => Refusal {
+            found: format!("{what} cannot be used: {error}"),
+            remedy: "expected a balancer that works with these settings".into(),
+        },
+    }
+}

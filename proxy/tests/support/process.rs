@@ -1,0 +1,175 @@
+//! The real binary: started, spoken to over HTTP, stopped. Everything blocks and waits with a deadline.
+
+#![allow(dead_code, reason = "each test binary uses its own part of this")]
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Longer than anything takes on a machine that is busy.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Asks until there is an answer; panics after the [`DEADLINE`].
+#[track_caller]
+pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        #[expect(clippy::disallowed_methods, reason = "a test has nothing else to do")]
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// `heddle` with these arguments.
+pub fn command(args: &[&str]) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_heddle"));
+    command.args(args).stdin(Stdio::null());
+    command
+}
+
+/// What a command that ended by itself left behind: exit code, standard output, standard error.
+pub fn run(args: &[&str]) -> (i32, String, String) {
+    let output = command(args).output().expect("heddle starts");
+    let text = |bytes| String::from_utf8(bytes).expect("UTF-8");
+    (output.status.code().expect("ended by itself"), text(output.stdout), text(output.stderr))
+}
+
+/// A running process; killed when it is dropped.
+pub struct Heddle {
+    child: Child,
+    said: Arc<Mutex<Vec<String>>>,
+    readers: Vec<JoinHandle<()>>,
+}
+
+impl Heddle {
+    pub fn start(mut command: Command) -> Self {
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().expect("heddle starts");
+        let said = Arc::new(Mutex::new(Vec::new()));
+        let (out, err) = (child.stdout.take().expect("piped"), child.stderr.take().expect("piped"));
+        let readers = vec![read_lines(out, said.clone()), read_lines(err, said.clone())];
+        Self { child, said, readers }
+    }
+
+    /// All lines so far.
+    pub fn said(&self) -> Vec<String> {
+        self.said.lock().expect("no reader panicked").clone()
+    }
+
+    /// Waits for a line that has this in it, the `skip` first such lines not counted; what comes after it.
+    #[track_caller]
+    pub fn after(&self, part: &str, skip: usize) -> String {
+        wait_for(&format!("a line says {part:?}"), || {
+            let said = self.said();
+            let mut found = said.iter().filter_map(|line| line.split_once(part));
+            found.nth(skip).map(|(_, rest)| rest.to_owned())
+        })
+    }
+
+    /// How many lines have this in them.
+    pub fn count(&self, part: &str) -> usize {
+        self.said().iter().filter(|line| line.contains(part)).count()
+    }
+
+    /// The address after the first such text.
+    #[track_caller]
+    pub fn address(&self, part: &str) -> SocketAddr {
+        let rest = self.after(part, 0);
+        rest.trim().parse().unwrap_or_else(|_| panic!("{rest:?} is no address"))
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("it runs");
+    }
+
+    /// Waits for its end: the exit code and everything that it said.
+    #[track_caller]
+    pub fn wait(mut self) -> (Option<i32>, Vec<String>) {
+        let status = wait_for("it ends", || self.child.try_wait().expect("a child"));
+        self.readers.drain(..).for_each(|reader| reader.join().expect("no reader panicked"));
+        (status.code(), self.said())
+    }
+}
+
+impl Drop for Heddle {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn read_lines(from: impl Read + Send + 'static, into: Arc<Mutex<Vec<String>>>) -> JoinHandle<()> {
+    std::thread::spawn(move || {
+        for line in BufReader::new(from).lines().map_while(Result::ok) {
+            into.lock().expect("no reader panicked").push(line);
+        }
+    })
+}
+
+/// An answer.
+#[derive(Debug)]
+pub struct Answer {
+    pub status: u16,
+    pub head: String,
+    pub body: String,
+}
+
+/// Connects with a time for reading.
+pub fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
+    #[expect(clippy::disallowed_methods, reason = "a test has nothing else to do")]
+    let stream = TcpStream::connect(to)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    Ok(stream)
+}
+
+/// Sends a request with a connection of its own and reads until the other side closes.
+pub fn ask(to: SocketAddr, method: &str, target: &str, host: &str) -> std::io::Result<Answer> {
+    let mut stream = connect(to)?;
+    write!(stream, "{method} {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    let (head, body) = text.split_once("\r\n\r\n").ok_or(std::io::ErrorKind::UnexpectedEof)?;
+    let status = head.split(' ').nth(1).and_then(|status| status.parse().ok());
+    Ok(Answer {
+        status: status.ok_or(std::io::ErrorKind::InvalidData)?,
+        head: head.to_ascii_lowercase(),
+        body: body.to_owned(),
+    })
+}
+
+/// A GET that is answered.
+#[track_caller]
+pub fn get(to: SocketAddr, target: &str) -> Answer {
+    ask(to, "GET", target, "users").unwrap_or_else(|error| panic!("GET {target} at {to}: {error}"))
+}
+
+/// A server that answers each request with its first line. `before` is called before each answer, one at a time.
+pub fn serve(before: impl FnMut() + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a free port");
+    let address = listener.local_addr().expect("its address");
+    let before = Arc::new(Mutex::new(before));
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            let before = before.clone();
+            std::thread::spawn(move || serve_connection(stream, &before));
+        }
+    });
+    address
+}
+
+fn serve_connection(mut stream: TcpStream, before: &Mutex<impl FnMut()>) -> std::io::Result<()> {
+    let mut lines = BufReader::new(stream.try_clone()?).lines();
+    while let Some(first) = lines.next().transpose()? {
+        while lines.next().transpose()?.is_some_and(|line| !line.is_empty()) {}
+        (before.lock().expect("no other panicked"))();
+        write!(stream, "HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n{first}", first.len())?;
+    }
+    Ok(())
+}
