@@ -1,12 +1,6 @@
 //! The admin server of the real binary: health, figures and state.
 
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may end so"
-)]
+#![cfg(test)]
 
 #[path = "support/process.rs"]
 mod process;

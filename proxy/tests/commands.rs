@@ -1,12 +1,6 @@
 //! `heddle run` and `heddle check` as commands: what they say, and with which exit code they end.
 
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may end so"
-)]
+#![cfg(test)]
 
 #[path = "support/process.rs"]
 mod process;

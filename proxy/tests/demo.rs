@@ -1,12 +1,6 @@
 //! `heddle demo`: it checks itself, the commands that it prints do what it says, and it cleans up behind itself.
 
-#![allow(
-    clippy::expect_used,
-    clippy::unwrap_used,
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test may end so"
-)]
+#![cfg(test)]
 
 #[path = "support/process.rs"]
 mod process;

@@ -223,6 +223,26 @@ fn an_idle_instance_is_dropped_and_made_again() {
     assert_eq!(worker.slots("/", 2), [0, 1]);
 }
 
+#[test]
+fn a_service_that_is_not_asked_for_keeps_no_old_generation() {
+    let host = host_with(&[]);
+    let (mut worker, mut silent) = (host.worker("users"), host.worker("users"));
+    worker.slot("/");
+    silent.slot("/");
+    let old = Arc::downgrade(&host.plugin("test").current().unwrap());
+    for slot in ["1", "2"] {
+        host.load(&guest(&[("pick", &format!("(return (call $answer (i32.const {slot})))"))])).unwrap();
+        worker.slot("/");
+    }
+    assert!(old.upgrade().is_some(), "the other worker still has it");
+    silent.decider.drop_outdated();
+    assert!(old.upgrade().is_none());
+    assert!(!silent.decider.needs_instance(), "not before a request asks for it");
+    assert_eq!(silent.slots("/", 2), [2, 2]);
+    silent.decider.drop_outdated();
+    assert_eq!(silent.stats().fallbacks, 0);
+}
+
 /// Why content is not taken.
 fn refusal(host: &Host, bytes: &[u8]) -> String {
     host.load(bytes).unwrap_err().to_string()

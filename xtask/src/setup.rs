@@ -30,6 +30,7 @@ struct Tool {
 const TEST_TOOLS: &[Tool] = &[
     Tool { name: "etcd", present: has_etcd, packages: &["etcd-server", "etcd-client"] },
     Tool { name: "curl", present: || on_path("curl").is_some(), packages: &["curl"] },
+    Tool { name: "Python's requests", present: has_requests, packages: &["python3-requests"] },
 ];
 
 /// Makes `cargo build` possible, and says with which toolchain the plugins are built.
@@ -147,6 +148,14 @@ fn apt_get(args: &[&str]) -> Result<(), String> {
 
 fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
+}
+
+/// Debian's own Python sees Debian's packages, also where another comes first.
+fn has_requests() -> bool {
+    let imports = |python: &str| {
+        Command::new(python).args(["-c", "import requests"]).output().is_ok_and(|output| output.status.success())
+    };
+    ["python3", "/usr/bin/python3"].iter().any(|python| imports(python))
 }
 
 fn has_etcd() -> bool {

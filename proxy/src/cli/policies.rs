@@ -59,11 +59,9 @@ fn missing(folder: Option<&Path>, name: &str) -> Refusal {
 
 fn refused(what: &str, error: LoadError) -> Refusal {
     match error {
-        LoadError::Probe { config, fault: Fault { kind: FaultKind::Configure, cause, .. } } => Refusal {
-            found: format!("{what} refuses its settings {config}"),
-            // A problem is one line, and this text is the plugin's.
-            remedy: cause.replace(char::is_control, " "),
-        },
+        LoadError::Probe { config, fault: Fault { kind: FaultKind::Configure, cause, .. } } => {
+            Refusal { found: format!("{what} refuses its settings {config}"), remedy: cause }
+        }
         error => Refusal {
             found: format!("{what} cannot be used: {error}"),
             remedy: "expected a balancer that works with these settings".into(),

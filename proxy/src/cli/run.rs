@@ -4,7 +4,11 @@ use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
 
-use tracing_subscriber::EnvFilter;
+use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::Registry;
+use tracing_subscriber::util::SubscriberInitExt;
 
 use super::policies;
 use super::signals::Signals;
@@ -60,13 +64,12 @@ fn explain(error: &StartError, checked: &Checked) -> String {
     problems.map_or_else(|| format!("heddle: {error}"), |problems| problems.to_string())
 }
 
-/// Logs to standard error, as `HEDDLE_LOG` says (in the form of `RUST_LOG`); from `info` on by default.
+/// Logs to standard error, as `HEDDLE_LOG` says: a level, or `target=level` for some targets, separated by commas. From
+/// `info` on by default.
 fn start_logging() {
-    let filter = EnvFilter::try_from_env("HEDDLE_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    let wanted = std::env::var("HEDDLE_LOG").ok().and_then(|wanted| wanted.parse::<Targets>().ok());
+    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
     // A second subscriber in one process is the test harness's.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(io::stderr().is_terminal())
-        .with_writer(io::stderr)
-        .try_init();
+    let layer = tracing_subscriber::fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
+    let _ = Registry::default().with(layer).with(filter).try_init();
 }

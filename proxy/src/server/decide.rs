@@ -84,7 +84,7 @@ impl Decider {
 
     /// Whether the plugin has to be made anew, after a fault.
     pub fn needs_instance(&self) -> bool {
-        self.instance.is_none() && self.plugin_version == Some(self.service.balancer.version())
+        self.instance.is_none() && !self.is_outdated()
     }
 
     /// Makes the plugin anew, if there is one.
@@ -95,7 +95,11 @@ impl Decider {
         self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
         let config = &self.service.settings.balancer.config;
         match Instance::new(&generation, &self.service.name, config, self.seed, &self.snapshot) {
-            Ok(instance) => self.instance = Some(Box::new(instance)),
+            Ok(instance) => {
+                self.instance = Some(Box::new(instance));
+                // Its first decision is timed, and is what proves a generation.
+                self.until_timed = 0;
+            }
             Err(fault) => self.fault(&generation, &fault),
         }
     }
@@ -108,19 +112,34 @@ impl Decider {
         }
     }
 
+    /// Drops an instance of a generation that is out of force: a service that is seldom asked for would keep its code
+    /// and memory for as long.
+    pub fn drop_outdated(&mut self) {
+        if self.is_outdated() {
+            self.instance = None;
+            self.plugin_version = None;
+        }
+    }
+
+    fn is_outdated(&self) -> bool {
+        self.plugin_version != Some(self.service.balancer.version())
+    }
+
     /// Takes notice of changed endpoints and of another generation: two numbers to compare while there are none.
     fn refresh(&mut self) {
         self.used = true;
         if self.service.version() != self.snapshot.version {
             self.snapshot = self.service.snapshot();
-            if let Some(mut instance) = self.instance.take() {
+            if !self.is_outdated()
+                && let Some(mut instance) = self.instance.take()
+            {
                 match instance.update(&self.snapshot) {
                     Ok(()) => self.instance = Some(instance),
                     Err(fault) => self.fault(instance.generation(), &fault),
                 }
             }
         }
-        if self.plugin_version != Some(self.service.balancer.version()) {
+        if self.is_outdated() {
             self.make_instance();
         }
     }

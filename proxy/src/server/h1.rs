@@ -15,10 +15,11 @@ use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 
 use super::exchange::{self, Connection};
+use super::refusal::Refusal;
 use super::worker::Worker;
 use crate::proto::body::Stream;
 use crate::proto::{Body, BodyError, Request, Response};
@@ -71,6 +72,17 @@ pub(super) struct Activity {
     writes: Cell<u64>,
     /// hyper may know more of this connection than is seen from here: its state is kept.
     never_parked: Cell<bool>,
+    /// A request has been taken whose response may not have been written to its end.
+    answering: Cell<bool>,
+    /// hyper refused what it read, and said so where there was no request to answer.
+    refused: Cell<Option<Unreadable>>,
+}
+
+/// Why hyper takes something for no request.
+#[derive(Debug, Clone, Copy)]
+enum Unreadable {
+    TooLarge,
+    Malformed,
 }
 
 impl Activity {
@@ -137,6 +149,7 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
         let (connection, activity) = (connection.clone(), activity.clone());
         service_fn(move |request: http::Request<Incoming>| {
             activity.head_begun.set(false);
+            activity.answering.set(true);
             let (connection, open) = (connection.clone(), Open::new(&activity));
             async move { Ok::<_, Infallible>(exchange_of(connection, open, request).await) }
         })
@@ -151,6 +164,9 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
             return Poll::Ready(Ended::Served);
         }
         let now = activity.phase();
+        if matches!(now, Phase::Idle | Phase::Head) {
+            activity.answering.set(false);
+        }
         if worker.is_draining() {
             if now == Phase::Idle {
                 return Poll::Ready(Ended::GivenUp);
@@ -187,12 +203,32 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
             io.read_ahead = parts.read_buf;
             return Some(io);
         }
-        Ended::Served if activity.never_parked.get() || activity.head_begun.get() => {
-            linger(worker, &mut io.stream).await;
+        Ended::Served => {
+            if let Some(unreadable) = activity.refused.get() {
+                refuse(worker, &mut io.stream, unreadable).await;
+            }
+            if activity.never_parked.get() || activity.head_begun.get() {
+                linger(worker, &mut io.stream).await;
+            }
         }
-        Ended::Served | Ended::GivenUp => {}
+        Ended::GivenUp => {}
     }
     None
+}
+
+/// Says why what has arrived is no request, in hyper's stead.
+async fn refuse(worker: &Worker, stream: &mut TcpStream, unreadable: Unreadable) {
+    let refusal = match unreadable {
+        Unreadable::TooLarge => Refusal::HeadTooLarge,
+        Unreadable::Malformed => Refusal::BadRequest("a request head that is not HTTP/1"),
+    };
+    worker.unrouted.ended(refusal.status().as_u16(), Duration::ZERO);
+    let bytes = refusal.last_bytes();
+    let say = async {
+        stream.write_all(&bytes).await?;
+        stream.shutdown().await
+    };
+    let _who_is_gone_needs_no_reason = worker.timers.within(LINGER, say).await;
 }
 
 /// Takes what a client still sends whose request was answered before its end. Were the socket closed instead, the
@@ -323,6 +359,16 @@ struct Watched {
 }
 
 impl Watched {
+    /// Whether bytes are hyper's own refusal of what it could not read: kept here, because it gives no reason.
+    fn is_refusal(&self, bytes: &[u8]) -> bool {
+        if self.activity.answering.get() || !self.activity.head_begun.get() || !bytes.starts_with(b"HTTP/1.1 4") {
+            return false;
+        }
+        let too_large = matches!(bytes.get(9..12), Some(b"431" | b"414"));
+        self.activity.refused.set(Some(if too_large { Unreadable::TooLarge } else { Unreadable::Malformed }));
+        true
+    }
+
     fn wrote(&self, result: Poll<io::Result<usize>>) -> Poll<io::Result<usize>> {
         self.activity.write_blocked.set(result.is_pending());
         if result.is_ready() {
@@ -350,6 +396,9 @@ impl AsyncRead for Watched {
 
 impl AsyncWrite for Watched {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        if self.is_refusal(buf) {
+            return Poll::Ready(Ok(buf.len()));
+        }
         let result = pin!(&mut self.stream).poll_write(cx, buf);
         self.wrote(result)
     }
@@ -359,6 +408,9 @@ impl AsyncWrite for Watched {
         cx: &mut Context<'_>,
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
+        if self.is_refusal(bufs.first().map_or(&[], |first| first)) {
+            return Poll::Ready(Ok(bufs.iter().map(|buf| buf.len()).sum()));
+        }
         let result = pin!(&mut self.stream).poll_write_vectored(cx, bufs);
         self.wrote(result)
     }
@@ -372,6 +424,9 @@ impl AsyncWrite for Watched {
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.activity.refused.get().is_some() {
+            return Poll::Ready(Ok(()));
+        }
         pin!(&mut self.stream).poll_shutdown(cx)
     }
 }

@@ -15,6 +15,8 @@ use crate::upstream::Failure;
 pub enum Refusal {
     #[error("{0}")]
     BadRequest(&'static str),
+    #[error("a request head of more than 64 KiB or 100 headers")]
+    HeadTooLarge,
     #[error("no service is called {host:?}, and requests for other hosts are not passed through here")]
     UnknownService { host: String },
     #[error("the request has been through this proxy before")]
@@ -34,6 +36,7 @@ impl Refusal {
     fn classify(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "http_request_error", "router"),
+            Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", "router"),
             Self::UnknownService { .. } => (StatusCode::NOT_FOUND, "destination_not_found", "router"),
             Self::Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected", "router"),
             Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "http_request_denied", "router"),
@@ -41,6 +44,19 @@ impl Refusal {
             Self::Declined { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "balancer"),
             Self::Upstream(failure) => classify_failure(failure),
         }
+    }
+
+    /// The response as bytes, for a connection that ends with it because what came was no request.
+    pub fn last_bytes(&self) -> Vec<u8> {
+        let (head, body) = self.response().into_parts();
+        let mut bytes = format!("HTTP/1.1 {}\r\nconnection: close\r\n", head.status).into_bytes();
+        for (name, value) in &head.headers {
+            bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+        }
+        let text = if let Body::Full(text) = body { text } else { Bytes::new() };
+        bytes.extend(format!("content-length: {}\r\n\r\n", text.len()).into_bytes());
+        bytes.extend(text);
+        bytes
     }
 
     pub fn status(&self) -> StatusCode {

@@ -186,5 +186,6 @@ impl LocalService {
     fn sweep(&self) {
         let snapshot = self.service.snapshot();
         self.pools.sweep(&snapshot);
+        self.decider.borrow_mut().drop_outdated();
     }
 }

@@ -15,6 +15,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
+use tokio::net::TcpStream;
 
 use super::{Failure, Pool};
 use crate::proto::{Body, BodyError, Response};
@@ -37,14 +38,23 @@ pub(super) struct Shared {
     connections: RefCell<Vec<Rc<Connection>>>,
 }
 
+type Driver = hyper::client::conn::http2::Connection<TokioIo<TcpStream>, Body, LocalExecutor>;
+
 struct Connection {
     sender: SendRequest<Body>,
     /// Exchanges under way.
     streams: Cell<usize>,
-    /// How many the endpoint allows.
-    limit: Rc<Cell<usize>>,
+    /// What moves the bytes; none once it has ended, since exchanges are told so by its being dropped.
+    driver: Rc<RefCell<Option<Driver>>>,
     /// Tick at which the last exchange ended.
     since: Cell<u64>,
+}
+
+impl Connection {
+    /// Whether the endpoint allows another stream now.
+    fn has_room(&self) -> bool {
+        self.driver.borrow().as_ref().is_some_and(|driver| self.streams.get() < driver.current_max_send_streams())
+    }
 }
 
 /// An exchange under way.
@@ -109,7 +119,7 @@ impl Shared {
     fn pooled(&self) -> Option<Rc<Connection>> {
         let mut connections = self.connections.borrow_mut();
         connections.retain(|connection| !connection.sender.is_closed());
-        connections.iter().find(|connection| connection.streams.get() < connection.limit.get()).cloned()
+        connections.iter().find(|connection| connection.has_room()).cloned()
     }
 
     async fn open(&self, pool: &Rc<Pool>) -> Result<Rc<Connection>, Failure> {
@@ -120,21 +130,20 @@ impl Shared {
             .handshake(TokioIo::new(io))
             .await
             .map_err(|error| failure(pool, describe(&error)))?;
-        let limit = Rc::new(Cell::new(connection.current_max_send_streams()));
-        let known = limit.clone();
+        let driver = Rc::new(RefCell::new(Some(connection)));
+        let driven = driver.clone();
         tokio::task::spawn_local(async move {
-            let mut connection = connection;
-            poll_fn(|cx| {
-                let ended = Pin::new(&mut connection).poll(cx);
-                limit.set(connection.current_max_send_streams());
-                // How it ended is told to the exchanges on it.
-                ended.map(drop)
+            poll_fn(|cx| match &mut *driven.borrow_mut() {
+                Some(driver) => Pin::new(driver).poll(cx).map(drop),
+                None => Poll::Ready(()),
             })
             .await;
-            drop(permit);
+            // Dropped after it was taken out, should that wake somebody who looks.
+            let ended = driven.borrow_mut().take();
+            drop((ended, permit));
         });
         let since = Cell::new(pool.timers().now());
-        let connection = Rc::new(Connection { sender, streams: Cell::new(0), limit: known, since });
+        let connection = Rc::new(Connection { sender, streams: Cell::new(0), driver, since });
         self.connections.borrow_mut().push(connection.clone());
         Ok(connection)
     }

@@ -108,7 +108,7 @@ impl Drop for Proxy {
 }
 
 /// See [`Proxy::until_parked`].
-pub const SECOND_HAND: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\nheader_timeout = \"500ms\"\n";
+pub const SECOND_HAND: &str = "[[listener]]\naddress = \"127.0.0.1:0\"\nheader_timeout = \"350ms\"\n";
 
 pub fn one_listener(settings: &str) -> String {
     format!("[[listener]]\naddress = \"127.0.0.1:0\"\n{settings}\n")

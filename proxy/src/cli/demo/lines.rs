@@ -5,24 +5,27 @@ use std::io;
 use std::time::Instant;
 
 use tracing::field::{Field, Visit};
+use tracing::level_filters::LevelFilter;
 use tracing::{Event, Subscriber};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::{FmtContext, FormatEvent, FormatFields};
-use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::registry::{LookupSpan, Registry};
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// Joins, leaves and plugins that come and go, and of everything else what is wrong.
-const SHOWN: &str = "warn,heddle::registry=info,heddle::plugin=info";
+fn shown() -> Targets {
+    let targets = ["heddle::registry", "heddle::plugin"].map(|target| (target, LevelFilter::INFO));
+    Targets::new().with_default(LevelFilter::WARN).with_targets(targets)
+}
 
 /// Prints what happens from now on.
 pub fn start() {
     let lines = Lines { started: Instant::now() };
     // A second subscriber in one process is the test harness's.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(EnvFilter::new(SHOWN))
-        .event_format(lines)
-        .with_writer(io::stdout)
-        .try_init();
+    let layer = tracing_subscriber::fmt::layer().event_format(lines).with_writer(io::stdout);
+    let _ = Registry::default().with(layer).with(shown()).try_init();
 }
 
 struct Lines {
@@ -105,11 +108,10 @@ mod tests {
     fn a_line_says_which_part_and_what() {
         let written = Written::default();
         let writer = written.clone();
-        let subscriber = tracing_subscriber::fmt()
-            .with_env_filter(EnvFilter::new(SHOWN))
+        let layer = tracing_subscriber::fmt::layer()
             .event_format(Lines { started: Instant::now() })
-            .with_writer(move || writer.clone())
-            .finish();
+            .with_writer(move || writer.clone());
+        let subscriber = Registry::default().with(layer).with(shown());
         tracing::subscriber::with_default(subscriber, || {
             tracing::info!(target: "heddle::registry", "users: 10.0.0.1:80 left");
             tracing::info!(target: "heddle::server", "not shown");

@@ -1,0 +1,188 @@
+//! HTTP/2 from clients and to endpoints.
+
+#[path = "support/http.rs"]
+mod http1;
+#[path = "support/http2.rs"]
+mod http2;
+
+use std::thread;
+
+use http::Request;
+use http1::{Endpoint, OK, Proxy, bytes, one_listener, wait_until};
+use http2::{Body, Http2Client, Http2Endpoint, Manners, body};
+
+fn to(endpoint: &Http2Endpoint, listener: &str, service: &str) -> Proxy {
+    Proxy::start(&format!(
+        "{}[service.users]\nprotocol = \"http2\"\nendpoints = [\"{}\"]\n{service}\n",
+        one_listener(listener),
+        endpoint.address
+    ))
+}
+
+fn get(target: &str) -> Request<Body> {
+    Request::get(target).body(body(&[], &[])).expect("a request")
+}
+
+#[test]
+fn clients_may_speak_http_2() {
+    let endpoint = Endpoint::saying(
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nconnection: keep-alive, x-own\r\nx-own: 1\r\n\
+                                     trailer: x-sum\r\n\r\n2\r\nok\r\n0\r\nx-sum: 7\r\n\r\n",
+    );
+    let proxy = Proxy::to(&endpoint);
+    let client = Http2Client::connect(proxy.addresses[0]);
+    let request = Request::post("http://users.mesh/a?b")
+        .header("cookie", "a=1")
+        .header("cookie", "b=2")
+        .header("te", "trailers")
+        .body(body(&[b"hello ", b"world"], &[("x-sum", "11")]))
+        .expect("a request");
+    let response = client.send(request);
+    assert_eq!((response.head.status.as_u16(), &response.body[..]), (200, &b"ok"[..]));
+    assert_eq!(response.trailers.expect("trailers")["x-sum"], "7");
+    assert!(response.head.headers.get("x-own").is_none() && response.head.headers.get("connection").is_none());
+    let seen = endpoint.last();
+    assert_eq!((seen.start.as_str(), seen.text().as_str()), ("POST /a?b HTTP/1.1", "hello world"));
+    assert_eq!(seen.header("host").as_deref(), Some("users.mesh"));
+    assert_eq!(seen.trailers, [("x-sum".to_owned(), "11".to_owned())]);
+    assert_eq!(seen.headers.iter().filter(|(name, _)| name == "cookie").count(), 1);
+    assert_eq!(seen.header("cookie").as_deref(), Some("a=1; b=2"));
+    assert!(seen.header("via").is_some_and(|via| via.starts_with("2 ")));
+    assert_eq!(seen.header("te"), None);
+
+    // HTTP/2 asks for no proxy: an unknown host is unknown.
+    let refusal = client.send(get(&format!("http://{}/", endpoint.address)));
+    assert_eq!(refusal.head.status, 404);
+    assert!(refusal.head.headers["proxy-status"].to_str().expect("text").contains("destination_not_found"));
+    assert_eq!(endpoint.connections(), 1);
+}
+
+#[test]
+fn endpoints_may_speak_http_2() {
+    let endpoint = Http2Endpoint::start(Manners::default());
+    let proxy = to(&endpoint, "", "");
+    let mut client = proxy.client();
+    for number in 1..4 {
+        client.send(
+            "POST /a?b HTTP/1.1\r\nHost: users\r\nTransfer-Encoding: chunked\r\nTE: trailers\r\nTrailer: x-end\r\n\
+             Connection: x-own\r\nX-Own: 1\r\nX-Kept: 1\r\n\r\n5\r\nhello\r\n0\r\nX-End: 2\r\n\r\n",
+        );
+        let response = client.response();
+        assert_eq!((response.status(), response.text().as_str()), (200, "hello"));
+        let seen = endpoint.requests().pop().expect("a request");
+        assert_eq!(seen.head.uri, "http://users/a?b");
+        assert_eq!(seen.head.headers["te"], "trailers");
+        assert_eq!(seen.head.headers["x-kept"], "1");
+        for gone in ["x-own", "connection", "host", "transfer-encoding"] {
+            assert!(!seen.head.headers.contains_key(gone), "{gone}");
+        }
+        assert_eq!(seen.trailers.expect("trailers")["x-end"], "2");
+        assert_eq!((endpoint.requests().len(), endpoint.connections()), (number, 1));
+    }
+    client.send("HEAD / HTTP/1.1\r\nHost: users\r\n\r\n");
+    assert_eq!(client.head().expect("a head").status(), 200);
+    assert_eq!(client.get("/").status(), 200);
+    assert_eq!(endpoint.requests().pop().expect("a request").head.headers.get("te"), None, "nobody asked for trailers");
+    wait_until("nothing is under way", || proxy.in_flight() == 0);
+
+    // HTTP/2 from end to end, with trailers both ways and more than any window.
+    let client = Http2Client::connect(proxy.addresses[0]);
+    let large = bytes(8 << 20);
+    let pieces: Vec<&[u8]> = large.chunks(100_000).collect();
+    let request = Request::put("http://users/").header("te", "trailers").body(body(&pieces, &[("x-end", "2")]));
+    let response = client.send(request.expect("a request"));
+    assert!(response.body == large);
+    assert_eq!(response.trailers.expect("trailers")["x-sum"], "1");
+    assert_eq!(endpoint.connections(), 1);
+}
+
+#[test]
+fn streams_beyond_an_endpoints_limit_have_another_connection() {
+    let endpoint = Http2Endpoint::start(Manners { streams: Some(2), ..Manners::default() });
+    let proxy = to(&endpoint, "", "pool = { idle_timeout = \"100ms\" }");
+    let client = Http2Client::connect(proxy.addresses[0]);
+    // Its limit is known with the first answer.
+    assert_eq!(client.send(get("http://users/")).head.status, 200);
+    let closed = endpoint.gate.try_acquire_many(1 << 20).expect("the gate was open");
+    let requests: Vec<_> = (1..6)
+        .map(|number| {
+            let request = client.start(get("http://users/"));
+            wait_until("the request is under way", || proxy.in_flight() == number);
+            wait_until("two share a connection", || endpoint.connections() == number.div_ceil(2) as usize);
+            request
+        })
+        .collect();
+    drop(closed);
+    for request in requests {
+        assert_eq!(client.wait(request).expect("a response").head.status, 200);
+    }
+    wait_until("idle connections are closed", || proxy.upstream_connections() == 0);
+}
+
+#[test]
+fn a_dead_http_2_connection_costs_a_request_nothing_that_can_be_sent_again() {
+    for (method, status, connections) in [("GET", 200, 2), ("PUT", 502, 1)] {
+        let endpoint = Http2Endpoint::start(Manners { leaves: true, ..Manners::default() });
+        let proxy = to(&endpoint, "", "");
+        let mut client = proxy.client();
+        assert_eq!(client.get("/").status(), 200);
+        let body = if method == "PUT" { "hello" } else { "" };
+        client.send(format!("{method} / HTTP/1.1\r\nHost: users\r\nContent-Length: {}\r\n\r\n{body}", body.len()));
+        assert_eq!((client.response().status(), endpoint.connections()), (status, connections), "{method}");
+        assert_eq!(client.get("/").status(), 200);
+    }
+}
+
+#[test]
+fn an_endpoint_that_does_not_speak_http_2_is_a_bad_gateway() {
+    let endpoint = Endpoint::saying(OK);
+    let proxy = Proxy::with(&[&endpoint], "", "protocol = \"http2\"");
+    proxy.client().get("/").assert_refused(502, "upstream", "http_protocol_error");
+    wait_until("nothing is kept", || proxy.in_flight() == 0 && proxy.upstream_connections() == 0);
+}
+
+#[test]
+fn a_cancelled_stream_cancels_its_request() {
+    let endpoint = Endpoint::start(|_, mut wire| {
+        wire.head();
+        wire.expect_end();
+    });
+    let proxy = Proxy::to(&endpoint);
+    let client = Http2Client::connect(proxy.addresses[0]);
+    let request = client.start(get("http://users/"));
+    wait_until("the request is under way", || proxy.in_flight() == 1);
+    request.abort();
+    wait_until("the endpoint is free", || proxy.in_flight() == 0 && proxy.upstream_connections() == 0);
+    assert_eq!(client.send(get("http://nobody/")).head.status, 404, "the connection goes on");
+}
+
+#[test]
+fn idle_http_2_connections_are_ended() {
+    let endpoint = Endpoint::saying(OK);
+    let proxy = Proxy::with(&[&endpoint], "idle_timeout = \"200ms\"", "");
+    let client = Http2Client::connect(proxy.addresses[0]);
+    assert_eq!(client.send(get("http://users/")).head.status, 200);
+    client.ended();
+}
+
+#[test]
+fn a_stop_finishes_the_streams_that_are_under_way() {
+    let endpoint = Http2Endpoint::start(Manners::default());
+    let config = format!(
+        "drain = \"20s\"\n{}[service.users]\nprotocol = \"http2\"\nendpoints = [\"{}\"]\n",
+        one_listener(""),
+        endpoint.address
+    );
+    let proxy = Proxy::start(&config);
+    let (busy, idle) = (Http2Client::connect(proxy.addresses[0]), Http2Client::connect(proxy.addresses[0]));
+    assert_eq!(idle.send(get("http://users/")).head.status, 200);
+    let closed = endpoint.gate.try_acquire_many(1 << 20).expect("the gate was open");
+    let request = busy.start(get("http://users/"));
+    wait_until("the request is under way", || proxy.in_flight() == 1);
+    let stopping = thread::spawn(move || proxy.stop());
+    idle.ended();
+    drop(closed);
+    assert_eq!(busy.wait(request).expect("a response").head.status, 200);
+    busy.ended();
+    assert!(stopping.join().expect("stopped"), "nothing was cut off");
+}
