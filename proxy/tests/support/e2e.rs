@@ -1,7 +1,7 @@
 //! The whole chain for tests against a real etcd: endpoints that answer with their names, clients that send requests
 //! all the time, and a proxy in this process or in one of its own.
 //!
-//! Everything blocks and waits for conditions with a deadline, as `support/etcd.rs` does.
+//! Everything blocks and waits for conditions with a deadline. Needs `support/etcd.rs` and `support/process.rs` beside it.
 
 #![allow(dead_code, reason = "each test binary uses its own part of this")]
 #![allow(clippy::disallowed_methods, reason = "threads of a test may block")]
@@ -10,7 +10,6 @@ use std::collections::BTreeSet;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
-use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -21,10 +20,11 @@ use etcd_client::{Txn, TxnOp};
 use heddle::app::App;
 use heddle::config;
 use heddle::registry::Report;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::etcd::{DEADLINE, Etcd, wait_until};
+use super::process::{Heddle, ask, command};
 
 /// Longer than a response takes, shorter than the [`DEADLINE`].
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -432,17 +432,13 @@ impl Drop for Proxy {
 }
 
 /// What `/ready` says.
+#[track_caller]
 pub fn is_ready(admin: SocketAddr) -> bool {
-    let mut said = String::new();
-    let asked = TcpStream::connect(admin).and_then(|mut stream| {
-        stream.write_all(b"GET /ready HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")?;
-        stream.read_to_string(&mut said)
-    });
-    asked.expect("an admin server");
-    match said.split(' ').nth(1) {
-        Some("200") => true,
-        Some("503") => false,
-        _ => panic!("/ready says {said:?}"),
+    let answer = ask(admin, "GET", "/ready", "admin").expect("an admin server");
+    match answer.status {
+        200 => true,
+        503 => false,
+        _ => panic!("/ready says {answer:?}"),
     }
 }
 
@@ -451,12 +447,12 @@ pub fn wait_ready(admin: SocketAddr) {
     wait_until("the proxy is ready", || is_ready(admin));
 }
 
-/// A proxy in a process of its own: the binary.
+/// A proxy in a process of its own: the binary. Dropped, it is killed.
 pub struct Process {
-    child: Child,
-    folder: TempDir,
+    heddle: Heddle,
     pub address: SocketAddr,
     pub admin: SocketAddr,
+    _folder: TempDir,
 }
 
 impl Process {
@@ -466,64 +462,17 @@ impl Process {
         let folder = tempfile::tempdir().expect("a folder");
         let file = folder.path().join("heddle.toml");
         std::fs::write(&file, config).expect("write");
-        let log = std::fs::File::create(folder.path().join("log")).expect("a log file");
-        let mut command = Command::new(env!("CARGO_BIN_EXE_heddle"));
-        command.args(["run", "--config"]).arg(&file).env("HEDDLE_LOG", "info").env("NO_COLOR", "1");
-        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log).spawn().expect("the binary");
-        let unknown = SocketAddr::from((Ipv4Addr::LOCALHOST, 0));
-        let mut process = Self { child, folder, address: unknown, admin: unknown };
-        wait_until("the proxy listens", || {
-            assert!(process.child.try_wait().expect("its state").is_none(), "the proxy ended:\n{}", process.log());
-            let said = |what: &str| {
-                let log = process.log();
-                let (_, after) = log.split_once(what)?;
-                // A line that is complete.
-                after.split_once('\n')?.0.trim().parse().ok()
-            };
-            let (Some(address), Some(admin)) = (said("listening on "), said("health and metrics on ")) else {
-                return false;
-            };
-            (process.address, process.admin) = (address, admin);
-            true
-        });
-        process
+        let heddle = Heddle::start(command(&["run", "--config", file.to_str().expect("UTF-8")]));
+        let (address, admin) = (heddle.address("listening on "), heddle.address("health and metrics on "));
+        Self { heddle, address, admin, _folder: folder }
     }
 
-    /// What it wrote.
-    pub fn log(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("log")).unwrap_or_default()
-    }
-
-    /// Ends it at once (SIGKILL).
-    pub fn kill(mut self) {
-        self.end();
-    }
-
-    /// Asks it to stop (SIGTERM); answers how it ended.
+    /// Asks it to stop (SIGTERM), which it is to do in order.
     #[track_caller]
-    pub fn terminate(mut self) -> ExitStatus {
-        let pid = Pid::from_child(&self.child);
-        kill_process(pid, Signal::TERM).expect("a process of ours");
-        let mut status = None;
-        wait_until("the proxy ends", || {
-            status = self.child.try_wait().expect("its state");
-            status.is_some()
-        });
-        status.expect("it ended")
-    }
-
-    fn end(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Drop for Process {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            eprintln!("the proxy said:\n{}", self.log());
-        }
-        self.end();
+    pub fn terminate(self) {
+        self.heddle.signal(Signal::TERM);
+        let (code, said) = self.heddle.wait();
+        assert_eq!(code, Some(0), "{said:#?}");
     }
 }
 
