@@ -11,8 +11,9 @@ use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpStream;
 
+use super::activity::{Activity, Open};
 use super::exchange::{self, Connection};
-use super::h1::{Activity, Open, request_body};
+use super::h1::request_body;
 
 /// Streams at once on one connection; this and the windows are what Envoy advises at an edge.
 const STREAMS: u32 = 100;

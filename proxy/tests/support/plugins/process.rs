@@ -107,13 +107,27 @@ impl Proxy {
     /// Waits for the next line with this part.
     pub fn wait_for_line(&self, part: &str) -> String {
         loop {
-            let line = self.lines.recv_timeout(DEADLINE);
-            let line = line.unwrap_or_else(|_| panic!("no line with {part:?} after {:#?}", self.seen.borrow()));
-            self.seen.borrow_mut().push(line.clone());
+            let line = self.next_line(&[part]);
             if line.contains(part) {
                 return line;
             }
         }
+    }
+
+    /// Waits until each of these parts was in a line, in whatever order: threads log beside each other.
+    pub fn wait_for_lines(&self, parts: &[&str]) {
+        let mut missing = parts.to_vec();
+        while !missing.is_empty() {
+            let line = self.next_line(&missing);
+            missing.retain(|part| !line.contains(part));
+        }
+    }
+
+    fn next_line(&self, expected: &[&str]) -> String {
+        let line = self.lines.recv_timeout(DEADLINE);
+        let line = line.unwrap_or_else(|_| panic!("no line with {expected:?} after {:#?}", self.seen.borrow()));
+        self.seen.borrow_mut().push(line.clone());
+        line
     }
 
     /// Resident memory in KiB.
