@@ -1,7 +1,7 @@
 //! Compiles the built-in policies to WebAssembly, to be carried inside the binary.
 //!
-//! Every package in `plugins/` that makes a module (a `cdylib`) is a policy of its folder's name. The result is `builtin.rs` in
-//! `OUT_DIR`: `BUILTIN`, pairs of a policy's name and its module, sorted by name.
+//! Every package in `plugins/` that makes a module (a `cdylib`) is a policy of its folder's name. The result is
+//! `builtin.rs` in `OUT_DIR`: `BUILTIN`, pairs of a policy's name and its module, sorted by name.
 
 #[path = "build/toolchain.rs"]
 mod toolchain;

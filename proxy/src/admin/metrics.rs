@@ -1,7 +1,7 @@
 //! The figures, in the text format of OpenMetrics.
 //!
 //! Nothing is counted here: each scrape reads the counters that workers, plugins and the registry keep anyway. Labels
-//! take values from bounded sets only: services and sources that are registered, policies that are loaded, classes of
+//! take values from bounded sets only: services and sources that the registry has announced, policies that are loaded, classes of
 //! statuses, kinds of faults; never a path, a client or an endpoint.
 
 mod encode;

@@ -31,7 +31,7 @@ use crate::server::listener::BindError;
 /// Connections at once; further ones wait.
 const CONNECTIONS: usize = 64;
 
-/// A connection that says nothing for this long is closed.
+/// A connection ends after this long, so that nobody holds one for good.
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Binds the admin server's socket.
@@ -81,8 +81,8 @@ async fn serve_connection(stream: TcpStream, state: Arc<State>) {
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
         .serve_connection(TokioIo::new(stream), service);
-    // A client that goes away is no event.
-    let _ = served.await;
+    // A client that goes away, or does not read, is no event.
+    let _ = tokio::time::timeout(PATIENCE, served).await;
 }
 
 /// A status and a text.

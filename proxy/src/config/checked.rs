@@ -181,7 +181,7 @@ pub struct Service {
     pub protocol: UpstreamProtocol,
     /// One connection attempt; 1 s by default.
     pub connect_timeout: Duration,
-    /// From the request's head to the response's head, all attempts together; 15 s by default.
+    /// From the end of the request to the response's head; 15 s by default.
     pub request_timeout: Duration,
     /// How long a body may stand still in either direction; 5 min by default.
     pub stream_idle_timeout: Duration,

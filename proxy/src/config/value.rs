@@ -210,9 +210,9 @@ pub(super) fn suffix(node: &Node) -> Result<String, Refusal> {
     parsed(node, "a suffix", expected, |text| (text.is_empty() || is_name(text)).then(|| text.to_owned()))
 }
 
-/// A pseudonym for `Via` (RFC 9110, 7.6.3): a token, or a host and a port.
+/// A pseudonym for `Via` (RFC 9110, 7.6.3): a token (5.6.2).
 pub(super) fn via(node: &Node) -> Result<String, Refusal> {
-    let known = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~:".contains(&b);
+    let known = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     parsed(node, "a name for Via", "letters, digits and \"-\", such as \"edge-1\"", |text| {
         ((1..=253).contains(&text.len()) && text.bytes().all(known)).then(|| text.to_owned())
     })

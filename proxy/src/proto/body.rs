@@ -30,13 +30,6 @@ pub enum Body {
     Stream(Stream),
 }
 
-impl Body {
-    /// Whether the body can be sent a second time as it was.
-    pub fn is_empty(&self) -> bool {
-        self.is_end_stream()
-    }
-}
-
 impl HttpBody for Body {
     type Data = Bytes;
     type Error = BodyError;

@@ -42,7 +42,7 @@ pub(super) struct Activity {
     pub(super) never_parked: Cell<bool>,
     /// A request has been taken whose response may not have been written to its end.
     pub(super) answering: Cell<bool>,
-    /// The last request asked for a tunnel to a service: what follows are requests for that service.
+    /// The last request asked for a tunnel to a service: what follows are requests to this proxy.
     pub(super) tunnel: Cell<bool>,
     /// hyper refused what it read, and said so where there was no request to answer.
     pub(super) refused: Cell<Option<Unreadable>>,

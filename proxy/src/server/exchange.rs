@@ -70,7 +70,7 @@ fn find_destination(connection: &Connection, head: &Parts) -> Result<Destination
     }
     match absolute {
         Some(target) if listener.passthrough => {
-            let from_loopback = listener.address.ip().is_loopback();
+            let from_loopback = listener.address.ip().to_canonical().is_loopback();
             let port = target.port_u16().unwrap_or(80);
             let pool = worker.passthrough.pool(host, port, from_loopback, &worker.timers, &worker.scratch);
             Ok(Destination::Host(pool))
@@ -193,6 +193,9 @@ impl Attempt<'_> {
                 // While the request is still being sent, its own progress counts.
                 match upload.as_ref().and_then(|upload| upload.time_left(timers, self.timeout)) {
                     Some(left) => deadline.reset(left),
+                    None if upload.as_ref().is_some_and(|upload| upload.waiting.get()) => {
+                        return Poll::Ready(Err(Failure::ClientBody(BodyError::Idle)));
+                    }
                     None => {
                         return Poll::Ready(Err(Failure::Timeout { address: self.pool.target.address.to_string() }));
                     }
@@ -208,6 +211,8 @@ struct Upload {
     /// Tick of the last frame.
     last: Cell<u64>,
     done: Cell<bool>,
+    /// The next frame is the client's to send.
+    waiting: Cell<bool>,
     idle_timeout: Duration,
 }
 
@@ -215,7 +220,12 @@ impl Upload {
     /// Follows a body that is yet to arrive; one that is here needs nobody to follow it.
     fn follow(body: Body, timers: &Rc<Timers>, idle_timeout: Duration) -> (Body, Option<Rc<Self>>) {
         let Body::Stream(stream) = body else { return (body, None) };
-        let upload = Rc::new(Self { last: Cell::new(timers.now()), done: Cell::new(false), idle_timeout });
+        let upload = Rc::new(Self {
+            last: Cell::new(timers.now()),
+            done: Cell::new(false),
+            waiting: Cell::new(false),
+            idle_timeout,
+        });
         let body = Followed { stream, upload: upload.clone(), timers: timers.clone() };
         (Body::Stream(Box::pin(body)), Some(upload))
     }
@@ -238,7 +248,9 @@ impl HttpBody for Followed {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = ready!(self.stream.as_mut().poll_frame(cx));
+        let frame = self.stream.as_mut().poll_frame(cx);
+        self.upload.waiting.set(frame.is_pending());
+        let frame = ready!(frame);
         self.upload.last.set(self.timers.now());
         self.upload.done.set(frame.is_none() || self.stream.is_end_stream());
         Poll::Ready(frame)

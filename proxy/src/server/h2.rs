@@ -5,10 +5,11 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
+use std::time::Duration;
 
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::TcpStream;
 
 use super::activity::{Activity, Open};
@@ -19,6 +20,9 @@ use super::h1::request_body;
 const STREAMS: u32 = 100;
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// A client that does not answer a ping within this time is gone; it is sent one as often while it is silent.
+const PING: Duration = Duration::from_secs(30);
 
 /// All headers of one request together.
 const HEADERS: u32 = 60 * 1024;
@@ -51,6 +55,9 @@ pub async fn serve(connection: Rc<Connection>, stream: TcpStream) {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEADERS)
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING)
         .serve_connection(TokioIo::new(stream), service);
     let mut served = pin!(served);
     let worker = &connection.worker;

@@ -140,7 +140,8 @@ pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher)
             Ok((stream, client, permit)) => match less_loaded(&worker.shared, worker.number) {
                 None => start(&worker, listener.clone(), stream, client, permit),
                 Some(other) => {
-                    let accepted = Accepted { listener: listener.clone(), stream: stream.into_std()?, client, permit };
+                    let Ok(stream) = stream.into_std() else { continue };
+                    let accepted = Accepted { listener: listener.clone(), stream, client, permit };
                     count(&worker.shared, other, 1);
                     if workers.get(other).is_none_or(|worker| worker.send(accepted).is_err()) {
                         count(&worker.shared, other, -1);
@@ -176,6 +177,8 @@ fn start(
     permit: OwnedSemaphorePermit,
 ) {
     let counted = Counted::new(worker.clone());
+    // An IPv4 client of an IPv6 socket is the same client as on an IPv4 socket.
+    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     let serve = connection::serve(worker.clone(), listener, stream, client);
     tokio::task::spawn_local(async move {
         serve.await;

@@ -11,6 +11,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::config::checked::{Pool as Limits, UpstreamProtocol};
+use crate::service::Load;
 use crate::timer::Timers;
 use crate::upstream::h1::Scratch;
 use crate::upstream::{ConnectSettings, Pool, Target};
@@ -52,7 +53,7 @@ impl Passthrough {
         let target = Target {
             address: format!("{host}:{port}").into(),
             socket: None,
-            load: None,
+            load: Load::alone(),
             protocol: UpstreamProtocol::Http1,
             connect: ConnectSettings {
                 timeout: CONNECT_TIMEOUT,
@@ -73,7 +74,7 @@ impl Passthrough {
     pub fn sweep(&self) {
         self.pools.borrow_mut().retain(|_, pool| {
             pool.sweep();
-            pool.idle() > 0
+            pool.idle() > 0 || Rc::strong_count(pool) > 1
         });
     }
 }
@@ -84,7 +85,7 @@ fn is_allowed_from_loopback(address: SocketAddr) -> bool {
     ip.is_loopback() || is_allowed(address)
 }
 
-/// Neither this machine, nor the link, nor a cloud's metadata service, nor many machines at once.
+/// Neither loopback, nor the link, nor a cloud's metadata service, nor many machines at once.
 fn is_allowed(address: SocketAddr) -> bool {
     match canonical(address.ip()) {
         IpAddr::V4(ip) => {

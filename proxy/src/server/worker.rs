@@ -172,7 +172,7 @@ impl LocalService {
             let target = Target {
                 address: endpoint.registered.address.as_str().into(),
                 socket: endpoint.socket,
-                load: Some(endpoint.load.clone()),
+                load: endpoint.load.clone(),
                 protocol: settings.protocol,
                 // What the registry announces is what the operator announced.
                 connect: ConnectSettings { timeout: settings.connect_timeout, allowed: |_| true },

@@ -34,6 +34,11 @@ impl Load {
         &of[index % BLOCK]
     }
 
+    /// Counters of a target that belongs to no service.
+    pub fn alone() -> Self {
+        Self { block: Block::new(), index: 0 }
+    }
+
     /// Requests under way at the endpoint, over all workers.
     pub fn in_flight(&self) -> u32 {
         Self::counter(&self.block.in_flight, self.index).load(Relaxed)

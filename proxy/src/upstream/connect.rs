@@ -21,26 +21,19 @@ pub struct ConnectSettings {
 
 /// The right to one of an endpoint's connections, given back when dropped.
 #[derive(Debug)]
-pub struct Permit(Option<Load>);
+pub struct Permit(Load);
 
 impl Permit {
     /// None when there are `limit` connections to the endpoint already.
     pub fn take(load: &Load, limit: usize) -> Option<Self> {
         let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-        load.try_connect(limit).then(|| Self(Some(load.clone())))
-    }
-
-    /// A connection to where nobody counts them.
-    pub fn unlimited() -> Self {
-        Self(None)
+        load.try_connect(limit).then(|| Self(load.clone()))
     }
 }
 
 impl Drop for Permit {
     fn drop(&mut self) {
-        if let Some(load) = &self.0 {
-            load.disconnected();
-        }
+        self.0.disconnected();
     }
 }
 

@@ -36,6 +36,8 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecu
 #[derive(Default)]
 pub(super) struct Shared {
     connections: RefCell<Vec<Rc<Connection>>>,
+    /// Held while a connection is being opened: the others wait for it rather than open one each.
+    opening: tokio::sync::Mutex<()>,
 }
 
 type Driver = hyper::client::conn::http2::Connection<TokioIo<TcpStream>, Body, LocalExecutor>;
@@ -94,7 +96,7 @@ impl Shared {
         let may_be_sent_again = body.is_end_stream() && head.method.is_idempotent();
         let request = request_for(head, pool, body)?;
         let Some(pooled) = self.pooled() else {
-            let exchange = Exchange::begin(self.open(pool).await?, pool);
+            let exchange = self.begin_on_new(pool).await?;
             let mut sender = exchange.connection.sender.clone();
             return answered(sender.send_request(request).await, exchange);
         };
@@ -105,12 +107,14 @@ impl Shared {
             Err(mut error) => match error.take_message() {
                 // The connection was found closed before the request was given to it.
                 Some(request) => request,
-                None if may_be_sent_again => request_for(head, pool, Body::Empty)?,
+                None if may_be_sent_again && exchange.connection.sender.is_closed() => {
+                    request_for(head, pool, Body::Empty)?
+                }
                 None => return answered(Err(error.into_error()), exchange),
             },
         };
         resent();
-        let exchange = Exchange::begin(self.open(pool).await?, pool);
+        let exchange = self.begin_on_new(pool).await?;
         let mut sender = exchange.connection.sender.clone();
         answered(sender.send_request(request).await, exchange)
     }
@@ -120,6 +124,16 @@ impl Shared {
         let mut connections = self.connections.borrow_mut();
         connections.retain(|connection| !connection.sender.is_closed());
         connections.iter().find(|connection| connection.has_room()).cloned()
+    }
+
+    /// Begins an exchange on a new connection, or on one that somebody else has opened in the meantime.
+    async fn begin_on_new(&self, pool: &Rc<Pool>) -> Result<Exchange, Failure> {
+        let _turn = self.opening.lock().await;
+        let connection = match self.pooled() {
+            Some(opened) => opened,
+            None => self.open(pool).await?,
+        };
+        Ok(Exchange::begin(connection, pool))
     }
 
     async fn open(&self, pool: &Rc<Pool>) -> Result<Rc<Connection>, Failure> {

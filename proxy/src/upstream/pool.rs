@@ -24,8 +24,8 @@ pub struct Target {
     pub address: Box<str>,
     /// The address, where it is an IP address.
     pub socket: Option<SocketAddr>,
-    /// The endpoint's counters; none for a host that is no service.
-    pub load: Option<Load>,
+    /// The endpoint's counters; of its own for a host that is no service.
+    pub load: Load,
     pub protocol: checked::UpstreamProtocol,
     pub connect: ConnectSettings,
     pub limits: checked::Pool,
@@ -118,11 +118,8 @@ impl Pool {
     /// A new connection, which the endpoint's limit allows.
     pub(super) async fn connect(&self) -> Result<(tokio::net::TcpStream, Permit), Failure> {
         let target = &self.target;
-        let permit = match &target.load {
-            None => Permit::unlimited(),
-            Some(load) => Permit::take(load, target.limits.max_connections)
-                .ok_or_else(|| Failure::NoPermit { address: target.address.to_string() })?,
-        };
+        let permit = Permit::take(&target.load, target.limits.max_connections)
+            .ok_or_else(|| Failure::NoPermit { address: target.address.to_string() })?;
         let io = connect(&self.timers, &target.address, target.socket, target.connect).await?;
         Ok((io, permit))
     }
