@@ -12,6 +12,8 @@ struct LeastConnections {
     random: Random,
     eligible: Vec<Candidate>,
     greatest_weight: u32,
+    /// All weigh the same, which makes comparing them cheaper.
+    even: bool,
     /// Kept between picks for its room.
     tied: Vec<Tied>,
 }
@@ -46,6 +48,9 @@ impl LeastConnections {
         if idle.is_some() {
             return idle;
         }
+        if self.even {
+            return self.choose_even(in_flight, out);
+        }
         self.tied.clear();
         // The lowest load so far, as a fraction; at first it is infinite.
         let (mut lowest_in_flight, mut lowest_weight) = (1, 0);
@@ -69,12 +74,28 @@ impl LeastConnections {
         let index = self.tied.partition_point(|tied| tied.end <= drawn);
         self.tied.get(index).map(|tied| tied.slot)
     }
+
+    /// The same where all weigh the same: find the lowest, then draw among those who have it.
+    fn choose_even(&mut self, in_flight: &PerSlot, out: impl Fn(Slot) -> bool) -> Option<Slot> {
+        let (mut lowest, mut holders) = (u32::MAX, 0_u64);
+        for &Candidate { slot, .. } in &self.eligible {
+            let requests = in_flight[slot];
+            if requests <= lowest && !out(slot) {
+                holders = if requests < lowest { 1 } else { holders + 1 };
+                lowest = requests;
+            }
+        }
+        let drawn = self.random.below(holders) as usize;
+        let mut holding =
+            self.eligible.iter().filter(|candidate| in_flight[candidate.slot] == lowest && !out(candidate.slot));
+        holding.nth(drawn).map(|candidate| candidate.slot)
+    }
 }
 
 impl Balancer for LeastConnections {
     fn new(config: Config<'_>, seed: u64) -> Result<Self, String> {
         config.expect_empty()?;
-        Ok(Self { random: Random::new(seed), eligible: Vec::new(), greatest_weight: 0, tied: Vec::new() })
+        Ok(Self { random: Random::new(seed), eligible: Vec::new(), greatest_weight: 0, even: true, tied: Vec::new() })
     }
 
     fn eligible_changed(&mut self, endpoints: &Endpoints) {
@@ -82,6 +103,7 @@ impl Balancer for LeastConnections {
         self.eligible
             .extend(endpoints.eligible().map(|endpoint| Candidate { slot: endpoint.slot, weight: endpoint.weight }));
         self.greatest_weight = self.eligible.iter().map(|candidate| candidate.weight).max().unwrap_or(0);
+        self.even = self.eligible.iter().all(|candidate| candidate.weight == self.greatest_weight);
     }
 
     fn pick<'a>(&mut self, request: &Request, endpoints: &'a Endpoints) -> Option<&'a Endpoint> {
