@@ -210,6 +210,16 @@ impl Endpoints {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PerSlot(Vec<u32>);
 
+impl PerSlot {
+    /// The numbers of `length` neighbouring slots, `first` among them the lowest: for a policy that looks at many, a
+    /// slice is cheaper than one index each. It ends early where there are no more.
+    #[must_use]
+    pub fn run(&self, first: Slot, length: usize) -> &[u32] {
+        let rest = self.0.get(first.index()..).unwrap_or_default();
+        rest.get(..length).unwrap_or(rest)
+    }
+}
+
 impl Index<Slot> for PerSlot {
     type Output = u32;
 
@@ -220,7 +230,7 @@ impl Index<Slot> for PerSlot {
 
 #[cfg(test)]
 mod tests {
-    use super::{Endpoints, Slot};
+    use super::{Endpoints, PerSlot, Slot};
     use crate::bindings::EndpointRecord;
 
     fn record(slot: u32, address: &str) -> EndpointRecord {
@@ -272,6 +282,14 @@ mod tests {
         endpoints.update(&[0, 1, 7], Vec::new());
         assert_eq!((endpoints.len(), endpoints.eligible_len()), (0, 0));
         assert!(endpoints.nth_eligible(0).is_none());
+    }
+
+    #[test]
+    fn a_run_ends_where_the_numbers_do() {
+        let numbers = PerSlot(vec![5, 6, 7]);
+        assert_eq!(numbers.run(Slot(1), 1), [6]);
+        assert_eq!(numbers.run(Slot(1), 9), [6, 7]);
+        assert!(numbers.run(Slot(4), 1).is_empty());
     }
 
     #[test]

@@ -12,8 +12,8 @@ struct LeastConnections {
     random: Random,
     eligible: Vec<Candidate>,
     greatest_weight: u32,
-    /// All weigh the same, which makes comparing them cheaper.
-    even: bool,
+    /// The eligible ones as runs of neighbouring slots, where all weigh the same; empty where they do not.
+    runs: Vec<Run>,
     /// Kept between picks for its room.
     tied: Vec<Tied>,
 }
@@ -21,6 +21,20 @@ struct LeastConnections {
 struct Candidate {
     slot: Slot,
     weight: u32,
+}
+
+/// Eligible endpoints in neighbouring slots.
+struct Run {
+    first: Slot,
+    length: usize,
+    /// The place of the first among all eligible ones.
+    at: usize,
+}
+
+impl Run {
+    fn of<'a>(&self, in_flight: &'a PerSlot) -> &'a [u32] {
+        in_flight.run(self.first, self.length)
+    }
 }
 
 /// One of those who have the lowest load.
@@ -48,9 +62,6 @@ impl LeastConnections {
         if idle.is_some() {
             return idle;
         }
-        if self.even {
-            return self.choose_even(in_flight, out);
-        }
         self.tied.clear();
         // The lowest load so far, as a fraction; at first it is infinite.
         let (mut lowest_in_flight, mut lowest_weight) = (1, 0);
@@ -75,27 +86,38 @@ impl LeastConnections {
         self.tied.get(index).map(|tied| tied.slot)
     }
 
-    /// The same where all weigh the same: find the lowest, then draw among those who have it.
-    fn choose_even(&mut self, in_flight: &PerSlot, out: impl Fn(Slot) -> bool) -> Option<Slot> {
-        let (mut lowest, mut holders) = (u32::MAX, 0_u64);
-        for &Candidate { slot, .. } in &self.eligible {
-            let requests = in_flight[slot];
-            if requests <= lowest && !out(slot) {
-                holders = if requests < lowest { 1 } else { holders + 1 };
-                lowest = requests;
+    /// The same where all weigh the same and none is ruled out: find the lowest, count who has it, draw one of those.
+    fn choose_even(&mut self, in_flight: &PerSlot) -> Option<Slot> {
+        let (mut lowest, mut holders) = (u32::MAX, 0_u32);
+        for run in &self.runs {
+            lowest = run.of(in_flight).iter().fold(lowest, |lowest, &requests| lowest.min(requests));
+        }
+        for run in &self.runs {
+            holders += run.of(in_flight).iter().map(|&requests| u32::from(requests == lowest)).sum::<u32>();
+        }
+        let mut before = self.random.below(holders.into());
+        for run in &self.runs {
+            for (offset, _) in run.of(in_flight).iter().enumerate().filter(|(_, requests)| **requests == lowest) {
+                if before == 0 {
+                    return self.eligible.get(run.at + offset).map(|candidate| candidate.slot);
+                }
+                before -= 1;
             }
         }
-        let drawn = self.random.below(holders) as usize;
-        let mut holding =
-            self.eligible.iter().filter(|candidate| in_flight[candidate.slot] == lowest && !out(candidate.slot));
-        holding.nth(drawn).map(|candidate| candidate.slot)
+        None
     }
 }
 
 impl Balancer for LeastConnections {
     fn new(config: Config<'_>, seed: u64) -> Result<Self, String> {
         config.expect_empty()?;
-        Ok(Self { random: Random::new(seed), eligible: Vec::new(), greatest_weight: 0, even: true, tied: Vec::new() })
+        Ok(Self {
+            random: Random::new(seed),
+            eligible: Vec::new(),
+            greatest_weight: 0,
+            runs: Vec::new(),
+            tied: Vec::new(),
+        })
     }
 
     fn eligible_changed(&mut self, endpoints: &Endpoints) {
@@ -103,13 +125,24 @@ impl Balancer for LeastConnections {
         self.eligible
             .extend(endpoints.eligible().map(|endpoint| Candidate { slot: endpoint.slot, weight: endpoint.weight }));
         self.greatest_weight = self.eligible.iter().map(|candidate| candidate.weight).max().unwrap_or(0);
-        self.even = self.eligible.iter().all(|candidate| candidate.weight == self.greatest_weight);
+        self.runs.clear();
+        if self.eligible.iter().any(|candidate| candidate.weight != self.greatest_weight) {
+            return;
+        }
+        for (at, candidate) in self.eligible.iter().enumerate() {
+            match self.runs.last_mut() {
+                Some(run) if run.first.index() + run.length == candidate.slot.index() => run.length += 1,
+                _ => self.runs.push(Run { first: candidate.slot, length: 1, at }),
+            }
+        }
     }
 
     fn pick<'a>(&mut self, request: &Request, endpoints: &'a Endpoints) -> Option<&'a Endpoint> {
         let in_flight = endpoints.in_flight_all();
         let tried = request.tried();
-        let slot = if tried.is_empty() {
+        let slot = if tried.is_empty() && !self.runs.is_empty() {
+            self.draw_idle(&in_flight, |_| false).or_else(|| self.choose_even(&in_flight))
+        } else if tried.is_empty() {
             self.choose(&in_flight, |_| false)
         } else {
             self.choose(&in_flight, |slot| tried.contains_slot(slot)).or_else(|| self.choose(&in_flight, |_| false))
