@@ -99,6 +99,18 @@ fn endpoints_may_speak_http_2() {
 }
 
 #[test]
+fn a_burst_opens_one_connection_to_an_endpoint() {
+    let endpoint = Http2Endpoint::start(Manners::default());
+    let proxy = to(&endpoint, "", "");
+    let client = Http2Client::connect(proxy.addresses[0]);
+    let requests: Vec<_> = (0..30).map(|_| client.start(get("http://users/"))).collect();
+    for request in requests {
+        assert_eq!(client.wait(request).expect("a response").head.status, 200);
+    }
+    assert_eq!(endpoint.connections(), 1);
+}
+
+#[test]
 fn streams_beyond_an_endpoints_limit_have_another_connection() {
     let endpoint = Http2Endpoint::start(Manners { streams: Some(2), ..Manners::default() });
     let proxy = to(&endpoint, "", "pool = { idle_timeout = \"100ms\" }");

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use super::activity::{Activity, Open};
 use super::exchange::{self, Connection};
 use super::h1::request_body;
+use crate::upstream::LocalExecutor;
 
 /// Streams at once on one connection; this and the windows are what Envoy advises at an edge.
 const STREAMS: u32 = 100;
@@ -26,16 +27,6 @@ const PING: Duration = Duration::from_secs(30);
 
 /// All headers of one request together.
 const HEADERS: u32 = 60 * 1024;
-
-/// Runs hyper's tasks on this thread.
-#[derive(Clone)]
-struct LocalExecutor;
-
-impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
-    fn execute(&self, future: F) {
-        tokio::task::spawn_local(future);
-    }
-}
 
 /// Serves a connection to its end.
 pub async fn serve(connection: Rc<Connection>, stream: TcpStream) {

@@ -23,7 +23,7 @@ use crate::timer::{Deadline, Timers};
 
 /// Runs hyper's tasks on this thread.
 #[derive(Clone)]
-struct LocalExecutor;
+pub struct LocalExecutor;
 
 impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecutor {
     fn execute(&self, future: F) {

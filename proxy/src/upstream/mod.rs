@@ -12,6 +12,7 @@ mod pool;
 use std::io;
 
 pub use connect::{ConnectSettings, Permit, connect};
+pub use h2::LocalExecutor;
 pub use pool::{Pool, Pools, Target};
 
 use crate::proto::BodyError;
