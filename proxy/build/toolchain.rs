@@ -46,6 +46,7 @@ impl Toolchain {
             return Some(Self::Own { rustc });
         }
         let debian = sysroot(OsStr::new(DEBIAN_RUSTC)).is_some_and(|root| root.join("lib/rustlib/src/rust").is_dir())
+            && is_new_enough(OsStr::new(DEBIAN_RUSTC))
             && on_path(DEBIAN_LINKER).is_some();
         debian.then_some(Self::Debian)
     }
@@ -113,6 +114,19 @@ pub fn what_to_install(wasm: bool, protoc: bool) -> String {
         message += &format!("The etcd client needs protoc. Install it:\n    apt-get install {packages}\n");
     }
     message
+}
+
+/// Whether a compiler is of the version that this workspace asks for. Debian has had older ones under the same name.
+fn is_new_enough(rustc: &OsStr) -> bool {
+    let Ok(output) = Command::new(rustc).arg("--version").output() else { return false };
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let found = printed.split_whitespace().nth(1).and_then(version);
+    found >= version(env!("CARGO_PKG_RUST_VERSION"))
+}
+
+fn version(text: &str) -> Option<(u32, u32)> {
+    let mut numbers = text.split('.').map(|number| number.parse().ok());
+    Some((numbers.next()??, numbers.next()??))
 }
 
 fn sysroot(rustc: &OsStr) -> Option<PathBuf> {

@@ -17,6 +17,7 @@ use crate::proto::headers::Signature;
 use crate::server::listener::{self, Accepted, BindError, Part, accept, take_over};
 use crate::server::worker::{Shared, Worker};
 use crate::service::Directory;
+use crate::transport::tls::{Terminator, TlsError};
 use crate::{admin, drain, registry};
 
 /// Why a proxy did not start.
@@ -24,6 +25,8 @@ use crate::{admin, drain, registry};
 pub enum StartError {
     #[error("{0}")]
     Bind(#[from] BindError),
+    #[error("{0}")]
+    Tls(#[from] TlsError),
     #[error("the plugin engine does not start: {0}")]
     Engine(String),
     #[error("the built-in policy {name} cannot be used: {error}")]
@@ -87,11 +90,13 @@ impl App {
             let plugins = plugins.clone();
             Arc::new(Directory::new(config.services.clone(), move |policy| plugins.require(policy)))
         };
-        let bound: Result<Vec<_>, _> =
-            config.listeners.iter().map(|listener| listener::bind(listener, config.workers)).collect();
-        let bound = bound?;
+        let mut bound = Vec::new();
+        for listener in &config.listeners {
+            let tls = Arc::new(Terminator::new(&listener.tls, &config.certificates)?);
+            bound.push(listener::bind(listener, tls, config.workers)?);
+        }
         let admin = config.admin.map(admin::bind).transpose()?;
-        let listeners = bound.iter().map(|bound| bound.listener.address).collect();
+        let listeners = bound.iter().map(|bound| bound.listener.settings.address).collect();
         let shared = Shared::new(directory.clone(), signature, config.suffix.clone(), config.workers);
 
         let (trigger, watcher) = drain::channel();
@@ -215,7 +220,7 @@ fn run_worker(
         tokio::task::spawn_local(worker.clone().keep_house());
         let mut accepting = tokio::task::JoinSet::new();
         for part in parts {
-            let (worker, address, watcher) = (worker.clone(), part.listener.address, watcher.clone());
+            let (worker, address, watcher) = (worker.clone(), part.listener.settings.address, watcher.clone());
             accepting.spawn_local(async move {
                 if let Err(error) = accept(worker, part, watcher).await {
                     tracing::error!(target: "heddle::server", listener = %address, "accepts no more: {error}");

@@ -8,7 +8,8 @@
 //! - [`plugin`] loads policies, keeps them within bounds, and replaces them while traffic flows.
 //! - [`policy`] is what a decision is made from, and what is decided when no plugin can.
 //! - [`server`] serves clients; [`server::exchange`] is the path of one request.
-//! - [`upstream`] calls endpoints; [`proto`] is what messages have in common on both sides.
+//! - [`upstream`] calls endpoints; [`proto`] is what messages have in common on both sides, [`transport`] what they
+//!   travel on.
 //! - [`admin`] shows all of it; [`app`] is the only place that wires it together.
 //!
 //! # Threads
@@ -31,4 +32,5 @@ pub mod registry;
 pub mod server;
 pub mod service;
 pub mod timer;
+pub mod transport;
 pub mod upstream;

@@ -65,7 +65,7 @@ fn listener_line(listener: &Listener) -> String {
     let Listener { address, service, passthrough, .. } = listener;
     let target = match service {
         Some(service) => format!("all to {service}"),
-        None if *passthrough => "by host, other hosts pass through".to_owned(),
+        None if passthrough.is_some() => "by host, other hosts pass through".to_owned(),
         None => "by host".to_owned(),
     };
     format!("{address} http, {target}{}", reach(address))

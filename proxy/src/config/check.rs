@@ -10,8 +10,8 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::checked::{
-    Config, Etcd, EtcdLogin, EtcdTls, EtcdWatch, FileSource, FixedEndpoint, Forwarded, Layout, Listener, Plugins,
-    Policy, Pool, Registry, Service, Services, UpstreamProtocol,
+    Config, Etcd, EtcdLogin, EtcdTls, EtcdWatch, FileSource, FixedEndpoint, Forwarded, Layout, Listener, ListenerTls,
+    Passthrough, Plugins, Policy, Pool, Protocol, Registry, Service, Services, UpstreamProtocol,
 };
 use super::file::{self, Admin, File, NamedService};
 use super::problem::{Place, Problem, Problems};
@@ -46,6 +46,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         via: file.via.unwrap_or_else(own_name),
         suffix,
         plugins: plugins(file.plugins),
+        certificates: Vec::new(),
         listeners: file.listeners.into_iter().filter_map(|written| listener(written, problems)).collect(),
         registry: Registry {
             etcd: file.etcd.map(|written| etcd(written, problems)),
@@ -126,9 +127,23 @@ fn listener(written: file::Listener, problems: &mut Problems) -> Option<Listener
     let local = address.ip().to_canonical().is_loopback();
     Some(Listener {
         address,
-        passthrough: written.passthrough.map_or(local && written.service.is_none(), |at| at.value),
+        passthrough: written
+            .passthrough
+            .map_or(local && written.service.is_none(), |at| at.value)
+            .then(Passthrough::default),
         service: written.service,
+        protocol: Protocol::Http,
+        tls: ListenerTls::Off,
+        proxy_protocol: Vec::new(),
         forwarded: written.forwarded.unwrap_or(Forwarded::Off),
+        detect_timeout: Duration::from_millis(200),
+        body_timeout: Duration::from_secs(5 * 60),
+        request_deadline: None,
+        max_connections_per_client: None,
+        max_headers: 100,
+        max_header_bytes: 64 << 10,
+        max_uri_bytes: 16 << 10,
+        max_body_bytes: None,
         header_timeout: written.header_timeout.unwrap_or(Duration::from_secs(10)),
         idle_timeout: written.idle_timeout.unwrap_or(Duration::from_secs(60 * 60)),
         max_connections: written.max_connections.unwrap_or(65_536),
@@ -264,10 +279,13 @@ fn report_doubles<'a, K: Eq + Hash + Debug, T: 'a>(
 fn built_in_service() -> Service {
     Service {
         balancer: Policy { plugin: Arc::from("round-robin"), config: Arc::from("{}") },
-        protocol: UpstreamProtocol::Http1,
+        protocol: UpstreamProtocol::Negotiated,
         connect_timeout: Duration::from_secs(1),
         request_timeout: Duration::from_secs(15),
         stream_idle_timeout: Duration::from_secs(5 * 60),
+        tunnel_idle_timeout: Duration::from_secs(60 * 60),
+        tls: None,
+        proxy_protocol: None,
         pool: Pool { max_idle: 128, idle_timeout: Duration::from_secs(60), max_connections: 1024 },
     }
 }
@@ -280,6 +298,9 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
         connect_timeout: written.connect_timeout.unwrap_or(base.connect_timeout),
         request_timeout: written.request_timeout.unwrap_or(base.request_timeout),
         stream_idle_timeout: written.stream_idle_timeout.unwrap_or(base.stream_idle_timeout),
+        tunnel_idle_timeout: base.tunnel_idle_timeout,
+        tls: base.tls.clone(),
+        proxy_protocol: base.proxy_protocol,
         pool: Pool {
             max_idle: written.pool.max_idle.unwrap_or(base.pool.max_idle),
             idle_timeout: written.pool.idle_timeout.unwrap_or(base.pool.idle_timeout),

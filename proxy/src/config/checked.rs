@@ -1,7 +1,8 @@
 //! The configuration after checking: every name resolved, every default filled in, nothing left to go wrong.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,6 +23,8 @@ pub struct Config {
     /// A host `NAME.SUFFIX` calls the service `NAME`; `mesh` by default, empty for none. Without leading dot.
     pub suffix: String,
     pub plugins: Plugins,
+    /// Certificates for every listener that ends TLS, and for TLS inside tunnels to services.
+    pub certificates: Vec<KeyPair>,
     pub listeners: Vec<Listener>,
     pub registry: Registry,
     pub services: Services,
@@ -48,18 +51,135 @@ pub struct Plugins {
 #[derive(Debug, Clone)]
 pub struct Listener {
     pub address: SocketAddr,
-    /// All requests go to this service, whatever host they name. None: the request names the service.
+    /// What clients speak here; HTTP by default.
+    pub protocol: Protocol,
+    /// Everything that arrives goes to this service, whatever it names. None: the request, or the tunnel, names it.
     pub service: Option<Arc<str>>,
-    /// Whether absolute-form requests for a host that is no service go where they say; by default on loopback only.
-    pub passthrough: bool,
+    pub tls: ListenerTls,
+    /// Where requests and tunnels for hosts that are no services may go; none for nowhere. By default on loopback only.
+    pub passthrough: Option<Passthrough>,
+    /// The networks whose connections begin with a PROXY protocol header (version 1 or 2); empty for none.
+    pub proxy_protocol: Vec<Network>,
     /// What the proxy tells services about the client.
     pub forwarded: Forwarded,
-    /// From the first byte of a request to the end of its head; 10 s by default.
+    /// How long [`Protocol::Auto`] waits for a client's first byte before it takes the protocol for one in which the
+    /// server speaks first; 200 ms by default.
+    pub detect_timeout: Duration,
+    /// From the first byte of a request to the end of its head, and for all that comes before a first request: a PROXY
+    /// protocol header, a SOCKS5 greeting; 10 s by default.
     pub header_timeout: Duration,
+    /// How long the client may let a request's body stand still; 5 min by default. The service's own
+    /// `stream_idle_timeout` holds too.
+    pub body_timeout: Duration,
+    /// From a request's head to the end of its response; none, the default, for as long as it takes.
+    pub request_deadline: Option<Duration>,
     /// How long a connection may stay open without a request; 1 h by default.
     pub idle_timeout: Duration,
     /// Connections at once over all workers; 65,536 by default. Further ones wait in the listen queue.
     pub max_connections: usize,
+    /// Connections at once of one client address over all workers; none, the default, for any number. Further ones are
+    /// closed.
+    pub max_connections_per_client: Option<usize>,
+    /// Headers of one request; 100 by default.
+    pub max_headers: usize,
+    /// Bytes in a request's head; 64 KiB by default.
+    pub max_header_bytes: usize,
+    /// Bytes in a request's target; 16 KiB by default.
+    pub max_uri_bytes: usize,
+    /// Bytes in a request's body; none, the default, for any number.
+    pub max_body_bytes: Option<u64>,
+}
+
+/// What clients speak to a listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1.1, HTTP/2 with prior knowledge, and SOCKS5: in each the client speaks first, and none can be taken for
+    /// another.
+    Http,
+    /// Anything, which goes to the listener's service as it is.
+    Tcp,
+    /// What [`Protocol::Http`] knows, TLS, and anything else for the listener's service.
+    Auto,
+}
+
+/// What a listener does with TLS.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ListenerTls {
+    Off,
+    /// Clients speak TLS, which ends here; with [`Protocol::Auto`] they may.
+    Terminate(TlsServer),
+    /// TLS goes untouched to the service that its server name (SNI) names, or to the listener's own.
+    Passthrough,
+}
+
+/// How TLS to clients ends at a listener.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsServer {
+    /// The first is presented to clients that name no server, or one that no certificate covers. Those of
+    /// [`Config::certificates`] come after these.
+    pub certificates: Vec<KeyPair>,
+    pub client: ClientCertificates,
+    /// Whether TLS 1.2 is refused; false by default.
+    pub only_tls13: bool,
+    /// Whether sessions can be resumed by tickets, whose keys are changed every six hours; true by default.
+    pub session_tickets: bool,
+    /// From the first byte of a handshake to its end; 10 s by default.
+    pub handshake_timeout: Duration,
+}
+
+/// Whether clients prove who they are, to the authorities of a PEM file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ClientCertificates {
+    Off,
+    /// A certificate that is presented must be good.
+    Optional(PathBuf),
+    Required(PathBuf),
+}
+
+/// PEM files of a certificate chain, the server's or client's own first, and of its key (PKCS#8, SEC1 or PKCS#1).
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct KeyPair {
+    pub certificate: PathBuf,
+    pub key: PathBuf,
+}
+
+/// Where connections to hosts that are no services may go. What is never meant (metadata services of clouds, the link,
+/// multicast, and loopback where the listener is not on it) is denied also where nothing is listed; a network in
+/// `allow_networks` that lies within one of these allows it again.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Passthrough {
+    /// Only these; empty for all.
+    pub allow_ports: Vec<RangeInclusive<u16>>,
+    pub deny_ports: Vec<RangeInclusive<u16>>,
+    /// Only these; empty for all.
+    pub allow_networks: Vec<Network>,
+    /// Denied whatever else allows them.
+    pub deny_networks: Vec<Network>,
+}
+
+/// Addresses with a common beginning, as in `10.0.0.0/8`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Network {
+    pub address: IpAddr,
+    /// Bits that count: at most 32 or 128.
+    pub prefix: u8,
+}
+
+impl Network {
+    /// Whether an address is one of these. An IPv4 address inside an IPv6 one has to be taken out before.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        let differing = match (self.address, address) {
+            (IpAddr::V4(a), IpAddr::V4(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+            (IpAddr::V6(a), IpAddr::V6(b)) => (a.to_bits() ^ b.to_bits()).leading_zeros(),
+            _ => return false,
+        };
+        differing >= u32::from(self.prefix)
+    }
+
+    /// Whether all of another network is within this one.
+    pub fn covers(&self, other: &Network) -> bool {
+        self.prefix <= other.prefix && self.contains(other.address)
+    }
 }
 
 /// Which header carries the client's address, the host it asked for and the scheme.
@@ -185,7 +305,35 @@ pub struct Service {
     pub request_timeout: Duration,
     /// How long a body may stand still in either direction; 5 min by default.
     pub stream_idle_timeout: Duration,
+    /// How long a connection that is passed on as it is (TCP, a tunnel, a WebSocket) may stand still in both
+    /// directions; 1 h by default.
+    pub tunnel_idle_timeout: Duration,
+    /// TLS to the endpoints; none by default.
+    pub tls: Option<TlsClient>,
+    /// The header that connections to the endpoints begin with, to tell them the client's address. Only connections
+    /// that carry one client's bytes have one: those that are passed on as they are.
+    pub proxy_protocol: Option<ProxyProtocol>,
     pub pool: Pool,
+}
+
+/// TLS to endpoints.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
+pub struct TlsClient {
+    /// PEM file of the authorities to trust; none: the system's.
+    pub ca: Option<PathBuf>,
+    /// The proxy's own certificate, for endpoints that ask for one.
+    pub client: Option<KeyPair>,
+    /// The name to verify and to ask for; none: the host of the endpoint's address.
+    pub server_name: Option<String>,
+}
+
+/// A version of the PROXY protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ProxyProtocol {
+    /// Text.
+    V1,
+    /// Binary.
+    V2,
 }
 
 /// A policy by name, with its settings.
@@ -199,8 +347,11 @@ pub struct Policy {
 /// What the service's endpoints speak.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum UpstreamProtocol {
+    /// What is agreed on during the TLS handshake (ALPN), HTTP/2 if the endpoint takes it; HTTP/1.1 without TLS. The
+    /// default.
+    Negotiated,
     Http1,
-    /// With prior knowledge (RFC 9113, 3.3).
+    /// Without TLS, with prior knowledge (RFC 9113, 3.3).
     Http2,
 }
 

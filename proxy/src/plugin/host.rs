@@ -52,11 +52,12 @@ impl request::Host for State {
     }
 
     fn method(&mut self) -> Option<String> {
-        self.fact(|facts| Some(facts.head.method.to_string()))
+        self.fact(|facts| facts.is_request.then(|| facts.head.method.to_string()))
     }
 
     fn path(&mut self) -> Option<String> {
-        self.fact(|facts| facts.head.uri.path_and_query().map(|path| path.as_str().to_owned()))
+        let path = |facts: &Facts| facts.head.uri.path_and_query().map(|path| path.as_str().to_owned());
+        self.fact(|facts| facts.is_request.then(|| path(facts)).flatten())
     }
 
     fn header(&mut self, name: String) -> Option<Vec<u8>> {
@@ -72,11 +73,11 @@ impl request::Host for State {
     }
 
     fn sni(&mut self) -> Option<String> {
-        None
+        self.fact(|facts| facts.peer.as_ref()?.server_name.as_deref().map(str::to_owned))
     }
 
     fn identity(&mut self) -> Option<String> {
-        None
+        self.fact(|facts| facts.peer.as_ref()?.identity.as_deref().map(str::to_owned))
     }
 
     fn attempt(&mut self) -> Option<u32> {

@@ -3,14 +3,30 @@
 //! Nothing here does I/O or reads a clock.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
 
 use http::request::Parts;
 
-/// What a policy may ask about the request it decides on.
+/// What a client's TLS handshake said about it.
+#[derive(Debug, Default, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The server name that it asked for (SNI), in lower case.
+    pub server_name: Option<Arc<str>>,
+    /// What its certificate proved: a SPIFFE URI, or else a DNS name.
+    pub identity: Option<Arc<str>>,
+    /// Whether HTTP/2 was agreed on (ALPN).
+    pub http2: bool,
+}
+
+/// What a policy may ask about the request, or the connection, that it decides on.
 #[derive(Debug)]
 pub struct Facts {
-    /// The request as the client sent it.
+    /// The request as the client sent it; nothing that counts where a connection is decided on.
     pub head: Parts,
+    /// Whether the decision is about a request, and not about a connection.
+    pub is_request: bool,
+    /// What the client's TLS handshake said.
+    pub peer: Option<Arc<Peer>>,
     pub client: IpAddr,
     /// From 1.
     pub attempt: u32,
@@ -20,13 +36,19 @@ pub struct Facts {
 
 impl Facts {
     /// The facts of a request that has not been tried yet.
-    pub fn new(head: Parts, client: IpAddr) -> Self {
-        Self { head, client, attempt: 1, tried: Vec::new() }
+    pub fn new(head: Parts, client: IpAddr, peer: Option<Arc<Peer>>) -> Self {
+        Self { head, is_request: true, peer, client, attempt: 1, tried: Vec::new() }
+    }
+
+    /// The facts of a connection that is passed on as it is.
+    pub fn of_connection(client: IpAddr, peer: Option<Arc<Peer>>) -> Self {
+        let head = http::Request::new(()).into_parts().0;
+        Self { is_request: false, ..Self::new(head, client, peer) }
     }
 
     /// Stands where there is no request.
     pub fn placeholder() -> Self {
-        Self::new(http::Request::new(()).into_parts().0, IpAddr::V4(Ipv4Addr::UNSPECIFIED))
+        Self::of_connection(IpAddr::V4(Ipv4Addr::UNSPECIFIED), None)
     }
 }
 

@@ -1,6 +1,6 @@
 //! What a client's HTTP/1 connection is doing, told from outside of the library that speaks on it.
 
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
@@ -9,10 +9,11 @@ use std::task::{Context, Poll, ready};
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::TcpStream;
 
-use crate::proto::body::Stream;
+use super::exchange::Next;
+use crate::proto::body;
 use crate::proto::{Body, BodyError, Response};
+use crate::transport::Stream;
 
 /// Where a connection stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -42,8 +43,8 @@ pub(super) struct Activity {
     pub(super) never_parked: Cell<bool>,
     /// A request has been taken whose response may not have been written to its end.
     pub(super) answering: Cell<bool>,
-    /// The last request asked for a tunnel to a service: what follows are requests to this proxy.
-    pub(super) tunnel: Cell<bool>,
+    /// What follows the last response; none while that is another request.
+    pub(super) next: RefCell<Option<Next>>,
     /// hyper refused what it read, and said so where there was no request to answer.
     pub(super) refused: Cell<Option<Unreadable>>,
 }
@@ -59,6 +60,10 @@ impl Activity {
     /// Whether anything is being served.
     pub(super) fn is_busy(&self) -> bool {
         self.open.get() > 0
+    }
+
+    pub(super) fn has_next(&self) -> bool {
+        self.next.borrow().is_some()
     }
 
     pub(super) fn phase(&self) -> Phase {
@@ -100,7 +105,7 @@ impl Drop for Open {
 
 /// Keeps the connection busy until the response's body has ended.
 struct ResponseBody {
-    stream: Stream,
+    stream: body::Stream,
     _open: Open,
 }
 
@@ -123,7 +128,7 @@ impl HttpBody for ResponseBody {
 
 /// The socket, with an eye on what goes through it.
 pub(super) struct Watched {
-    pub(super) stream: TcpStream,
+    pub(super) stream: Stream,
     /// Read from the socket already, and to be read first.
     pub(super) read_ahead: Bytes,
     pub(super) activity: Rc<Activity>,

@@ -1,4 +1,8 @@
-//! A client's connection: what is spoken on it, and what it costs while nothing is.
+//! A client's connection: what is spoken on it, layer by layer.
+//!
+//! A connection may begin with a PROXY protocol header. Then come layers: TLS that ends here, and inside of it, or of a
+//! tunnel to a service, what is spoken there. Each layer is served to its end or opens the next one; how many there may
+//! be is bounded, since a tunnel within a tunnel is refused.
 
 use std::future::poll_fn;
 use std::net::SocketAddr;
@@ -7,72 +11,147 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
-use super::exchange::Connection;
-use super::worker::Worker;
-use super::{h1, h2};
-use crate::config::checked::Listener;
-use crate::timer::TICK;
+use super::exchange::Next;
+use super::listener::Listener;
+use super::worker::{LocalService, Worker};
+use super::{h1, h2, socks, tunnel};
+use crate::config::checked::{ListenerTls, Protocol};
+use crate::policy::Peer;
+use crate::transport::Stream;
+use crate::transport::detect::{Spoken, spoken};
 
-/// An HTTP/2 connection with prior knowledge begins with this method, and no other request does (RFC 9113, 3.4).
-const PREFACE: &[u8; 4] = b"PRI ";
+/// A client's connection, as requests see it.
+#[derive(Clone)]
+pub struct Connection {
+    pub worker: Rc<Worker>,
+    pub listener: Arc<Listener>,
+    pub client: SocketAddr,
+    /// What the client's TLS handshake said; none without TLS.
+    pub peer: Option<Arc<Peer>>,
+    /// The service that the client has asked for a tunnel to: everything inside is for it.
+    pub tunnel: Option<Rc<LocalService>>,
+}
+
+impl Connection {
+    /// Whether everything on this connection goes to one service, and no request is asked for its host.
+    pub fn is_bound(&self) -> bool {
+        self.tunnel.is_some() || self.listener.settings.service.is_some()
+    }
+
+    /// The service that everything on this connection goes to.
+    pub fn service(&self) -> Option<Rc<LocalService>> {
+        self.tunnel.clone().or_else(|| self.worker.service(self.listener.settings.service.as_deref()?))
+    }
+}
 
 /// Serves a connection to its end.
-///
-/// A connection on which nothing happens is put away: of HTTP/1's state nothing is kept, only the socket and this
-/// task, until the client sends something again.
 pub async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, stream: TcpStream, client: SocketAddr) {
     let _a_slower_connection_is_still_one = stream.set_nodelay(true);
-    let connection = Rc::new(Connection { worker, listener, client });
-    let idle_timeout = connection.listener.idle_timeout;
-    if !is_readable(&connection, &stream, idle_timeout).await {
-        return;
+    let connection = Rc::new(Connection { worker, listener, client, peer: None, tunnel: None });
+    go_on(connection, stream.into()).await;
+}
+
+/// Serves one layer after another.
+async fn go_on(connection: Rc<Connection>, stream: Stream) {
+    let mut layer = Some((connection, stream));
+    while let Some((connection, stream)) = layer {
+        layer = serve_layer(connection, stream).await;
     }
-    match is_http2(&connection, &stream).await {
-        None => {}
-        Some(true) => Box::pin(h2::serve(connection, stream)).await,
-        Some(false) => {
-            let mut stream = stream;
-            while let Some(parked) = Box::pin(h1::serve(connection.clone(), stream)).await {
-                stream = parked;
-                if !is_readable(&connection, &stream, idle_timeout).await {
-                    return;
+}
+
+/// Goes on with a connection, or an HTTP/2 stream, that is no longer HTTP.
+pub async fn go_on_with(connection: Rc<Connection>, stream: Stream, next: Next) {
+    if let Some((connection, stream)) = follow(connection, stream, next).await {
+        go_on(connection, stream).await;
+    }
+}
+
+async fn follow(connection: Rc<Connection>, stream: Stream, next: Next) -> Option<(Rc<Connection>, Stream)> {
+    match next {
+        Next::Inside(service) => {
+            let inside = Connection { tunnel: Some(service), ..Connection::clone(&connection) };
+            Some((Rc::new(inside), stream))
+        }
+        Next::Relay(tunnel) => {
+            tunnel.run(&connection, stream).await;
+            None
+        }
+    }
+}
+
+/// Serves what is spoken on a stream; the stream inside, if it opens one.
+async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(Rc<Connection>, Stream)> {
+    match find_spoken(&connection, &mut stream).await? {
+        Spoken::Http1 => {
+            let (stream, next) = Box::pin(h1::serve(connection.clone(), stream)).await?;
+            Box::pin(follow(connection, stream, next)).await
+        }
+        Spoken::Http2 => {
+            Box::pin(h2::serve(connection, stream)).await;
+            None
+        }
+        Spoken::Tls => {
+            let tls = connection.listener.tls.clone();
+            match Box::pin(tls.accept(&connection.worker.timers, stream)).await {
+                Ok((stream, peer)) => {
+                    let inside = Connection { peer: Some(peer), ..Connection::clone(&connection) };
+                    Some((Rc::new(inside), stream))
+                }
+                Err(error) => {
+                    tracing::debug!(target: "heddle::server", client = %connection.client, "{error}");
+                    None
                 }
             }
         }
+        Spoken::Socks5 => {
+            let (stream, next) = Box::pin(socks::serve(&connection, stream)).await?;
+            Box::pin(follow(connection, stream, next)).await
+        }
+        Spoken::Other => {
+            Box::pin(tunnel::serve(&connection, stream)).await;
+            None
+        }
     }
+}
+
+/// What is spoken; none when the connection has ended, or took too long to say.
+async fn find_spoken(connection: &Connection, stream: &mut Stream) -> Option<Spoken> {
+    let settings = &connection.listener.settings;
+    if settings.protocol == Protocol::Tcp && connection.tunnel.is_none() {
+        return Some(Spoken::Other);
+    }
+    if !is_readable(connection, stream, settings.idle_timeout).await {
+        return None;
+    }
+    let timers = &connection.worker.timers;
+    let detected = async {
+        loop {
+            if !stream.read_ahead().await.ok()? {
+                return None;
+            }
+            if let Some(spoken) = spoken(stream.ahead()) {
+                return Some(spoken);
+            }
+        }
+    };
+    let spoken = timers.within(settings.header_timeout, detected).await.ok()??;
+    let ends_tls = matches!(settings.tls, ListenerTls::Terminate(_));
+    Some(match spoken {
+        Spoken::Tls if !ends_tls => Spoken::Other,
+        spoken => spoken,
+    })
 }
 
 /// Waits until the client has sent something; false when it should not be waited for any longer.
-async fn is_readable(connection: &Connection, stream: &TcpStream, timeout: Duration) -> bool {
+pub async fn is_readable(connection: &Connection, stream: &mut Stream, timeout: Duration) -> bool {
     let worker = &connection.worker;
     let mut deadline = worker.timers.deadline(timeout);
-    poll_fn(|cx| {
-        // Peeked, because readiness alone may be reported of a connection on which nothing has arrived yet.
-        match stream.poll_peek(cx, &mut ReadBuf::new(&mut [0])) {
-            Poll::Ready(length) => Poll::Ready(length.is_ok_and(|length| length > 0)),
-            Poll::Pending if worker.is_draining() => Poll::Ready(false),
-            Poll::Pending => deadline.poll_passed(cx).map(|()| false),
-        }
+    poll_fn(|cx| match stream.poll_readable(cx) {
+        Poll::Ready(readable) => Poll::Ready(readable),
+        Poll::Pending if worker.is_draining() => Poll::Ready(false),
+        Poll::Pending => deadline.poll_passed(cx).map(|()| false),
     })
     .await
-}
-
-/// Whether the first bytes are those of HTTP/2. None when the connection ended, or took too long to say.
-async fn is_http2(connection: &Connection, stream: &TcpStream) -> Option<bool> {
-    let timers = &connection.worker.timers;
-    let since = timers.now();
-    let mut start = [0; PREFACE.len()];
-    while timers.since(since) < connection.listener.header_timeout {
-        let length = stream.peek(&mut start).await.ok().filter(|length| *length > 0)?;
-        let start = start.get(..length).unwrap_or_default();
-        if start.len() == PREFACE.len() || !PREFACE.starts_with(start) {
-            return Some(start == PREFACE);
-        }
-        // Nothing announces that there is more to peek at.
-        let _ = timers.within(TICK, std::future::pending::<()>()).await;
-    }
-    None
 }

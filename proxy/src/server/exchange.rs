@@ -2,10 +2,8 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
@@ -13,16 +11,18 @@ use bytes::Bytes;
 use http::header::{HOST, TE};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderValue, Version};
+use http::{HeaderValue, Method, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
+use super::connection::Connection;
 use super::decide::Choice;
 use super::passthrough;
 use super::record::Record;
 use super::refusal::Refusal;
 use super::route::{Named, named};
-use super::worker::{LocalService, Worker};
-use crate::config::checked::{Forwarded, Listener, UpstreamProtocol};
+use super::tunnel::Tunnel;
+use super::worker::LocalService;
+use crate::config::checked::{Forwarded, UpstreamProtocol};
 use crate::policy::Facts;
 use crate::proto::body::Stream;
 use crate::proto::headers::{forward, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers};
@@ -31,11 +31,25 @@ use crate::service::ServiceStats;
 use crate::timer::Timers;
 use crate::upstream::{Failure, Pool};
 
-/// A client's connection, as requests see it.
-pub struct Connection {
-    pub worker: Rc<Worker>,
-    pub listener: Arc<Listener>,
-    pub client: SocketAddr,
+/// What a request is answered with.
+pub struct Answer {
+    pub response: Response,
+    /// What becomes of the connection, or of the HTTP/2 stream, once the response's head has been written.
+    pub next: Option<Next>,
+}
+
+/// What follows the last response on a connection, or on an HTTP/2 stream.
+pub enum Next {
+    /// A tunnel to a service: what is spoken inside is looked into.
+    Inside(Rc<LocalService>),
+    /// A tunnel to another host, or the protocol that both sides have changed to.
+    Relay(Box<Tunnel>),
+}
+
+impl From<Response> for Answer {
+    fn from(response: Response) -> Self {
+        Self { response, next: None }
+    }
 }
 
 /// Where a request goes.
@@ -45,13 +59,26 @@ enum Destination {
 }
 
 /// Serves one request.
-pub async fn serve(connection: Rc<Connection>, request: Request) -> Response {
+pub async fn serve(connection: Rc<Connection>, request: Request) -> Answer {
     let started = Instant::now();
     let (head, body) = request.into_parts();
-    match find_destination(&connection, &head) {
+    if head.method == Method::CONNECT {
+        return connect(&connection, &head, started);
+    }
+    let response = match find_destination(&connection, &head) {
         Ok(Destination::Service(service)) => to_service(&connection, &service, head, body, started).await,
         Ok(Destination::Host(pool)) => to_host(&connection, &pool, head, body, started).await,
         Err(refusal) => refused(&refusal, &connection.worker.unrouted, started),
+    };
+    response.into()
+}
+
+/// Opens a tunnel.
+fn connect(connection: &Connection, head: &Parts, started: Instant) -> Answer {
+    let service = head.uri.host().and_then(|host| connection.worker.service_of_host(host));
+    match connection.service().or(service) {
+        Some(service) => Answer { response: Response::default(), next: Some(Next::Inside(service)) },
+        None => refused(&Refusal::Unsupported("CONNECT"), &connection.worker.unrouted, started).into(),
     }
 }
 
@@ -61,16 +88,17 @@ fn find_destination(connection: &Connection, head: &Parts) -> Result<Destination
         return Err(Refusal::Loop);
     }
     let Named { host, absolute } = named(head)?;
-    let service = match &listener.service {
-        Some(name) => Some(worker.service(name).ok_or_else(|| Refusal::NoEndpoint { service: name.to_string() })?),
-        None => worker.service_of_host(host),
-    };
+    let settings = &listener.settings;
+    let service = if connection.is_bound() { connection.service() } else { worker.service_of_host(host) };
     if let Some(service) = service {
         return Ok(Destination::Service(service));
     }
+    if let Some(name) = &settings.service {
+        return Err(Refusal::NoEndpoint { service: name.to_string() });
+    }
     match absolute {
-        Some(target) if listener.passthrough => {
-            let from_loopback = listener.address.ip().to_canonical().is_loopback();
+        Some(target) if settings.passthrough.is_some() => {
+            let from_loopback = settings.address.ip().to_canonical().is_loopback();
             let port = target.port_u16().unwrap_or(80);
             let pool = worker.passthrough.pool(host, port, from_loopback, &worker.timers, &worker.scratch);
             Ok(Destination::Host(pool))
@@ -86,9 +114,9 @@ async fn to_service(
     body: Body,
     started: Instant,
 ) -> Response {
-    let Connection { worker, client, .. } = connection;
+    let Connection { worker, client, peer, .. } = connection;
     let service = &local.service;
-    let mut facts = Facts::new(head, client.ip());
+    let mut facts = Facts::new(head, client.ip(), peer.clone());
     let endpoint = match local.choose(&mut facts) {
         Choice::Endpoint(endpoint) => endpoint,
         Choice::NoneEligible => {
@@ -148,14 +176,14 @@ fn prepare_request(head: &mut Parts, connection: &Connection, protocol: Upstream
         // The one value that HTTP/2 knows (RFC 9113, 8.2.2); gRPC servers ask for it.
         head.headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    if head.version == Version::HTTP_2 && protocol == UpstreamProtocol::Http1 {
+    if head.version == Version::HTTP_2 && protocol != UpstreamProtocol::Http2 {
         join_cookies(&mut head.headers);
     }
     connection.worker.shared.signature.sign(&mut head.headers, head.version);
-    if connection.listener.forwarded != Forwarded::Off {
+    if connection.listener.settings.forwarded != Forwarded::Off {
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
         let host = head.uri.authority().map(Authority::as_str).or(host).map(str::to_owned);
-        forward(&mut head.headers, connection.listener.forwarded, connection.client, host.as_deref());
+        forward(&mut head.headers, connection.listener.settings.forwarded, connection.client, host.as_deref());
     }
 }
 

@@ -8,21 +8,20 @@ use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Method, Uri};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
 
 use super::activity::{Open, Phase, Unreadable, Watched};
-use super::exchange::{self, Connection};
+use super::connection::{Connection, is_readable};
+use super::exchange::{self, Next};
 use super::refusal::Refusal;
 use super::worker::Worker;
-use crate::proto::body::Stream;
-use crate::proto::{Body, BodyError, Request, Response};
+use crate::proto::{Body, BodyError, Request, Response, body};
+use crate::transport::Stream;
 
 /// A connection that was idle for this long is put away.
 const PARKED_AFTER: Duration = Duration::from_millis(200);
@@ -46,17 +45,24 @@ enum Ended {
     GivenUp,
 }
 
-/// Serves a connection until it ends, or until nothing has happened on it for a while: then the socket comes back.
-pub async fn serve(connection: Rc<Connection>, stream: TcpStream) -> Option<TcpStream> {
+/// Serves a connection until it ends, or is no longer HTTP: then what it becomes.
+///
+/// A connection on which nothing happens is put away: nothing is kept but the stream and this task, until the client
+/// sends something again.
+pub async fn serve(connection: Rc<Connection>, stream: Stream) -> Option<(Stream, Next)> {
     let mut io = Watched { stream, read_ahead: Bytes::new(), activity: Rc::default() };
     loop {
-        io = serve_until_idle(&connection, io).await?;
-        if io.activity.tunnel.get() {
-            io.activity = Rc::default();
-            continue;
+        io = Box::pin(serve_until_idle(&connection, io)).await?;
+        if let Some(next) = io.activity.next.take() {
+            io.stream.put_back(io.read_ahead);
+            return Some((io.stream, next));
         }
         if io.read_ahead.is_empty() {
-            return Some(io.stream);
+            io.activity = Rc::default();
+            if !is_readable(&connection, &mut io.stream, connection.listener.settings.idle_timeout).await {
+                return None;
+            }
+            continue;
         }
         // A part of a head was read ahead: its time goes on where it is read anew.
         io.activity = Rc::default();
@@ -103,9 +109,9 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
                 phase = now;
                 return Poll::Pending;
             }
-            Phase::Idle if activity.never_parked.get() => connection.listener.idle_timeout,
+            Phase::Idle if activity.never_parked.get() => connection.listener.settings.idle_timeout,
             Phase::Idle => PARKED_AFTER,
-            Phase::Head => connection.listener.header_timeout,
+            Phase::Head => connection.listener.settings.header_timeout,
             Phase::Blocked => BLOCKED,
         };
         let progress = now == Phase::Blocked && writes != activity.writes.get();
@@ -121,7 +127,7 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
     let parts = served.into_parts();
     let mut io = parts.io.into_inner();
     match ended {
-        Ended::Served if activity.tunnel.get() => {
+        Ended::Served if activity.has_next() => {
             io.read_ahead = parts.read_buf;
             return Some(io);
         }
@@ -143,7 +149,7 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
 }
 
 /// Says why what has arrived is no request, in hyper's stead.
-async fn refuse(worker: &Worker, stream: &mut TcpStream, unreadable: Unreadable) {
+async fn refuse(worker: &Worker, stream: &mut Stream, unreadable: Unreadable) {
     let refusal = match unreadable {
         Unreadable::TooLarge => Refusal::HeadTooLarge,
         Unreadable::Malformed => Refusal::BadRequest("a request head that is not HTTP/1"),
@@ -159,7 +165,7 @@ async fn refuse(worker: &Worker, stream: &mut TcpStream, unreadable: Unreadable)
 
 /// Takes what a client still sends whose request was answered before its end. Were the socket closed instead, the
 /// client would be told that the connection was reset, and might never see the answer (RFC 9112, 9.6).
-async fn linger(worker: &Worker, stream: &mut TcpStream) {
+async fn linger(worker: &Worker, stream: &mut Stream) {
     let mut deadline = worker.timers.deadline(LINGER);
     let mut buffer = vec![0; 16 * 1024];
     poll_fn(|cx| {
@@ -180,23 +186,14 @@ async fn linger(worker: &Worker, stream: &mut TcpStream) {
 }
 
 async fn exchange_of(connection: Rc<Connection>, open: Open, request: http::Request<Incoming>) -> Response {
-    if request.method() == Method::CONNECT && leads_to_a_service(&connection, request.uri()) {
-        open.0.tunnel.set(true);
-        return Response::default();
-    }
     let (head, incoming) = request.into_parts();
     let body = match request_body(incoming) {
         Body::Stream(stream) => Body::Stream(Box::pin(RequestBody { stream, ended: false, open: Open::new(&open.0) })),
         body => body,
     };
-    open.until_end_of(exchange::serve(connection, Request::from_parts(head, body)).await)
-}
-
-/// Whether a tunnel is asked for that needs none, because its other end would be a service. Some clients, undici among
-/// them, ask for one also where they do not speak TLS; their requests are served where they are.
-fn leads_to_a_service(connection: &Connection, target: &Uri) -> bool {
-    let Connection { worker, listener, .. } = connection;
-    listener.service.is_some() || target.host().is_some_and(|host| worker.service_of_host(host).is_some())
+    let answer = exchange::serve(connection, Request::from_parts(head, body)).await;
+    open.0.next.replace(answer.next);
+    open.until_end_of(answer.response)
 }
 
 /// hyper's body as ours.
@@ -226,7 +223,7 @@ impl HttpBody for ClientBody {
 
 /// Notices when a request's body is given up: what is left of it must not be taken for a request.
 struct RequestBody {
-    stream: Stream,
+    stream: body::Stream,
     ended: bool,
     open: Open,
 }

@@ -10,11 +10,12 @@ use std::time::Duration;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::TcpStream;
 
 use super::activity::{Activity, Open};
-use super::exchange::{self, Connection};
+use super::connection::Connection;
+use super::exchange;
 use super::h1::request_body;
+use crate::transport::Stream;
 use crate::upstream::LocalExecutor;
 
 /// Streams at once on one connection; this and the windows are what Envoy advises at an edge.
@@ -29,7 +30,7 @@ const PING: Duration = Duration::from_secs(30);
 const HEADERS: u32 = 60 * 1024;
 
 /// Serves a connection to its end.
-pub async fn serve(connection: Rc<Connection>, stream: TcpStream) {
+pub async fn serve(connection: Rc<Connection>, stream: Stream) {
     let activity: Rc<Activity> = Rc::default();
     let service = {
         let (connection, activity) = (connection.clone(), activity.clone());
@@ -37,7 +38,8 @@ pub async fn serve(connection: Rc<Connection>, stream: TcpStream) {
             let (connection, open) = (connection.clone(), Open::new(&activity));
             async move {
                 let request = request.map(request_body);
-                Ok::<_, Infallible>(open.until_end_of(exchange::serve(connection, request).await))
+                let answer = exchange::serve(connection, request).await;
+                Ok::<_, Infallible>(open.until_end_of(answer.response))
             }
         })
     };
@@ -52,7 +54,7 @@ pub async fn serve(connection: Rc<Connection>, stream: TcpStream) {
         .serve_connection(TokioIo::new(stream), service);
     let mut served = pin!(served);
     let worker = &connection.worker;
-    let idle_timeout = connection.listener.idle_timeout;
+    let idle_timeout = connection.listener.settings.idle_timeout;
     let mut idle = worker.timers.deadline(idle_timeout);
     let mut told = false;
     poll_fn(|cx| {

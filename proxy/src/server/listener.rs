@@ -21,8 +21,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::connection;
 use super::worker::{Shared, Worker};
-use crate::config::checked::Listener;
+use crate::config::checked;
 use crate::drain;
+use crate::transport::tls::Terminator;
 
 /// Connections that wait to be accepted, on each socket.
 const BACKLOG: i32 = 4096;
@@ -33,12 +34,19 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// A worker hands a connection over when another has at least this many fewer.
 const UNEVEN: usize = 2;
 
+/// A listener that is open, as the connections to it see it.
+pub struct Listener {
+    pub settings: checked::Listener,
+    /// Ends TLS: that of clients, and that inside tunnels.
+    pub tls: Arc<Terminator>,
+    permits: Arc<Semaphore>,
+}
+
 /// A configured listener, bound.
 pub struct Bound {
     pub listener: Arc<Listener>,
     /// One a worker.
     pub sockets: Vec<std::net::TcpListener>,
-    permits: Arc<Semaphore>,
 }
 
 /// An address that cannot be listened on.
@@ -54,9 +62,9 @@ pub struct BindError {
 /// # Errors
 ///
 /// When the address is in use, is not this machine's, or may not be bound.
-pub fn bind(listener: &Listener, workers: usize) -> Result<Bound, BindError> {
-    let mut listener = listener.clone();
-    let wanted = listener.address;
+pub fn bind(settings: &checked::Listener, tls: Arc<Terminator>, workers: usize) -> Result<Bound, BindError> {
+    let mut settings = settings.clone();
+    let wanted = settings.address;
     let failed = |source| BindError { address: wanted, source };
     let first = socket(wanted).map_err(failed)?;
     first.bind(&wanted.into()).map_err(failed)?;
@@ -72,9 +80,10 @@ pub fn bind(listener: &Listener, workers: usize) -> Result<Bound, BindError> {
     for socket in &sockets {
         socket.listen(BACKLOG).map_err(failed)?;
     }
-    listener.address = address;
-    let permits = Arc::new(Semaphore::new(listener.max_connections.min(Semaphore::MAX_PERMITS)));
-    Ok(Bound { listener: Arc::new(listener), sockets: sockets.into_iter().map(Into::into).collect(), permits })
+    settings.address = address;
+    let permits = Arc::new(Semaphore::new(settings.max_connections.min(Semaphore::MAX_PERMITS)));
+    let listener = Arc::new(Listener { settings, tls, permits });
+    Ok(Bound { listener, sockets: sockets.into_iter().map(Into::into).collect() })
 }
 
 fn socket(address: SocketAddr) -> io::Result<Socket> {
@@ -100,7 +109,6 @@ pub struct Accepted {
 pub struct Part {
     pub listener: Arc<Listener>,
     pub socket: std::net::TcpListener,
-    permits: Arc<Semaphore>,
     /// To each worker, by number.
     pub workers: Arc<[UnboundedSender<Accepted>]>,
 }
@@ -108,9 +116,8 @@ pub struct Part {
 impl Bound {
     /// The part of each worker, in order.
     pub fn into_parts(self, workers: &Arc<[UnboundedSender<Accepted>]>) -> Vec<Part> {
-        let Self { listener, sockets, permits } = self;
-        let part =
-            |socket| Part { listener: listener.clone(), socket, permits: permits.clone(), workers: workers.clone() };
+        let Self { listener, sockets } = self;
+        let part = |socket| Part { listener: listener.clone(), socket, workers: workers.clone() };
         sockets.into_iter().map(part).collect()
     }
 }
@@ -121,14 +128,14 @@ impl Bound {
 ///
 /// When the socket cannot be used on this thread.
 pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher) -> io::Result<()> {
-    let Part { listener, socket, permits, workers } = part;
+    let Part { listener, socket, workers } = part;
     let socket = TcpListener::from_std(socket)?;
     let stopped = &mut pin!(watcher.stopped());
     loop {
         let accepted = async {
             let (stream, client) = socket.accept().await?;
             // Only now: a worker that took a permit before there is a connection would keep it from the others.
-            let permit = permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+            let permit = listener.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
             Ok((stream, client, permit))
         };
         let accepted = tokio::select! {
@@ -150,7 +157,7 @@ pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher)
             },
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                tracing::error!(target: "heddle::server", listener = %listener.address, "cannot accept: {error}");
+                tracing::error!(target: "heddle::server", listener = %listener.settings.address, "cannot accept: {error}");
                 tokio::time::sleep(PAUSE).await;
             }
         }

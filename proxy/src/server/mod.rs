@@ -1,8 +1,9 @@
 //! From an accepted connection to a response.
 //!
-//! The order of reading: [`listener`] accepts, [`connection`] finds out what is spoken, `h1` and `h2` speak it, and
-//! [`exchange`] is the path of one request. What it asks on its way is next door: [`route`] names the service,
-//! [`decide`] the endpoint, [`refusal`] says no. A [`worker`] is the thread that all of it happens on.
+//! The order of reading: [`listener`] accepts, [`connection`] finds out what is spoken, `h1`, `h2` and `socks` speak it,
+//! and [`exchange`] is the path of one request. What is no request is passed on as it is by `tunnel`. What both ask on
+//! their way is next door: [`route`] names the service, [`decide`] the endpoint, [`refusal`] says no. A [`worker`] is
+//! the thread that all of it happens on.
 
 mod activity;
 pub mod connection;
@@ -15,4 +16,6 @@ mod passthrough;
 mod record;
 pub mod refusal;
 pub mod route;
+mod socks;
+mod tunnel;
 pub mod worker;

@@ -2,10 +2,10 @@
 
 use std::borrow::Cow;
 
+use http::Version;
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
-use http::{Method, Version};
 
 use super::refusal::Refusal;
 
@@ -24,9 +24,6 @@ pub struct Named<'a> {
 ///
 /// When there is none, or more than one.
 pub fn named(head: &Parts) -> Result<Named<'_>, Refusal> {
-    if head.method == Method::CONNECT {
-        return Err(Refusal::Unsupported("CONNECT"));
-    }
     let mut hosts = head.headers.get_all(HOST).iter();
     let host = hosts.next();
     if hosts.next().is_some() {
@@ -130,7 +127,6 @@ mod tests {
             Request::get("http://users:99999/"),
             Request::get("http://u:p@users/"),
             Request::get("https://users/").header("host", "users"),
-            Request::connect("users:443"),
         ] {
             assert!(named(&head(request)).is_err());
         }

@@ -9,6 +9,7 @@ use tokio::net::TcpStream;
 use super::Failure;
 use crate::service::Load;
 use crate::timer::Timers;
+use crate::transport::Stream;
 
 /// How to connect.
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +49,7 @@ pub async fn connect(
     address: &str,
     socket: Option<SocketAddr>,
     settings: ConnectSettings,
-) -> Result<TcpStream, Failure> {
+) -> Result<Stream, Failure> {
     let attempt = async {
         match socket {
             Some(socket) => connect_to_any([socket].into_iter(), address, settings.allowed).await,
@@ -61,7 +62,7 @@ pub async fn connect(
     let stream = timers.within(settings.timeout, attempt).await;
     let stream = stream.unwrap_or_else(|_| Err(Failure::ConnectTimeout { address: address.to_owned() }))?;
     let _a_slower_connection_is_still_one = stream.set_nodelay(true);
-    Ok(stream)
+    Ok(stream.into())
 }
 
 /// Tries the allowed ones of these addresses in turn; the error of the last.

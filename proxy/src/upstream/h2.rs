@@ -15,11 +15,11 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
 
 use super::{Failure, Pool};
 use crate::proto::{Body, BodyError, Response};
 use crate::timer::{Deadline, Timers};
+use crate::transport::Stream;
 
 /// Runs hyper's tasks on this thread.
 #[derive(Clone)]
@@ -40,7 +40,7 @@ pub(super) struct Shared {
     opening: tokio::sync::Mutex<()>,
 }
 
-type Driver = hyper::client::conn::http2::Connection<TokioIo<TcpStream>, Body, LocalExecutor>;
+type Driver = hyper::client::conn::http2::Connection<TokioIo<Stream>, Body, LocalExecutor>;
 
 struct Connection {
     sender: SendRequest<Body>,

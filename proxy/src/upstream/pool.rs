@@ -16,6 +16,7 @@ use crate::config::checked;
 use crate::proto::{Body, Response};
 use crate::service::{Endpoint, Load, Snapshot};
 use crate::timer::Timers;
+use crate::transport::Stream;
 
 /// Where the requests of one pool go.
 #[derive(Debug, Clone)]
@@ -116,7 +117,7 @@ impl Pool {
     }
 
     /// A new connection, which the endpoint's limit allows.
-    pub(super) async fn connect(&self) -> Result<(tokio::net::TcpStream, Permit), Failure> {
+    pub(super) async fn connect(&self) -> Result<(Stream, Permit), Failure> {
         let target = &self.target;
         let permit = Permit::take(&target.load, target.limits.max_connections)
             .ok_or_else(|| Failure::NoPermit { address: target.address.to_string() })?;

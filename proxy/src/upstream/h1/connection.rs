@@ -11,13 +11,13 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::request::Parts;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::io::{AsyncReadExt, AsyncWrite};
-use tokio::net::TcpStream;
 
 use super::codec::{
     BodyDecoder, Framing, Head, Malformed, Piece, decode_response, encode_chunk_size, encode_last_chunk, encode_request,
 };
 use crate::proto::{Body, BodyError};
 use crate::timer::{Deadline, Timers};
+use crate::transport::Stream;
 use crate::upstream::{Permit, Pool};
 
 /// The thread's read buffer. Connections hold the bytes that they have not used yet, never a buffer to read into.
@@ -37,7 +37,7 @@ impl Default for Scratch {
 
 impl Scratch {
     /// What has arrived; empty at the end of the stream.
-    fn poll_read(&self, io: &mut TcpStream, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
+    fn poll_read(&self, io: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
         let mut buffer = self.0.borrow_mut();
         if buffer.capacity() < ROOM {
             buffer.reserve(BLOCK);
@@ -63,7 +63,7 @@ const COALESCED: usize = 16 * 1024;
 
 /// A connection to an endpoint.
 pub struct Connection {
-    io: TcpStream,
+    io: Stream,
     scratch: Rc<Scratch>,
     /// Read, but not used yet.
     input: Bytes,
@@ -87,7 +87,7 @@ enum Sending {
 }
 
 impl Connection {
-    pub fn new(io: TcpStream, scratch: Rc<Scratch>, permit: Permit) -> Self {
+    pub fn new(io: Stream, scratch: Rc<Scratch>, permit: Permit) -> Self {
         Self {
             io,
             scratch,
@@ -183,6 +183,11 @@ impl Connection {
             if head.is_empty() && self.data.is_empty() {
                 self.output.clear();
                 self.written = 0;
+                // TLS may hold back what it has taken.
+                if ready!(Pin::new(&mut self.io).poll_flush(cx)).is_err() {
+                    self.deaf = true;
+                    continue;
+                }
                 return if self.is_sent() { Poll::Ready(Ok(())) } else { Poll::Pending };
             }
             let parts = [IoSlice::new(head), IoSlice::new(&self.data)];

@@ -116,5 +116,5 @@ impl Local {
 /// The facts of a request of this path.
 pub fn facts(path: &str) -> Facts {
     let head = http::Request::get(path).body(()).unwrap().into_parts().0;
-    Facts::new(head, IpAddr::V4(Ipv4Addr::LOCALHOST))
+    Facts::new(head, IpAddr::V4(Ipv4Addr::LOCALHOST), None)
 }

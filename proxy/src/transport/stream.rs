@@ -1,0 +1,172 @@
+//! A byte stream of any kind, and what was read of it too early.
+
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::task::{Context, Poll, ready};
+
+use bytes::{Bytes, BytesMut};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsStream;
+
+/// Anything else that carries bytes in both directions.
+pub trait Io: AsyncRead + AsyncWrite {}
+impl<T: AsyncRead + AsyncWrite> Io for T {}
+
+/// A byte stream in both directions.
+pub struct Stream {
+    /// Read from it already, and to be read first.
+    ahead: Bytes,
+    kind: Kind,
+}
+
+enum Kind {
+    Tcp(TcpStream),
+    Tls(Box<TlsStream<Stream>>),
+    Other(Pin<Box<dyn Io>>),
+}
+
+/// Bytes that are read at once to find out what a stream begins with.
+const START: usize = 4096;
+
+impl From<TcpStream> for Stream {
+    fn from(tcp: TcpStream) -> Self {
+        Self { ahead: Bytes::new(), kind: Kind::Tcp(tcp) }
+    }
+}
+
+impl From<TlsStream<Stream>> for Stream {
+    fn from(tls: TlsStream<Stream>) -> Self {
+        Self { ahead: Bytes::new(), kind: Kind::Tls(Box::new(tls)) }
+    }
+}
+
+impl Stream {
+    /// A stream of another kind.
+    pub fn other(io: impl Io + 'static) -> Self {
+        Self { ahead: Bytes::new(), kind: Kind::Other(Box::pin(io)) }
+    }
+
+    /// What was read already and is yet to be used.
+    pub fn ahead(&self) -> &Bytes {
+        &self.ahead
+    }
+
+    /// Takes what was read already; whoever calls this reads it in the stream's stead.
+    pub fn take_ahead(&mut self) -> Bytes {
+        std::mem::take(&mut self.ahead)
+    }
+
+    /// Gives back what was read and not used: it is read first again.
+    pub fn put_back(&mut self, bytes: Bytes) {
+        self.ahead = if self.ahead.is_empty() { bytes } else { [&bytes[..], &self.ahead[..]].concat().into() };
+    }
+
+    /// The socket, if the stream is nothing more and nothing was read ahead.
+    pub fn as_tcp(&self) -> Option<&TcpStream> {
+        match &self.kind {
+            Kind::Tcp(tcp) if self.ahead.is_empty() => Some(tcp),
+            _ => None,
+        }
+    }
+
+    /// The TLS session, if the stream is one.
+    pub fn as_tls(&self) -> Option<&TlsStream<Stream>> {
+        match &self.kind {
+            Kind::Tls(tls) => Some(tls),
+            _ => None,
+        }
+    }
+
+    /// Reads once more into what is [`ahead`](Self::ahead); false at the end of the stream.
+    pub async fn read_ahead(&mut self) -> io::Result<bool> {
+        let mut bytes = BytesMut::with_capacity(START.max(self.ahead.len() + START / 4));
+        bytes.extend_from_slice(&self.take_ahead());
+        let before = bytes.len();
+        let read = std::future::poll_fn(|cx| pin!(self.read_buf(&mut bytes)).poll(cx)).await;
+        let grown = bytes.len() > before;
+        self.ahead = bytes.freeze();
+        read.map(|_| grown)
+    }
+
+    /// Ready once there is something to read; false at the end of the stream. Holds no buffer while it waits. Over TLS
+    /// it may be told of a record that carries no data.
+    pub fn poll_readable(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        if !self.ahead.is_empty() {
+            return Poll::Ready(true);
+        }
+        match &mut self.kind {
+            // Peeked, because readiness alone may be reported of a socket on which nothing has arrived yet.
+            Kind::Tcp(tcp) => tcp.poll_peek(cx, &mut ReadBuf::new(&mut [0])).map(|n| n.is_ok_and(|n| n > 0)),
+            Kind::Tls(tls) => tls.get_mut().0.poll_readable(cx),
+            Kind::Other(io) => {
+                let mut byte = [0];
+                let mut read = ReadBuf::new(&mut byte);
+                let result = ready!(io.as_mut().poll_read(cx, &mut read));
+                self.ahead = Bytes::copy_from_slice(read.filled());
+                Poll::Ready(result.is_ok() && !self.ahead.is_empty())
+            }
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        if !self.ahead.is_empty() {
+            let length = self.ahead.len().min(buf.remaining());
+            buf.put_slice(&self.ahead.split_to(length));
+            return Poll::Ready(Ok(()));
+        }
+        match &mut self.kind {
+            Kind::Tcp(tcp) => pin!(tcp).poll_read(cx, buf),
+            Kind::Tls(tls) => pin!(tls).poll_read(cx, buf),
+            Kind::Other(io) => io.as_mut().poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut self.kind {
+            Kind::Tcp(tcp) => pin!(tcp).poll_write(cx, buf),
+            Kind::Tls(tls) => pin!(tls).poll_write(cx, buf),
+            Kind::Other(io) => io.as_mut().poll_write(cx, buf),
+        }
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match &mut self.kind {
+            Kind::Tcp(tcp) => pin!(tcp).poll_write_vectored(cx, bufs),
+            Kind::Tls(tls) => pin!(tls).poll_write_vectored(cx, bufs),
+            Kind::Other(io) => io.as_mut().poll_write_vectored(cx, bufs),
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        match &self.kind {
+            Kind::Tcp(tcp) => tcp.is_write_vectored(),
+            Kind::Tls(tls) => tls.is_write_vectored(),
+            Kind::Other(io) => io.is_write_vectored(),
+        }
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Tcp(tcp) => pin!(tcp).poll_flush(cx),
+            Kind::Tls(tls) => pin!(tls).poll_flush(cx),
+            Kind::Other(io) => io.as_mut().poll_flush(cx),
+        }
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut self.kind {
+            Kind::Tcp(tcp) => pin!(tcp).poll_shutdown(cx),
+            Kind::Tls(tls) => pin!(tls).poll_shutdown(cx),
+            Kind::Other(io) => io.as_mut().poll_shutdown(cx),
+        }
+    }
+}
