@@ -21,7 +21,7 @@ fn a_listener_is_enough() {
     assert_eq!(config.plugins.faults, 4);
     let [listener] = &config.listeners[..] else { panic!("{:?}", config.listeners) };
     assert_eq!(listener.service, None);
-    assert!(listener.passthrough);
+    assert!(listener.passthrough.is_some());
     assert_eq!(listener.forwarded, Forwarded::Off);
     assert_eq!(listener.header_timeout, Duration::from_secs(10));
     assert_eq!(listener.idle_timeout, Duration::from_secs(3600));
@@ -29,7 +29,7 @@ fn a_listener_is_enough() {
     assert!(config.registry.etcd.is_none() && config.registry.file.is_none() && config.registry.fixed.is_empty());
     let service = config.services.get("any");
     assert_eq!((&*service.balancer.plugin, &*service.balancer.config), ("round-robin", "{}"));
-    assert_eq!(service.protocol, UpstreamProtocol::Http1);
+    assert_eq!(service.protocol, UpstreamProtocol::Negotiated);
     assert_eq!(service.connect_timeout, Duration::from_secs(1));
     assert_eq!(service.request_timeout, Duration::from_secs(15));
     assert_eq!(service.stream_idle_timeout, Duration::from_secs(300));
@@ -66,7 +66,7 @@ fn services_inherit_key_by_key() {
     assert_eq!(users.protocol, UpstreamProtocol::Http2);
     let other = config.services.get("a.b_c-1");
     assert_eq!((&*other.balancer.plugin, &*other.balancer.config), ("random", "{}"));
-    assert_eq!(other.protocol, UpstreamProtocol::Http1);
+    assert_eq!(other.protocol, UpstreamProtocol::Negotiated);
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn passthrough_is_on_by_default_on_loopback_only() {
         { address = "0.0.0.0:5", passthrough = true }, { address = "127.0.0.1:6", passthrough = false },
         { address = "127.0.0.1:7", service = "users" },
     ]"#;
-    let passes: Vec<_> = config_of(text).listeners.iter().map(|listener| listener.passthrough).collect();
+    let passes: Vec<_> = config_of(text).listeners.iter().map(|listener| listener.passthrough.is_some()).collect();
     assert_eq!(passes, [true, true, false, false, true, false, false]);
 }
 
