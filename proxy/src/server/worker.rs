@@ -13,6 +13,7 @@ use rustc_hash::FxBuildHasher;
 
 use super::decide::{Choice, Decider};
 use super::passthrough::Passthrough;
+use super::refusal::Refusal;
 use super::route::{normalized, without_suffix};
 use crate::policy::Facts;
 use crate::proto::headers::Signature;
@@ -148,8 +149,21 @@ impl LocalService {
         Self { service, stats, decider, pools: Pools::default() }
     }
 
-    /// Decides which endpoint the request goes to.
-    pub fn choose(self: &Rc<Self>, facts: &mut Facts) -> Choice {
+    /// Decides which endpoint the request, or the connection, goes to.
+    ///
+    /// # Errors
+    ///
+    /// When no endpoint is eligible, or the policy wants none to be used.
+    pub fn decide(self: &Rc<Self>, facts: &mut Facts) -> Result<Arc<Endpoint>, Refusal> {
+        let service = || self.service.name.to_string();
+        match self.choose(facts) {
+            Choice::Endpoint(endpoint) => Ok(endpoint),
+            Choice::NoneEligible => Err(Refusal::NoEndpoint { service: service() }),
+            Choice::Declined => Err(Refusal::Declined { service: service() }),
+        }
+    }
+
+    fn choose(self: &Rc<Self>, facts: &mut Facts) -> Choice {
         let mut decider = self.decider.borrow_mut();
         let choice = decider.choose(facts);
         if decider.needs_instance() {
