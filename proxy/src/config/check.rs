@@ -132,9 +132,9 @@ fn listener(written: file::Listener, problems: &mut Problems) -> Option<Listener
             .map_or(local && written.service.is_none(), |at| at.value)
             .then(Passthrough::default),
         service: written.service,
-        protocol: Protocol::Http,
+        protocol: written.protocol.unwrap_or(Protocol::Http),
         tls: ListenerTls::Off,
-        proxy_protocol: Vec::new(),
+        proxy_protocol: written.proxy_protocol.into_iter().flatten().map(|at| at.value).collect(),
         forwarded: written.forwarded.unwrap_or(Forwarded::Off),
         detect_timeout: Duration::from_millis(200),
         body_timeout: Duration::from_secs(5 * 60),
@@ -298,9 +298,9 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
         connect_timeout: written.connect_timeout.unwrap_or(base.connect_timeout),
         request_timeout: written.request_timeout.unwrap_or(base.request_timeout),
         stream_idle_timeout: written.stream_idle_timeout.unwrap_or(base.stream_idle_timeout),
-        tunnel_idle_timeout: base.tunnel_idle_timeout,
+        tunnel_idle_timeout: written.tunnel_idle_timeout.unwrap_or(base.tunnel_idle_timeout),
         tls: base.tls.clone(),
-        proxy_protocol: base.proxy_protocol,
+        proxy_protocol: written.proxy_protocol.or(base.proxy_protocol),
         pool: Pool {
             max_idle: written.pool.max_idle.unwrap_or(base.pool.max_idle),
             idle_timeout: written.pool.idle_timeout.unwrap_or(base.pool.idle_timeout),

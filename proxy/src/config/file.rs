@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::checked::{Forwarded, Layout};
+use super::checked::{Forwarded, Layout, Network, Protocol};
 use super::problem::Place;
 use super::read::{At, Section, take_item};
 use super::service::Service;
 use super::tree::{Node, Value};
 use super::value::{
-    choice, duration, flag, integer, member, nonempty, path, refuse, secret, service_name, size, socket_address,
-    suffix, via,
+    choice, duration, flag, integer, member, network, nonempty, path, refuse, secret, service_name, size,
+    socket_address, suffix, via,
 };
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -73,6 +73,8 @@ pub(super) struct Plugins {
 /// One `[[listener]]`.
 pub(super) struct Listener {
     pub address: Option<At<SocketAddr>>,
+    pub protocol: Option<Protocol>,
+    pub proxy_protocol: Option<Vec<At<Network>>>,
     pub service: Option<Arc<str>>,
     pub passthrough: Option<At<bool>>,
     pub forwarded: Option<Forwarded>,
@@ -172,9 +174,10 @@ fn listeners(s: &mut Section<'_>) -> Vec<Listener> {
 }
 
 fn listener(s: &mut Section<'_>) -> Listener {
-    // One protocol so far: the key is there so that files say what they mean once there are more.
-    s.get("protocol", choice("a protocol", &[("http", ())]));
+    let protocols = &[("http", Protocol::Http), ("tcp", Protocol::Tcp), ("auto", Protocol::Auto)];
     Listener {
+        protocol: s.get("protocol", choice("a protocol", protocols)),
+        proxy_protocol: s.list("proxy_protocol", |node, key, problems| take_item(node, key, problems, network)),
         address: s.required("address", "IP:PORT such as \"127.0.0.1:4140\"", socket_address),
         service: s.get("service", service_name),
         passthrough: s.at("passthrough", flag),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Number};
 
-use super::checked::{FixedEndpoint, Policy, UpstreamProtocol};
+use super::checked::{FixedEndpoint, Policy, ProxyProtocol, UpstreamProtocol};
 use super::file::WAIT;
 use super::problem::{Problem, Problems};
 use super::read::{At, Refusal, Section, take_item};
@@ -20,6 +20,8 @@ pub(super) struct Service {
     pub connect_timeout: Option<Duration>,
     pub request_timeout: Option<Duration>,
     pub stream_idle_timeout: Option<Duration>,
+    pub tunnel_idle_timeout: Option<Duration>,
+    pub proxy_protocol: Option<ProxyProtocol>,
     pub pool: Pool,
     pub endpoints: Option<Vec<At<FixedEndpoint>>>,
 }
@@ -35,12 +37,15 @@ pub(super) struct Pool {
 impl Service {
     pub fn read(s: &mut Section<'_>) -> Service {
         let protocols = &[("http1", UpstreamProtocol::Http1), ("http2", UpstreamProtocol::Http2)];
+        let headers = &[("v1", ProxyProtocol::V1), ("v2", ProxyProtocol::V2)];
         Service {
             balancer: s.take("balancer").and_then(|(node, key)| balancer(node, key, s.problems)),
             protocol: s.get("protocol", choice("a protocol", protocols)),
             connect_timeout: s.get("connect_timeout", duration(WAIT)),
             request_timeout: s.get("request_timeout", duration(WAIT)),
             stream_idle_timeout: s.get("stream_idle_timeout", duration(WAIT)),
+            tunnel_idle_timeout: s.get("tunnel_idle_timeout", duration(WAIT)),
+            proxy_protocol: s.get("proxy_protocol", choice("a version of the PROXY protocol", headers)),
             pool: s.section("pool", pool).unwrap_or_default(),
             endpoints: s.list("endpoints", endpoint),
         }

@@ -1,11 +1,12 @@
 //! Single values: what each kind of text or number may be, and how a refusal says so. Nothing here touches a file.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::checked::Network;
 use super::read::Refusal;
 use super::tree::{Node, Value};
 
@@ -52,6 +53,17 @@ pub(super) fn flag(node: &Node) -> Result<bool, Refusal> {
         Value::Flag(flag) => Ok(flag),
         _ => Err(refuse(node, "a truth value", "true or false")),
     }
+}
+
+/// `address/prefix`, or an address alone.
+pub(super) fn network(node: &Node) -> Result<Network, Refusal> {
+    parsed(node, "a network", "a network such as \"10.0.0.0/8\"", |text| {
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        let address: IpAddr = address.parse().ok()?;
+        let most = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.map_or(Some(most), |prefix| prefix.parse().ok())?;
+        (prefix <= most).then_some(Network { address, prefix })
+    })
 }
 
 /// An integer within `range`.
