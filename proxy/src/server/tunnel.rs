@@ -14,7 +14,7 @@ use super::refusal::Refusal;
 use super::worker::LocalService;
 use crate::policy::Facts;
 use crate::service::{InFlight, ServiceStats, TunnelEnd};
-use crate::transport::{Stream, relay};
+use crate::transport::{Direction, Parted, Stream};
 use crate::upstream::{Failure, Permit, Pool};
 
 /// How long a tunnel to a host that is no service may stand still: as one to a service by default.
@@ -57,11 +57,19 @@ impl Tunnel {
 
     /// Passes on bytes until the tunnel ends.
     pub async fn run(self, connection: &Connection, stream: Stream) {
-        let end = match relay(&connection.worker.timers, stream, self.other, self.idle_timeout).await {
-            Ok(()) => TunnelEnd::Closed,
-            Err(_) => TunnelEnd::Broken,
+        let tunnels = &self.record.stats.tunnels;
+        let moved = |direction, bytes: usize| match direction {
+            Direction::Sent => tunnels.sent.add(bytes as u64),
+            Direction::Received => tunnels.received.add(bytes as u64),
         };
-        self.record.end.set(end);
+        self.record.end.set(match connection.worker.relays.join(stream, self.other, self.idle_timeout, moved).await {
+            Parted::Ended => TunnelEnd::Closed,
+            Parted::Idle => TunnelEnd::Idle,
+            Parted::Broken(error) => {
+                tracing::debug!(target: "heddle::server", client = %connection.client, "a tunnel broke: {error}");
+                TunnelEnd::Broken
+            }
+        });
     }
 }
 

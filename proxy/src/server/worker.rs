@@ -19,6 +19,7 @@ use crate::policy::Facts;
 use crate::proto::headers::Signature;
 use crate::service::{Directory, Endpoint, Service, ServiceStats};
 use crate::timer::Timers;
+use crate::transport::Relays;
 use crate::upstream::h1::Scratch;
 use crate::upstream::{ConnectSettings, Pool, Pools, Target};
 
@@ -56,6 +57,7 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     pub timers: Rc<Timers>,
     pub scratch: Rc<Scratch>,
+    pub relays: Relays,
     pub passthrough: Passthrough,
     pub unrouted: Arc<ServiceStats>,
     pub passed_through: Arc<ServiceStats>,
@@ -67,9 +69,11 @@ pub struct Worker {
 impl Worker {
     pub fn new(number: usize, shared: Arc<Shared>) -> Rc<Self> {
         let of = |stats: &Vec<Arc<ServiceStats>>| stats.get(number).cloned().unwrap_or_default();
+        let timers = Rc::default();
         Rc::new(Self {
             number,
-            timers: Rc::default(),
+            relays: Relays::new(&timers),
+            timers,
             scratch: Rc::default(),
             passthrough: Passthrough::default(),
             unrouted: of(&shared.unrouted),
