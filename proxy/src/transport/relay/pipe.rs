@@ -56,6 +56,13 @@ impl Pipes {
     }
 }
 
+#[cfg(test)]
+impl Pipes {
+    pub(super) fn kept(&self) -> usize {
+        self.empty.borrow().len()
+    }
+}
+
 impl Ends {
     fn open() -> io::Result<Self> {
         let (read, write) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK)?;

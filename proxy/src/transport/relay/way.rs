@@ -48,6 +48,15 @@ impl Way {
         std::mem::take(&mut self.moved)
     }
 
+    /// Holds bytes in a pipe, and cannot splice them.
+    #[cfg(test)]
+    pub(super) fn hold(&mut self, relays: &Relays, bytes: &[u8]) {
+        let mut pipe = relays.pipes.take().expect("a pipe");
+        pipe.write(bytes);
+        self.pipe = Some(pipe);
+        self.pace.never_splice();
+    }
+
     /// Moves what can be moved now. Ready once the end has been passed on.
     pub(super) fn poll(
         &mut self,
