@@ -15,7 +15,6 @@ use http::{HeaderValue, Method, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::connection::Connection;
-use super::decide::Choice;
 use super::passthrough;
 use super::record::Record;
 use super::refusal::Refusal;
@@ -117,14 +116,9 @@ async fn to_service(
     let Connection { worker, client, peer, .. } = connection;
     let service = &local.service;
     let mut facts = Facts::new(head, client.ip(), peer.clone());
-    let endpoint = match local.choose(&mut facts) {
-        Choice::Endpoint(endpoint) => endpoint,
-        Choice::NoneEligible => {
-            return refused(&Refusal::NoEndpoint { service: service.name.to_string() }, &local.stats, started);
-        }
-        Choice::Declined => {
-            return refused(&Refusal::Declined { service: service.name.to_string() }, &local.stats, started);
-        }
+    let endpoint = match local.decide(&mut facts) {
+        Ok(endpoint) => endpoint,
+        Err(refusal) => return refused(&refusal, &local.stats, started),
     };
     let mut head = facts.head;
     prepare_request(&mut head, connection, service.settings.protocol);

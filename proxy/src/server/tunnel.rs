@@ -1,23 +1,138 @@
 //! Bytes that are passed on as they are: TCP listeners, tunnels to services and to other hosts, upgraded connections.
-//! A tunnel is balanced once, when it begins, by the same balancers and with the same deadlines as a request.
+//!
+//! A tunnel is balanced once, when it begins, by the same balancers and with the same deadlines as a request, and counts
+//! as one request under way at its endpoint for as long as it lives: a policy that looks for the fewest requests finds
+//! the fewest connections.
 
-use std::time::Duration;
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use super::connection::Connection;
-use crate::transport::{Stream, relay};
+use super::refusal::Refusal;
+use super::worker::LocalService;
+use crate::policy::Facts;
+use crate::service::{InFlight, ServiceStats, TunnelEnd};
+use crate::transport::{Direction, Parted, Stream};
+use crate::upstream::{Failure, Permit, Pool};
+
+/// How long a tunnel to a host that is no service may stand still: as one to a service by default.
+const IDLE_TO_HOST: Duration = Duration::from_secs(60 * 60);
 
 /// A tunnel whose other end is there.
 pub struct Tunnel {
     other: Stream,
     idle_timeout: Duration,
+    record: Record,
+    /// One of the endpoint's connections, and one of the requests under way there.
+    _held: (Permit, Option<InFlight>),
 }
 
-impl Tunnel {
-    /// Passes on bytes until the tunnel ends.
-    pub async fn run(self, connection: &Connection, stream: Stream) {
-        let _how_it_ended = relay(&connection.worker.timers, stream, self.other, self.idle_timeout).await;
+/// Records a tunnel when it ends, or is given up.
+struct Record {
+    stats: Arc<ServiceStats>,
+    end: Cell<TunnelEnd>,
+}
+
+impl Drop for Record {
+    fn drop(&mut self) {
+        self.stats.tunnels.ended(self.end.get());
     }
 }
 
-/// Passes on what is none of the protocols that are looked into.
-pub async fn serve(_connection: &Connection, _stream: Stream) {}
+impl Tunnel {
+    /// A tunnel to the other side of this connection, which is one of an endpoint's, counted from now on.
+    pub fn new(
+        other: Stream,
+        permit: Permit,
+        in_flight: Option<InFlight>,
+        stats: &Arc<ServiceStats>,
+        idle_timeout: Duration,
+    ) -> Self {
+        stats.tunnels.opened.add(1);
+        let record = Record { stats: stats.clone(), end: Cell::new(TunnelEnd::Stopped) };
+        Self { other, idle_timeout, record, _held: (permit, in_flight) }
+    }
+
+    /// Passes on bytes until the tunnel ends.
+    pub async fn run(self, connection: &Connection, stream: Stream) {
+        let tunnels = &self.record.stats.tunnels;
+        let moved = |direction, bytes: usize| match direction {
+            Direction::Sent => tunnels.sent.add(bytes as u64),
+            Direction::Received => tunnels.received.add(bytes as u64),
+        };
+        self.record.end.set(match connection.worker.relays.join(stream, self.other, self.idle_timeout, moved).await {
+            Parted::Ended => TunnelEnd::Closed,
+            Parted::Idle => TunnelEnd::Idle,
+            Parted::Broken(error) => {
+                tracing::debug!(target: "heddle::server", client = %connection.client, "a tunnel broke: {error}");
+                TunnelEnd::Broken
+            }
+        });
+    }
+}
+
+/// Opens a tunnel to an endpoint of a service.
+///
+/// # Errors
+///
+/// When there is no endpoint, or no connection to it.
+pub async fn to_service(connection: &Connection, local: &Rc<LocalService>) -> Result<Tunnel, Refusal> {
+    let opened = open_to_service(connection, local).await;
+    if opened.is_err() {
+        local.stats.tunnels.refused.add(1);
+    }
+    opened
+}
+
+async fn open_to_service(connection: &Connection, local: &Rc<LocalService>) -> Result<Tunnel, Refusal> {
+    let mut facts = Facts::of_connection(connection.client.ip(), connection.peer.clone());
+    let endpoint = local.decide(&mut facts)?;
+    let in_flight = endpoint.load.begin();
+    let pool = local.pool(&endpoint, &connection.worker);
+    let started = Instant::now();
+    let (other, permit) = connect(&pool, &local.stats).await?;
+    endpoint.load.observe_latency(u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX));
+    let idle_timeout = local.service.settings.tunnel_idle_timeout;
+    Ok(Tunnel::new(other, permit, Some(in_flight), &local.stats, idle_timeout))
+}
+
+/// Opens a tunnel to a host that is no service.
+///
+/// # Errors
+///
+/// When there is no connection to it, or none is allowed.
+#[expect(dead_code, reason = "CONNECT to hosts comes next")]
+pub async fn to_host(connection: &Connection, pool: &Rc<Pool>) -> Result<Tunnel, Refusal> {
+    let stats = &connection.worker.passed_through;
+    match connect(pool, stats).await {
+        Ok((other, permit)) => Ok(Tunnel::new(other, permit, None, stats, IDLE_TO_HOST)),
+        Err(failure) => {
+            stats.tunnels.refused.add(1);
+            Err(failure.into())
+        }
+    }
+}
+
+/// A connection that is nobody else's, before or after.
+async fn connect(pool: &Pool, stats: &ServiceStats) -> Result<(Stream, Permit), Failure> {
+    let connected = pool.connect().await;
+    if connected.is_err() {
+        stats.failed_attempts.add(1);
+    }
+    connected
+}
+
+/// Passes on what is none of the protocols that are looked into: to the service of the listener, or of the tunnel that
+/// it is inside of. A client that cannot be served is closed.
+pub async fn serve(connection: &Connection, stream: Stream) {
+    let Some(local) = connection.service() else {
+        connection.worker.unrouted.tunnels.refused.add(1);
+        return;
+    };
+    match to_service(connection, &local).await {
+        Ok(tunnel) => tunnel.run(connection, stream).await,
+        Err(refusal) => tracing::debug!(target: "heddle::server", client = %connection.client, "{refusal}"),
+    }
+}

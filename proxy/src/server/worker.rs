@@ -13,11 +13,13 @@ use rustc_hash::FxBuildHasher;
 
 use super::decide::{Choice, Decider};
 use super::passthrough::Passthrough;
+use super::refusal::Refusal;
 use super::route::{normalized, without_suffix};
 use crate::policy::Facts;
 use crate::proto::headers::Signature;
 use crate::service::{Directory, Endpoint, Service, ServiceStats};
 use crate::timer::Timers;
+use crate::transport::Relays;
 use crate::upstream::h1::Scratch;
 use crate::upstream::{ConnectSettings, Pool, Pools, Target};
 
@@ -55,6 +57,7 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     pub timers: Rc<Timers>,
     pub scratch: Rc<Scratch>,
+    pub relays: Relays,
     pub passthrough: Passthrough,
     pub unrouted: Arc<ServiceStats>,
     pub passed_through: Arc<ServiceStats>,
@@ -66,9 +69,11 @@ pub struct Worker {
 impl Worker {
     pub fn new(number: usize, shared: Arc<Shared>) -> Rc<Self> {
         let of = |stats: &Vec<Arc<ServiceStats>>| stats.get(number).cloned().unwrap_or_default();
+        let timers = Rc::default();
         Rc::new(Self {
             number,
-            timers: Rc::default(),
+            relays: Relays::new(&timers),
+            timers,
             scratch: Rc::default(),
             passthrough: Passthrough::default(),
             unrouted: of(&shared.unrouted),
@@ -148,8 +153,21 @@ impl LocalService {
         Self { service, stats, decider, pools: Pools::default() }
     }
 
-    /// Decides which endpoint the request goes to.
-    pub fn choose(self: &Rc<Self>, facts: &mut Facts) -> Choice {
+    /// Decides which endpoint the request, or the connection, goes to.
+    ///
+    /// # Errors
+    ///
+    /// When no endpoint is eligible, or the policy wants none to be used.
+    pub fn decide(self: &Rc<Self>, facts: &mut Facts) -> Result<Arc<Endpoint>, Refusal> {
+        let service = || self.service.name.to_string();
+        match self.choose(facts) {
+            Choice::Endpoint(endpoint) => Ok(endpoint),
+            Choice::NoneEligible => Err(Refusal::NoEndpoint { service: service() }),
+            Choice::Declined => Err(Refusal::Declined { service: service() }),
+        }
+    }
+
+    fn choose(self: &Rc<Self>, facts: &mut Facts) -> Choice {
         let mut decider = self.decider.borrow_mut();
         let choice = decider.choose(facts);
         if decider.needs_instance() {

@@ -31,6 +31,86 @@ const BUCKET_MICROS: [u64; 14] = [
     10_000_000,
 ];
 
+/// How a tunnel ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum TunnelEnd {
+    /// Both sides have said that they send no more.
+    Closed,
+    /// Nothing moved for too long.
+    Idle,
+    /// One side broke it off.
+    Broken,
+    /// It was under way when the proxy stopped, or when the client left before it began.
+    Stopped,
+}
+
+impl TunnelEnd {
+    /// Every end, as [`TunnelTotal::ended`] counts them.
+    pub const ALL: [Self; 4] = [Self::Closed, Self::Idle, Self::Broken, Self::Stopped];
+
+    /// In lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Closed => "closed",
+            Self::Idle => "idle",
+            Self::Broken => "broken",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// Connections that are passed on as they are.
+#[derive(Debug, Default)]
+pub struct TunnelStats {
+    pub opened: Counter,
+    /// Those that did not come about: no endpoint, or no connection to it.
+    pub refused: Counter,
+    /// By [`TunnelEnd`].
+    ended: [Counter; 4],
+    /// Bytes that the endpoints took.
+    pub sent: Counter,
+    /// Bytes that the clients took.
+    pub received: Counter,
+}
+
+impl TunnelStats {
+    /// A tunnel has ended so.
+    pub fn ended(&self, end: TunnelEnd) {
+        if let Some(counter) = self.ended.get(end as usize) {
+            counter.add(1);
+        }
+    }
+}
+
+/// The sum over workers.
+#[derive(Debug, Default, Clone)]
+pub struct TunnelTotal {
+    pub opened: u64,
+    pub refused: u64,
+    /// In the order of [`TunnelEnd::ALL`].
+    pub ended: [u64; 4],
+    pub sent: u64,
+    pub received: u64,
+}
+
+impl TunnelTotal {
+    /// Tunnels under way.
+    pub fn open(&self) -> u64 {
+        // Read one after the other while they go on: an end may be seen whose beginning is not.
+        self.opened.saturating_sub(self.ended.iter().sum())
+    }
+
+    fn add(&mut self, of: &TunnelStats) {
+        for (sum, n) in self.ended.iter_mut().zip(&of.ended) {
+            *sum += n.get();
+        }
+        self.opened += of.opened.get();
+        self.refused += of.refused.get();
+        self.sent += of.sent.get();
+        self.received += of.received.get();
+    }
+}
+
 /// Figures of one service on one worker.
 #[derive(Debug, Default)]
 pub struct ServiceStats {
@@ -49,6 +129,7 @@ pub struct ServiceStats {
     pub fallbacks: Counter,
     /// Answers that could not be used (slot not eligible, tried, or not registered) and were asked for again.
     pub asked_again: Counter,
+    pub tunnels: TunnelStats,
 }
 
 impl ServiceStats {
@@ -79,6 +160,7 @@ pub struct StatsTotal {
     pub decisions: u64,
     pub fallbacks: u64,
     pub asked_again: u64,
+    pub tunnels: TunnelTotal,
 }
 
 impl StatsTotal {
@@ -96,6 +178,7 @@ impl StatsTotal {
         self.decisions += of.decisions.get();
         self.fallbacks += of.fallbacks.get();
         self.asked_again += of.asked_again.get();
+        self.tunnels.add(&of.tunnels);
     }
 }
 

@@ -117,7 +117,11 @@ impl Pool {
     }
 
     /// A new connection, which the endpoint's limit allows.
-    pub(super) async fn connect(&self) -> Result<(Stream, Permit), Failure> {
+    ///
+    /// # Errors
+    ///
+    /// When there are as many already, or none comes about in time.
+    pub async fn connect(&self) -> Result<(Stream, Permit), Failure> {
         let target = &self.target;
         let permit = Permit::take(&target.load, target.limits.max_connections)
             .ok_or_else(|| Failure::NoPermit { address: target.address.to_string() })?;
