@@ -26,20 +26,15 @@ pub enum Destination {
 /// When there is no such service, and the host is not passed through.
 pub fn find(connection: &Connection, host: &str, port: Option<u16>) -> Result<Destination, Refusal> {
     let Connection { worker, listener, .. } = connection;
-    let settings = &listener.settings;
     let service = if connection.is_bound() { connection.service() } else { worker.service_of_host(host) };
     if let Some(service) = service {
         return Ok(Destination::Service(service));
     }
-    if let Some(name) = &settings.service {
+    if let Some(name) = &listener.settings.service {
         return Err(Refusal::NoEndpoint { service: name.to_string() });
     }
-    match port {
-        Some(port) if settings.passthrough.is_some() => {
-            let from_loopback = settings.address.ip().to_canonical().is_loopback();
-            let pool = worker.passthrough.pool(host, port, from_loopback, &worker.timers, &worker.scratch);
-            Ok(Destination::Host(pool))
-        }
+    match (&listener.reach, port) {
+        (Some(reach), Some(port)) => Ok(Destination::Host(worker.passthrough.pool(worker, reach, host, port)?)),
         _ => Err(Refusal::UnknownService { host: host.chars().take(255).collect() }),
     }
 }
