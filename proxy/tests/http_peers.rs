@@ -129,7 +129,7 @@ fn go_and_node() {
         client.send(&connect);
         let tunnel = client.head().expect("a head");
         assert_eq!((tunnel.status(), tunnel.header("transfer-encoding")), (200, None));
-        assert!(["0", ""].contains(&tunnel.header("content-length").unwrap_or_default().as_str()), "{tunnel:?}");
+        assert_eq!(tunnel.header("content-length"), None);
         for n in 0..2 {
             client.send(format!("GET /node?{n} HTTP/1.1\r\nhost: users\r\nconnection: keep-alive\r\n\r\n"));
             assert_eq!(client.response().header("x-seen"), Some(format!("GET /node?{n} HTTP/1.1 users")));
@@ -140,8 +140,5 @@ fn go_and_node() {
         assert_eq!(client.head().expect("a head").status(), 200);
         assert_eq!(client.response().header("x-seen").as_deref(), Some("GET /eager HTTP/1.1 users"));
     }
-    let mut client = proxy.client();
-    client.send("CONNECT nobody:80 HTTP/1.1\r\nhost: nobody\r\n\r\n");
-    client.response().assert_refused(501, "router", "http_request_denied");
     assert_eq!(endpoint.connections(), 1);
 }

@@ -30,8 +30,18 @@ pub struct Connection {
     pub client: SocketAddr,
     /// What the client's TLS handshake said; none without TLS.
     pub peer: Option<Arc<Peer>>,
-    /// The service that the client has asked for a tunnel to: everything inside is for it.
-    pub tunnel: Option<Rc<LocalService>>,
+    /// Whether TLS was ended here, on this connection or in this tunnel: there is none inside of it.
+    pub ends_tls: bool,
+    /// The tunnel to a service that the client has asked for: everything inside is for it.
+    pub tunnel: Option<Inside>,
+}
+
+/// The inside of a tunnel to a service.
+#[derive(Clone)]
+pub struct Inside {
+    pub service: Rc<LocalService>,
+    /// The host that the client asked for, in lower case.
+    pub host: Rc<str>,
 }
 
 impl Connection {
@@ -42,14 +52,17 @@ impl Connection {
 
     /// The service that everything on this connection goes to.
     pub fn service(&self) -> Option<Rc<LocalService>> {
-        self.tunnel.clone().or_else(|| self.worker.service(self.listener.settings.service.as_deref()?))
+        match &self.tunnel {
+            Some(tunnel) => Some(tunnel.service.clone()),
+            None => self.worker.service(self.listener.settings.service.as_deref()?),
+        }
     }
 }
 
 /// Serves a connection to its end.
 pub async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, stream: TcpStream, client: SocketAddr) {
     let _a_slower_connection_is_still_one = stream.set_nodelay(true);
-    let connection = Rc::new(Connection { worker, listener, client, peer: None, tunnel: None });
+    let connection = Rc::new(Connection { worker, listener, client, peer: None, ends_tls: false, tunnel: None });
     go_on(connection, stream.into()).await;
 }
 
@@ -70,8 +83,8 @@ pub async fn go_on_with(connection: Rc<Connection>, stream: Stream, next: Next) 
 
 async fn follow(connection: Rc<Connection>, stream: Stream, next: Next) -> Option<(Rc<Connection>, Stream)> {
     match next {
-        Next::Inside(service) => {
-            let inside = Connection { tunnel: Some(service), ..Connection::clone(&connection) };
+        Next::Inside(tunnel) => {
+            let inside = Connection { tunnel: Some(tunnel), ends_tls: false, ..Connection::clone(&connection) };
             Some((Rc::new(inside), stream))
         }
         Next::Relay(tunnel) => {
@@ -96,7 +109,7 @@ async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(
             let tls = connection.listener.tls.clone();
             match Box::pin(tls.accept(&connection.worker.timers, stream)).await {
                 Ok((stream, peer)) => {
-                    let inside = Connection { peer: Some(peer), ..Connection::clone(&connection) };
+                    let inside = Connection { peer: Some(peer), ends_tls: true, ..Connection::clone(&connection) };
                     Some((Rc::new(inside), stream))
                 }
                 Err(error) => {
@@ -128,11 +141,11 @@ async fn find_spoken(connection: &Connection, stream: &mut Stream) -> Option<Spo
     let timers = &connection.worker.timers;
     let detected = async {
         loop {
-            if !stream.read_ahead().await.ok()? {
-                return None;
-            }
             if let Some(spoken) = spoken(stream.ahead()) {
                 return Some(spoken);
+            }
+            if !stream.read_ahead().await.ok()? {
+                return None;
             }
         }
     };

@@ -14,11 +14,12 @@ use http::uri::Authority;
 use http::{HeaderValue, Method, Version};
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
-use super::connection::Connection;
+use super::connection::{Connection, Inside};
+use super::destination::{self, Destination};
 use super::passthrough;
 use super::record::Record;
 use super::refusal::Refusal;
-use super::route::{Named, named};
+use super::route::{Named, named, target};
 use super::tunnel::Tunnel;
 use super::worker::LocalService;
 use crate::config::checked::{Forwarded, UpstreamProtocol};
@@ -40,7 +41,7 @@ pub struct Answer {
 /// What follows the last response on a connection, or on an HTTP/2 stream.
 pub enum Next {
     /// A tunnel to a service: what is spoken inside is looked into.
-    Inside(Rc<LocalService>),
+    Inside(Inside),
     /// A tunnel to another host, or the protocol that both sides have changed to.
     Relay(Box<Tunnel>),
 }
@@ -51,18 +52,12 @@ impl From<Response> for Answer {
     }
 }
 
-/// Where a request goes.
-enum Destination {
-    Service(Rc<LocalService>),
-    Host(Rc<Pool>),
-}
-
 /// Serves one request.
 pub async fn serve(connection: Rc<Connection>, request: Request) -> Answer {
     let started = Instant::now();
     let (head, body) = request.into_parts();
     if head.method == Method::CONNECT {
-        return connect(&connection, &head, started);
+        return connect(&connection, &head, &body, started).await;
     }
     let response = match find_destination(&connection, &head) {
         Ok(Destination::Service(service)) => to_service(&connection, &service, head, body, started).await,
@@ -72,38 +67,25 @@ pub async fn serve(connection: Rc<Connection>, request: Request) -> Answer {
     response.into()
 }
 
-/// Opens a tunnel.
-fn connect(connection: &Connection, head: &Parts, started: Instant) -> Answer {
-    let service = head.uri.host().and_then(|host| connection.worker.service_of_host(host));
-    match connection.service().or(service) {
-        Some(service) => Answer { response: Response::default(), next: Some(Next::Inside(service)) },
-        None => refused(&Refusal::Unsupported("CONNECT"), &connection.worker.unrouted, started).into(),
+/// Opens a tunnel (RFC 9110, 9.3.6).
+async fn connect(connection: &Connection, head: &Parts, body: &Body, started: Instant) -> Answer {
+    let opened = match target(head, body) {
+        Ok(_) if connection.worker.shared.signature.is_on(&head.headers) => Err(Refusal::Loop),
+        Ok((host, port)) => destination::open(connection, host, port).await,
+        Err(refusal) => Err(refusal),
+    };
+    match opened {
+        Ok(next) => Answer { response: Response::default(), next: Some(next) },
+        Err(refusal) => refused(&refusal, &connection.worker.unrouted, started).into(),
     }
 }
 
 fn find_destination(connection: &Connection, head: &Parts) -> Result<Destination, Refusal> {
-    let Connection { worker, listener, .. } = connection;
-    if worker.shared.signature.is_on(&head.headers) {
+    if connection.worker.shared.signature.is_on(&head.headers) {
         return Err(Refusal::Loop);
     }
     let Named { host, absolute } = named(head)?;
-    let settings = &listener.settings;
-    let service = if connection.is_bound() { connection.service() } else { worker.service_of_host(host) };
-    if let Some(service) = service {
-        return Ok(Destination::Service(service));
-    }
-    if let Some(name) = &settings.service {
-        return Err(Refusal::NoEndpoint { service: name.to_string() });
-    }
-    match absolute {
-        Some(target) if settings.passthrough.is_some() => {
-            let from_loopback = settings.address.ip().to_canonical().is_loopback();
-            let port = target.port_u16().unwrap_or(80);
-            let pool = worker.passthrough.pool(host, port, from_loopback, &worker.timers, &worker.scratch);
-            Ok(Destination::Host(pool))
-        }
-        _ => Err(Refusal::UnknownService { host: host.chars().take(255).collect() }),
-    }
+    destination::find(connection, host, absolute.map(|target| target.port_u16().unwrap_or(80)))
 }
 
 async fn to_service(

@@ -7,13 +7,16 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
+use http::Method;
+use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
+use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::activity::{Activity, Open};
-use super::connection::Connection;
-use super::exchange;
+use super::connection::{self, Connection};
+use super::exchange::{self, Next};
 use super::h1::request_body;
 use crate::transport::Stream;
 use crate::upstream::LocalExecutor;
@@ -34,11 +37,15 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
     let activity: Rc<Activity> = Rc::default();
     let service = {
         let (connection, activity) = (connection.clone(), activity.clone());
-        service_fn(move |request: http::Request<hyper::body::Incoming>| {
+        service_fn(move |mut request: http::Request<Incoming>| {
             let (connection, open) = (connection.clone(), Open::new(&activity));
+            let upgrade = (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
             async move {
                 let request = request.map(request_body);
-                let answer = exchange::serve(connection, request).await;
+                let answer = exchange::serve(connection.clone(), request).await;
+                if let (Some(next), Some(upgrade)) = (answer.next, upgrade) {
+                    tokio::task::spawn_local(go_on(connection, upgrade, next, Open::new(&open.0)));
+                }
                 Ok::<_, Infallible>(open.until_end_of(answer.response))
             }
         })
@@ -78,4 +85,11 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
         Poll::Pending
     })
     .await;
+}
+
+/// Goes on with a stream that is a tunnel (RFC 9113, 8.5), once the head of its response has been sent.
+async fn go_on(connection: Rc<Connection>, upgrade: OnUpgrade, next: Next, _open: Open) {
+    if let Ok(upgraded) = upgrade.await {
+        connection::go_on_with(connection, Stream::other(TokioIo::new(upgraded)), next).await;
+    }
 }

@@ -24,6 +24,7 @@ use super::worker::{Shared, Worker};
 use crate::config::checked;
 use crate::drain;
 use crate::transport::tls::Terminator;
+use crate::upstream::Reach;
 
 /// Connections that wait to be accepted, on each socket.
 const BACKLOG: i32 = 4096;
@@ -39,6 +40,8 @@ pub struct Listener {
     pub settings: checked::Listener,
     /// Ends TLS: that of clients, and that inside tunnels.
     pub tls: Arc<Terminator>,
+    /// Where connections to hosts that are no services may go; none for nowhere.
+    pub reach: Option<Arc<Reach>>,
     permits: Arc<Semaphore>,
 }
 
@@ -82,7 +85,9 @@ pub fn bind(settings: &checked::Listener, tls: Arc<Terminator>, workers: usize) 
     }
     settings.address = address;
     let permits = Arc::new(Semaphore::new(settings.max_connections.min(Semaphore::MAX_PERMITS)));
-    let listener = Arc::new(Listener { settings, tls, permits });
+    let is_local = address.ip().to_canonical().is_loopback();
+    let reach = settings.passthrough.as_ref().map(|passthrough| Arc::new(Reach::new(passthrough, is_local)));
+    let listener = Arc::new(Listener { settings, tls, reach, permits });
     Ok(Bound { listener, sockets: sockets.into_iter().map(Into::into).collect() })
 }
 

@@ -8,6 +8,7 @@
 mod activity;
 pub mod connection;
 pub mod decide;
+pub mod destination;
 pub mod exchange;
 mod h1;
 mod h2;

@@ -19,6 +19,8 @@ pub enum Refusal {
     HeadTooLarge,
     #[error("no service is called {host:?}, and requests for other hosts are not passed through here")]
     UnknownService { host: String },
+    #[error("port {port} is not among those that this proxy may connect to")]
+    PortDenied { port: u16 },
     #[error("the request has been through this proxy before")]
     Loop,
     #[error("{0} is not served here")]
@@ -38,6 +40,7 @@ impl Refusal {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "http_request_error", "router"),
             Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", "router"),
             Self::UnknownService { .. } => (StatusCode::NOT_FOUND, "destination_not_found", "router"),
+            Self::PortDenied { .. } => (StatusCode::FORBIDDEN, "http_request_denied", "router"),
             Self::Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected", "router"),
             Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "http_request_denied", "router"),
             Self::NoEndpoint { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "registry"),

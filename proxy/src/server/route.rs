@@ -6,8 +6,10 @@ use http::Version;
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
+use http_body::Body as _;
 
 use super::refusal::Refusal;
+use crate::proto::Body;
 
 /// The host that a request names, and how it does.
 #[derive(Debug, PartialEq, Eq)]
@@ -50,6 +52,25 @@ pub fn named(head: &Parts) -> Result<Named<'_>, Refusal> {
     };
     let host = host.to_str().map_err(|_| Refusal::BadRequest("a Host header that is not ASCII"))?;
     Ok(Named { host: without_port(host), absolute: None })
+}
+
+/// The host and port of a CONNECT request (RFC 9110, 9.3.6).
+///
+/// # Errors
+///
+/// When the target is anything but these two, or the request has a body, which CONNECT gives no meaning: whether it or
+/// what is inside the tunnel has been sent could not be told.
+pub fn target<'a>(head: &'a Parts, body: &Body) -> Result<(&'a str, u16), Refusal> {
+    if !body.is_end_stream() {
+        return Err(Refusal::BadRequest("a CONNECT request with a body; expected none"));
+    }
+    let expected = Refusal::BadRequest("a CONNECT request for something else; expected host:port");
+    match (head.uri.scheme(), head.uri.authority(), head.uri.path_and_query()) {
+        (None, Some(authority), None) if !authority.as_str().contains('@') && !authority.host().is_empty() => {
+            authority.port_u16().filter(|port| *port > 0).map(|port| (authority.host(), port)).ok_or(expected)
+        }
+        _ => Err(expected),
+    }
 }
 
 /// The colon and what follows it.

@@ -103,7 +103,6 @@ async fn open_to_service(connection: &Connection, local: &Rc<LocalService>) -> R
 /// # Errors
 ///
 /// When there is no connection to it, or none is allowed.
-#[expect(dead_code, reason = "CONNECT to hosts comes next")]
 pub async fn to_host(connection: &Connection, pool: &Rc<Pool>) -> Result<Tunnel, Refusal> {
     let stats = &connection.worker.passed_through;
     match connect(pool, stats).await {

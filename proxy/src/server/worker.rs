@@ -193,7 +193,7 @@ impl LocalService {
                 load: endpoint.load.clone(),
                 protocol: settings.protocol,
                 // What the registry announces is what the operator announced.
-                connect: ConnectSettings { timeout: settings.connect_timeout, allowed: |_| true },
+                connect: ConnectSettings { timeout: settings.connect_timeout, reach: None },
                 limits: settings.pool,
                 stream_idle_timeout: settings.stream_idle_timeout,
             };

@@ -2,22 +2,23 @@
 
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::net::TcpStream;
 
-use super::Failure;
+use super::{Failure, Reach};
 use crate::service::Load;
 use crate::timer::Timers;
 use crate::transport::Stream;
 
 /// How to connect.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub struct ConnectSettings {
     /// For all addresses of a name together.
     pub timeout: Duration,
-    /// Which addresses may be connected to.
-    pub allowed: fn(SocketAddr) -> bool,
+    /// Which addresses may be connected to; none for all.
+    pub reach: Option<Arc<Reach>>,
 }
 
 /// The right to one of an endpoint's connections, given back when dropped.
@@ -48,13 +49,13 @@ pub async fn connect(
     timers: &Rc<Timers>,
     address: &str,
     socket: Option<SocketAddr>,
-    settings: ConnectSettings,
+    settings: &ConnectSettings,
 ) -> Result<Stream, Failure> {
     let attempt = async {
         match socket {
-            Some(socket) => connect_to_any([socket].into_iter(), address, settings.allowed).await,
+            Some(socket) => connect_to_any([socket].into_iter(), address, settings.reach.as_deref()).await,
             None => match tokio::net::lookup_host(address).await {
-                Ok(sockets) => connect_to_any(sockets, address, settings.allowed).await,
+                Ok(sockets) => connect_to_any(sockets, address, settings.reach.as_deref()).await,
                 Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
             },
         }
@@ -69,10 +70,10 @@ pub async fn connect(
 async fn connect_to_any(
     sockets: impl Iterator<Item = SocketAddr>,
     address: &str,
-    allowed: fn(SocketAddr) -> bool,
+    reach: Option<&Reach>,
 ) -> Result<TcpStream, Failure> {
     let mut failure = Failure::Denied { address: address.to_owned() };
-    for socket in sockets.filter(|socket| allowed(*socket)) {
+    for socket in sockets.filter(|socket| reach.is_none_or(|reach| reach.has(socket.ip()))) {
         match TcpStream::connect(socket).await {
             Ok(stream) => return Ok(stream),
             Err(source) => failure = Failure::Connect { address: address.to_owned(), source },

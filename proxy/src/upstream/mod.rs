@@ -8,12 +8,14 @@ mod connect;
 pub mod h1;
 mod h2;
 mod pool;
+mod reach;
 
 use std::io;
 
 pub use connect::{ConnectSettings, Permit, connect};
 pub use h2::LocalExecutor;
 pub use pool::{Pool, Pools, Target};
+pub use reach::Reach;
 
 use crate::proto::BodyError;
 

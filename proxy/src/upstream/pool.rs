@@ -125,7 +125,7 @@ impl Pool {
         let target = &self.target;
         let permit = Permit::take(&target.load, target.limits.max_connections)
             .ok_or_else(|| Failure::NoPermit { address: target.address.to_string() })?;
-        let io = connect(&self.timers, &target.address, target.socket, target.connect).await?;
+        let io = connect(&self.timers, &target.address, target.socket, &target.connect).await?;
         Ok((io, permit))
     }
 

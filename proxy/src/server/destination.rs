@@ -1,0 +1,55 @@
+//! Where what clients ask for leads: to a service, or to another host where that is allowed.
+//!
+//! Requests, CONNECT and SOCKS5 are told the same here, so that none of them reaches what another may not.
+
+use std::rc::Rc;
+
+use super::connection::{Connection, Inside};
+use super::exchange::Next;
+use super::refusal::Refusal;
+use super::route::normalized;
+use super::tunnel;
+use super::worker::LocalService;
+use crate::upstream::Pool;
+
+/// Where a request, or a tunnel, goes.
+pub enum Destination {
+    Service(Rc<LocalService>),
+    Host(Rc<Pool>),
+}
+
+/// Where a host leads: to the service that everything on the connection is for, to the one that the host names, or
+/// with a port to the host itself.
+///
+/// # Errors
+///
+/// When there is no such service, and the host is not passed through.
+pub fn find(connection: &Connection, host: &str, port: Option<u16>) -> Result<Destination, Refusal> {
+    let Connection { worker, listener, .. } = connection;
+    let service = if connection.is_bound() { connection.service() } else { worker.service_of_host(host) };
+    if let Some(service) = service {
+        return Ok(Destination::Service(service));
+    }
+    if let Some(name) = &listener.settings.service {
+        return Err(Refusal::NoEndpoint { service: name.to_string() });
+    }
+    match (&listener.reach, port) {
+        (Some(reach), Some(port)) => Ok(Destination::Host(worker.passthrough.pool(worker, reach, host, port)?)),
+        _ => Err(Refusal::UnknownService { host: host.chars().take(255).collect() }),
+    }
+}
+
+/// Opens a tunnel. One to a service is looked into before an endpoint is chosen; the other end of one to a host is there.
+///
+/// # Errors
+///
+/// When the host leads nowhere or cannot be reached, or the client is inside a tunnel already.
+pub async fn open(connection: &Connection, host: &str, port: u16) -> Result<Next, Refusal> {
+    if connection.tunnel.is_some() {
+        return Err(Refusal::Unsupported("a tunnel within a tunnel"));
+    }
+    match find(connection, host, Some(port))? {
+        Destination::Service(service) => Ok(Next::Inside(Inside { service, host: normalized(host).into() })),
+        Destination::Host(pool) => Ok(Next::Relay(Box::new(tunnel::to_host(connection, &pool).await?))),
+    }
+}

@@ -1,0 +1,236 @@
+//! Where connections for hosts that are no services may go.
+//!
+//! Whoever can make a proxy connect somewhere has the proxy's place in the network. What nobody means by such a request
+//! is denied unless it is allowed by name: the metadata services of clouds, which give away credentials; the link; many
+//! machines at once; and this machine, where the client is not on it. Names are no part of this. What counts is the
+//! address that is connected to, so that no spelling of it leads around.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use crate::config::checked::{Network, Passthrough};
+
+/// Where connections may go.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Reach {
+    settings: Passthrough,
+    /// Whether this machine may be reached, as by clients that are on it anyway.
+    loopback: bool,
+}
+
+impl Reach {
+    /// The reach of a listener, which is on loopback itself or is not.
+    pub fn new(settings: &Passthrough, loopback: bool) -> Self {
+        Self { settings: settings.clone(), loopback }
+    }
+
+    /// Whether a port may be connected to, wherever it is.
+    pub fn has_port(&self, port: u16) -> bool {
+        let Passthrough { allow_ports, deny_ports, .. } = &self.settings;
+        let is_among = |ports: &[std::ops::RangeInclusive<u16>]| ports.iter().any(|ports| ports.contains(&port));
+        !is_among(deny_ports) && (allow_ports.is_empty() || is_among(allow_ports))
+    }
+
+    /// Whether an address may be connected to.
+    pub fn has(&self, address: IpAddr) -> bool {
+        let Passthrough { allow_networks, deny_networks, .. } = &self.settings;
+        let inside = canonical(address);
+        if deny_networks.iter().any(|network| network.contains(inside) || network.contains(address)) {
+            return false;
+        }
+        let mut never_meant = self.never_meant().filter(|network| network.contains(inside)).peekable();
+        if never_meant.peek().is_none() {
+            return allow_networks.is_empty() || allow_networks.iter().any(|network| network.contains(inside));
+        }
+        never_meant.all(|never| allow_networks.iter().any(|network| network.contains(inside) && never.covers(network)))
+    }
+
+    fn never_meant(&self) -> impl Iterator<Item = &'static Network> {
+        let loopback: &[Network] = if self.loopback { &[] } else { &LOOPBACK };
+        NEVER_MEANT.iter().chain(loopback)
+    }
+}
+
+const LOOPBACK: [Network; 2] = [v4([127, 0, 0, 0], 8), v6([0, 0, 0, 0, 0, 0, 0, 1], 128)];
+
+const NEVER_MEANT: [Network; 15] = [
+    // This host on this network (RFC 1122, 3.2.1.3), which Linux takes for loopback.
+    v4([0, 0, 0, 0], 8),
+    v6([0; 8], 128),
+    // The link, with the metadata services of nearly all clouds.
+    v4([169, 254, 0, 0], 16),
+    v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
+    // Multicast and broadcast.
+    v4([224, 0, 0, 0], 4),
+    v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
+    v4([255, 255, 255, 255], 32),
+    // Metadata services elsewhere: Alibaba Cloud's, Azure's, and Oracle Cloud's older one,
+    v4([100, 100, 100, 200], 32),
+    v4([168, 63, 129, 16], 32),
+    v4([192, 0, 0, 192], 32),
+    // Amazon's (and whatever else it serves to its instances), Google's, Oracle's and Scaleway's on IPv6.
+    v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0], 32),
+    v6([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254], 128),
+    v6([0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe], 128),
+    v6([0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42], 128),
+    // IPv4 addresses behind a translator of this network's own (RFC 8215): where in it they stand cannot be known.
+    v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48),
+];
+
+const fn v4([a, b, c, d]: [u8; 4], prefix: u8) -> Network {
+    Network { address: IpAddr::V4(Ipv4Addr::new(a, b, c, d)), prefix }
+}
+
+const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix: u8) -> Network {
+    Network { address: IpAddr::V6(Ipv6Addr::new(a, b, c, d, e, f, g, h)), prefix }
+}
+
+/// The IPv4 address inside an IPv6 one that stands for it: mapped or compatible (RFC 4291, 2.5.5), NAT64 (RFC 6052),
+/// 6to4 (RFC 3056).
+fn canonical(address: IpAddr) -> IpAddr {
+    let IpAddr::V6(v6) = address else { return address };
+    let from = |high: u16, low: u16| {
+        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
+        IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+    };
+    match v6.segments() {
+        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
+            from(high, low)
+        }
+        [0, 0, 0, 0, 0, 0, high, low] if high > 0 => from(high, low),
+        _ => address,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn network(text: &str) -> Network {
+        let (address, prefix) = text.split_once('/').unwrap();
+        Network { address: address.parse().unwrap(), prefix: prefix.parse().unwrap() }
+    }
+
+    fn networks(texts: &[&str]) -> Vec<Network> {
+        texts.iter().map(|text| network(text)).collect()
+    }
+
+    fn reach(allow: &[&str], deny: &[&str]) -> Reach {
+        let settings =
+            Passthrough { allow_networks: networks(allow), deny_networks: networks(deny), ..Passthrough::default() };
+        Reach::new(&settings, false)
+    }
+
+    fn has(reach: &Reach, address: &str) -> bool {
+        reach.has(address.parse().unwrap())
+    }
+
+    #[test]
+    fn what_is_never_meant_is_denied_in_every_spelling() {
+        for address in [
+            "169.254.169.254",
+            "169.254.0.1",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::a9fe:a9fe",
+            "2002:a9fe:a9fe::1",
+            "::169.254.169.254",
+            "fe80::1",
+            "fd00:ec2::254",
+            "fd00:ec2::23",
+            "fd20:ce::254",
+            "fd00:c1::a9fe:a9fe",
+            "fd00:42::42",
+            "100.100.100.200",
+            "168.63.129.16",
+            "192.0.0.192",
+            "0.0.0.0",
+            "0.1.2.3",
+            "::",
+            "255.255.255.255",
+            "224.0.0.1",
+            "ff02::1",
+        ] {
+            for loopback in [false, true] {
+                assert!(!has(&Reach::new(&Passthrough::default(), loopback), address), "{address}");
+            }
+        }
+    }
+
+    #[test]
+    fn loopback_is_for_those_on_it() {
+        let (elsewhere, here) = (Reach::new(&Passthrough::default(), false), Reach::new(&Passthrough::default(), true));
+        for address in ["127.0.0.1", "127.9.9.9", "::1", "::ffff:127.0.0.1", "64:ff9b::7f00:1"] {
+            assert_eq!((has(&elsewhere, address), has(&here, address)), (false, true), "{address}");
+        }
+        for address in ["10.0.0.1", "93.184.216.34", "2606:2800::1"] {
+            assert_eq!((has(&elsewhere, address), has(&here, address)), (true, true), "{address}");
+        }
+    }
+
+    #[test]
+    fn only_what_is_allowed_is_reached_where_something_is() {
+        let reach = reach(&["10.0.0.0/8", "2001:db8::/32"], &[]);
+        for (address, expected) in [
+            ("10.1.2.3", true),
+            ("::ffff:10.1.2.3", true),
+            ("11.0.0.1", false),
+            ("2001:db8::1", true),
+            ("2001:db9::1", false),
+            ("127.0.0.1", false),
+        ] {
+            assert_eq!(has(&reach, address), expected, "{address}");
+        }
+    }
+
+    #[test]
+    fn denial_wins_over_everything() {
+        let reach = reach(&["10.0.0.0/8", "169.254.1.0/24"], &["10.1.0.0/16", "169.254.1.9/32"]);
+        for (address, expected) in [
+            ("10.0.0.1", true),
+            ("10.1.0.1", false),
+            ("::ffff:10.1.0.1", false),
+            ("10.3.0.1", true),
+            ("169.254.1.8", true),
+            ("169.254.1.9", false),
+        ] {
+            assert_eq!(has(&reach, address), expected, "{address}");
+        }
+    }
+
+    /// Only a network that lies within one that is never meant allows it again: `0.0.0.0/0` means the rest.
+    #[test]
+    fn what_is_never_meant_is_allowed_by_name_only() {
+        let everything = reach(&["0.0.0.0/0", "::/0"], &[]);
+        for address in ["169.254.169.254", "127.0.0.1", "::1", "fe80::1", "255.255.255.255"] {
+            assert!(!has(&everything, address), "{address}");
+        }
+        assert!(has(&everything, "93.184.216.34"));
+        let metadata = reach(&["0.0.0.0/0", "169.254.169.254/32", "::1/128"], &[]);
+        for (address, expected) in [
+            ("169.254.169.254", true),
+            ("::ffff:169.254.169.254", true),
+            ("169.254.169.253", false),
+            ("93.184.216.34", true),
+        ] {
+            assert_eq!(has(&metadata, address), expected, "{address}");
+        }
+        assert!(has(&reach(&["127.0.0.0/8"], &[]), "127.0.0.1"));
+        assert!(!has(&reach(&["127.0.0.0/8"], &[]), "10.0.0.1"));
+    }
+
+    #[test]
+    fn ports_are_judged_by_themselves() {
+        let ports = |allow: &[(u16, u16)], deny: &[(u16, u16)]| {
+            let ranges = |ranges: &[(u16, u16)]| ranges.iter().map(|(from, to)| *from..=*to).collect();
+            let settings =
+                Passthrough { allow_ports: ranges(allow), deny_ports: ranges(deny), ..Passthrough::default() };
+            Reach::new(&settings, false)
+        };
+        assert!(ports(&[], &[]).has_port(1) && ports(&[], &[]).has_port(65535));
+        let some = ports(&[(443, 443), (8000, 8999)], &[(8080, 8080)]);
+        for (port, expected) in [(443, true), (444, false), (8000, true), (8999, true), (9000, false), (8080, false)] {
+            assert_eq!(some.has_port(port), expected, "{port}");
+        }
+        assert!(!ports(&[], &[(25, 25)]).has_port(25));
+    }
+}
