@@ -42,7 +42,7 @@ pub(super) struct Listener {
 pub(super) enum Tls {
     Off,
     Passthrough,
-    Terminate(Terminate),
+    Terminate(Box<Terminate>),
 }
 
 /// `tls` of a listener as a table, or `tls = true`.
@@ -187,12 +187,12 @@ fn tls(s: &mut Section<'_>, base: &Path) -> Option<At<Tls>> {
         return s.section("tls", |s| At {
             place: s.place.clone(),
             key: s.key.clone(),
-            value: Tls::Terminate(terminate(s, base)),
+            value: Tls::Terminate(Box::new(terminate(s, base))),
         });
     }
     s.at("tls", |node| match &node.value {
         Value::Flag(false) => Ok(Tls::Off),
-        Value::Flag(true) => Ok(Tls::Terminate(Terminate::default())),
+        Value::Flag(true) => Ok(Tls::Terminate(Box::default())),
         Value::Text(text) if text == PASSTHROUGH => Ok(Tls::Passthrough),
         _ => {
             Err(refuse(node, "a way to treat TLS", "a table with certificate and key, true, false or \"passthrough\""))
