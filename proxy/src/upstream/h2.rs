@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,13 +12,13 @@ use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 
 use super::{Failure, Pool};
+use crate::proto::http2::{From, Incoming, Outgoing, describe, reset_code};
 use crate::proto::{Body, BodyError, Response};
-use crate::timer::{Deadline, Timers};
+use crate::timer::Timers;
 use crate::transport::Stream;
 
 /// Runs hyper's tasks on this thread.
@@ -40,10 +40,10 @@ pub(super) struct Shared {
     opening: tokio::sync::Mutex<()>,
 }
 
-type Driver = hyper::client::conn::http2::Connection<TokioIo<Stream>, Body, LocalExecutor>;
+type Driver = hyper::client::conn::http2::Connection<TokioIo<Stream>, Outgoing, LocalExecutor>;
 
 struct Connection {
-    sender: SendRequest<Body>,
+    sender: SendRequest<Outgoing>,
     /// Exchanges under way.
     streams: Cell<usize>,
     /// What moves the bytes; none once it has ended, since exchanges are told so by its being dropped.
@@ -174,13 +174,19 @@ impl Shared {
     }
 }
 
-fn answered(response: Result<http::Response<Incoming>, hyper::Error>, exchange: Exchange) -> Result<Response, Failure> {
-    let response = response.map_err(|error| failure(&exchange.pool, describe(&error)))?;
+type Answer = Result<http::Response<hyper::body::Incoming>, hyper::Error>;
+
+fn answered(response: Answer, exchange: Exchange) -> Result<Response, Failure> {
+    let response = response.map_err(|error| match reset_code(&error) {
+        Some(code) => Failure::Reset { address: exchange.pool.target.address.to_string(), code },
+        None => failure(&exchange.pool, describe(&error)),
+    })?;
     Ok(response.map(|incoming| {
         if incoming.is_end_stream() {
             Body::Empty
         } else {
-            Body::Stream(Box::pin(ResponseBody::new(incoming, exchange)))
+            let incoming = Incoming::new(incoming, From::Endpoint);
+            Body::Stream(Box::pin(ResponseBody { incoming, _exchange: exchange }))
         }
     }))
 }
@@ -190,8 +196,8 @@ fn failure(pool: &Pool, what: String) -> Failure {
 }
 
 /// The request as HTTP/2 has it: an absolute target, no Host.
-fn request_for(head: &Parts, pool: &Pool, body: Body) -> Result<http::Request<Body>, Failure> {
-    let mut request = http::Request::new(body);
+fn request_for(head: &Parts, pool: &Pool, body: Body) -> Result<http::Request<Outgoing>, Failure> {
+    let mut request = http::Request::new(Outgoing(body));
     let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let authority = head.uri.authority().map(http::uri::Authority::as_str).or(host).unwrap_or(&pool.target.address);
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -205,29 +211,10 @@ fn request_for(head: &Parts, pool: &Pool, body: Body) -> Result<http::Request<Bo
     Ok(request)
 }
 
-fn describe(error: &hyper::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
+/// The body of a response, which keeps its place on the connection until its end.
 struct ResponseBody {
     incoming: Incoming,
-    idle: Deadline,
-    idle_timeout: Duration,
     _exchange: Exchange,
-}
-
-impl ResponseBody {
-    fn new(incoming: Incoming, exchange: Exchange) -> Self {
-        let pool = &exchange.pool;
-        let idle_timeout = pool.target.stream_idle_timeout;
-        Self { incoming, idle: pool.timers().deadline(idle_timeout), idle_timeout, _exchange: exchange }
-    }
 }
 
 impl http_body::Body for ResponseBody {
@@ -235,17 +222,7 @@ impl http_body::Body for ResponseBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
-            Poll::Pending => {
-                ready!(this.idle.poll_passed(cx));
-                Poll::Ready(Some(Err(BodyError::Idle)))
-            }
-            Poll::Ready(frame) => {
-                this.idle.reset(this.idle_timeout);
-                Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError::Endpoint(describe(&error)))))
-            }
-        }
+        Pin::new(&mut self.incoming).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

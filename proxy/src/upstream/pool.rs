@@ -34,6 +34,20 @@ pub struct Target {
     pub stream_idle_timeout: Duration,
 }
 
+/// What an attempt has brought.
+pub struct Reply {
+    pub response: Response,
+    /// The connection, where the response has changed the protocol that is spoken on it: after a 101 to a request with
+    /// `Upgrade`, and only then. Whether it has changed to the right one is for the caller to see.
+    pub upgraded: Option<(Stream, Permit)>,
+}
+
+impl From<Response> for Reply {
+    fn from(response: Response) -> Self {
+        Self { response, upgraded: None }
+    }
+}
+
 struct Idle {
     connection: Connection,
     /// Tick of [`Timers`].
@@ -71,14 +85,9 @@ impl Pool {
     /// # Errors
     ///
     /// Why there is no response.
-    pub async fn attempt(
-        self: &Rc<Self>,
-        head: &Parts,
-        body: Body,
-        resent: impl FnOnce(),
-    ) -> Result<Response, Failure> {
+    pub async fn attempt(self: &Rc<Self>, head: &Parts, body: Body, resent: impl FnOnce()) -> Result<Reply, Failure> {
         if self.target.protocol == checked::UpstreamProtocol::Http2 {
-            return self.h2.attempt(self, head, body, resent).await;
+            return self.h2.attempt(self, head, body, resent).await.map(Reply::from);
         }
         let Some(connection) = self.take() else {
             return self.exchange(self.connect_h1().await?, head, body).await.map_err(|error| self.failure(error));
@@ -97,18 +106,22 @@ impl Pool {
         mut connection: Connection,
         request: &Parts,
         body: Body,
-    ) -> Result<Response, ExchangeError> {
+    ) -> Result<Reply, ExchangeError> {
         let authority = request.uri.authority().map_or(&*self.target.address, Authority::as_str);
         let mut head = connection.exchange(request, authority, body).await?;
         let mut headers = std::mem::take(&mut head.headers);
         if head.framing == Framing::Chunked {
             headers.remove(http::header::CONTENT_LENGTH);
         }
-        let body = ResponseBody::read(connection, &head, self, &self.timers, self.target.stream_idle_timeout);
+        let (body, upgraded) = if head.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            (Body::Empty, Some(connection.into_stream()))
+        } else {
+            (ResponseBody::read(connection, &head, self), None)
+        };
         let mut response = Response::new(body);
         *response.status_mut() = head.status;
         *response.headers_mut() = headers;
-        Ok(response)
+        Ok(Reply { response, upgraded })
     }
 
     async fn connect_h1(&self) -> Result<Connection, Failure> {
