@@ -15,6 +15,8 @@ use crate::upstream::Failure;
 pub enum Refusal {
     #[error("{0}")]
     BadRequest(&'static str),
+    #[error("plain HTTP was sent where TLS is spoken; expected https://")]
+    PlainToTls,
     #[error("a request head of more than 64 KiB or 100 headers")]
     HeadTooLarge,
     #[error("no service is called {host:?}, and requests for other hosts are not passed through here")]
@@ -37,7 +39,7 @@ impl Refusal {
     /// Status, error type of RFC 9209 (2.3), and the part of Heddle that refused.
     fn classify(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
-            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "http_request_error", "router"),
+            Self::BadRequest(_) | Self::PlainToTls => (StatusCode::BAD_REQUEST, "http_request_error", "router"),
             Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", "router"),
             Self::UnknownService { .. } => (StatusCode::NOT_FOUND, "destination_not_found", "router"),
             Self::PortDenied { .. } => (StatusCode::FORBIDDEN, "http_request_denied", "router"),
