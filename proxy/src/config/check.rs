@@ -46,7 +46,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         via: file.via.unwrap_or_else(own_name),
         suffix,
         plugins: plugins(file.plugins),
-        certificates: Vec::new(),
+        certificates: file.certificates,
         listeners: file.listeners.into_iter().filter_map(|written| listener(written, problems)).collect(),
         registry: Registry {
             etcd: file.etcd.map(|written| etcd(written, problems)),
@@ -132,8 +132,8 @@ fn listener(written: file::Listener, problems: &mut Problems) -> Option<Listener
             .map_or(local && written.service.is_none(), |at| at.value)
             .then(Passthrough::default),
         service: written.service,
-        protocol: Protocol::Http,
-        tls: ListenerTls::Off,
+        protocol: written.protocol.unwrap_or(Protocol::Http),
+        tls: written.tls.unwrap_or(ListenerTls::Off),
         proxy_protocol: Vec::new(),
         forwarded: written.forwarded.unwrap_or(Forwarded::Off),
         detect_timeout: Duration::from_millis(200),
@@ -299,7 +299,7 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
         request_timeout: written.request_timeout.unwrap_or(base.request_timeout),
         stream_idle_timeout: written.stream_idle_timeout.unwrap_or(base.stream_idle_timeout),
         tunnel_idle_timeout: base.tunnel_idle_timeout,
-        tls: base.tls.clone(),
+        tls: written.tls.clone().unwrap_or_else(|| base.tls.clone()),
         proxy_protocol: base.proxy_protocol,
         pool: Pool {
             max_idle: written.pool.max_idle.unwrap_or(base.pool.max_idle),

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::checked::{Forwarded, Layout};
+use super::checked::{ClientCertificates, Forwarded, KeyPair, Layout, ListenerTls, Protocol, TlsServer};
 use super::problem::Place;
 use super::read::{At, Section, take_item};
 use super::service::Service;
@@ -34,6 +34,7 @@ pub(super) struct File {
     pub suffix: Option<String>,
     pub plugins: Plugins,
     pub admin: Option<Admin>,
+    pub certificates: Vec<KeyPair>,
     pub listeners: Vec<Listener>,
     pub etcd: Option<Etcd>,
     pub file: Option<FileSource>,
@@ -73,6 +74,8 @@ pub(super) struct Plugins {
 /// One `[[listener]]`.
 pub(super) struct Listener {
     pub address: Option<At<SocketAddr>>,
+    pub protocol: Option<Protocol>,
+    pub tls: Option<ListenerTls>,
     pub service: Option<Arc<str>>,
     pub passthrough: Option<At<bool>>,
     pub forwarded: Option<Forwarded>,
@@ -132,10 +135,15 @@ impl File {
             suffix: s.get("suffix", suffix),
             plugins: plugins(s, base),
             admin: admin(s),
-            listeners: listeners(s),
+            certificates: {
+                let pairs =
+                    s.list("certificate", |node, key, problems| Section::read(node, key, problems, |s| pair(s, base)));
+                pairs.into_iter().flatten().flatten().collect()
+            },
+            listeners: listeners(s, base),
             etcd,
             file,
-            services: s.section("service", services).unwrap_or_default(),
+            services: s.section("service", |s| services(s, base)).unwrap_or_default(),
         }
     }
 }
@@ -165,16 +173,60 @@ fn admin(s: &mut Section<'_>) -> Option<Admin> {
     })
 }
 
-fn listeners(s: &mut Section<'_>) -> Vec<Listener> {
+fn listeners(s: &mut Section<'_>, base: &Path) -> Vec<Listener> {
     s.needs_items("listener", "at least one [[listener]] with an address");
-    let listeners = s.list("listener", |node, key, problems| Section::read(node, key, problems, listener));
+    let listeners = s.list("listener", |node, key, problems| Section::read(node, key, problems, |s| listener(s, base)));
     listeners.unwrap_or_default()
 }
 
-fn listener(s: &mut Section<'_>) -> Listener {
-    // One protocol so far: the key is there so that files say what they mean once there are more.
-    s.get("protocol", choice("a protocol", &[("http", ())]));
+fn listener_tls(s: &mut Section<'_>, base: &Path) -> Option<ListenerTls> {
+    let server = TlsServer {
+        certificates: Vec::new(),
+        client: ClientCertificates::Off,
+        only_tls13: false,
+        session_tickets: true,
+        handshake_timeout: Duration::from_secs(10),
+    };
+    match s.peek("tls") {
+        Some(Value::Table(_)) => s.section("tls", |s| {
+            let own = s.get("certificate", path(base)).zip(s.get("key", path(base)));
+            let more =
+                s.list("certificates", |node, key, problems| Section::read(node, key, problems, |s| pair(s, base)));
+            let own = own.map(|(certificate, key)| KeyPair { certificate, key });
+            let ca = s.get("client_ca", path(base)).unwrap_or_default();
+            let modes = &[("off", 0), ("optional", 1), ("required", 2)];
+            ListenerTls::Terminate(TlsServer {
+                certificates: own.into_iter().chain(more.into_iter().flatten().flatten()).collect(),
+                client: match s.get("client", choice("a way to treat certificates of clients", modes)) {
+                    Some(1) => ClientCertificates::Optional(ca),
+                    Some(2) => ClientCertificates::Required(ca),
+                    _ => ClientCertificates::Off,
+                },
+                only_tls13: s
+                    .get("min_version", choice("a version", &[("1.2", false), ("1.3", true)]))
+                    .unwrap_or(false),
+                session_tickets: s.get("session_tickets", flag).unwrap_or(true),
+                handshake_timeout: s.get("handshake_timeout", duration(WAIT)).unwrap_or(server.handshake_timeout),
+            })
+        }),
+        Some(Value::Flag(_)) => {
+            s.get("tls", flag).map(|on| if on { ListenerTls::Terminate(server) } else { ListenerTls::Off })
+        }
+        _ => s.get("tls", choice("a way to treat TLS", &[("passthrough", ())])).map(|()| ListenerTls::Passthrough),
+    }
+}
+
+fn pair(s: &mut Section<'_>, base: &Path) -> Option<KeyPair> {
+    let certificate = s.required("certificate", "the PEM file of a certificate", path(base));
+    let key = s.required("key", "the PEM file of its key", path(base));
+    Some(KeyPair { certificate: certificate?.value, key: key?.value })
+}
+
+fn listener(s: &mut Section<'_>, base: &Path) -> Listener {
+    let protocols = &[("http", Protocol::Http), ("tcp", Protocol::Tcp), ("auto", Protocol::Auto)];
     Listener {
+        protocol: s.get("protocol", choice("a protocol", protocols)),
+        tls: listener_tls(s, base),
         address: s.required("address", "IP:PORT such as \"127.0.0.1:4140\"", socket_address),
         service: s.get("service", service_name),
         passthrough: s.at("passthrough", flag),
@@ -255,19 +307,19 @@ fn watch(s: &mut Section<'_>) -> Watch {
     }
 }
 
-fn services(s: &mut Section<'_>) -> Services {
+fn services(s: &mut Section<'_>, base: &Path) -> Services {
     let default = s.section("default", |s| {
         if s.has("endpoints") {
             s.refuse("endpoints", "endpoints belong to one service", "expected them in the table of a named service");
         }
-        Service::read(s)
+        Service::read(s, base)
     });
     let mut named = Vec::new();
     for (name, entry) in s.take_rest() {
         let key = s.path(&name);
         let node = Node { place: entry.key, value: Value::Text(name), raw: None };
         let name = take_item(node, key.clone(), s.problems, service_name);
-        let settings = Section::read(entry.node, key, s.problems, Service::read);
+        let settings = Section::read(entry.node, key, s.problems, |s| Service::read(s, base));
         named.extend(name.zip(settings).map(|(name, settings)| NamedService { name, settings }));
     }
     Services { default: default.unwrap_or_default(), named }

@@ -1,16 +1,17 @@
 //! A service's table as it is written: `[service.NAME]`.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Number};
 
-use super::checked::{FixedEndpoint, Policy, UpstreamProtocol};
+use super::checked::{FixedEndpoint, KeyPair, Policy, TlsClient, UpstreamProtocol};
 use super::file::WAIT;
 use super::problem::{Problem, Problems};
 use super::read::{At, Refusal, Section, take_item};
 use super::tree::{Node, Table, Value};
-use super::value::{choice, duration, endpoint_address, integer, plugin, refuse, shown};
+use super::value::{choice, duration, endpoint_address, flag, integer, nonempty, path, plugin, refuse, shown};
 
 /// `[service.NAME]` or `[service.default]`.
 #[derive(Default)]
@@ -20,6 +21,8 @@ pub(super) struct Service {
     pub connect_timeout: Option<Duration>,
     pub request_timeout: Option<Duration>,
     pub stream_idle_timeout: Option<Duration>,
+    /// None: as inherited; `Some(None)`: off.
+    pub tls: Option<Option<TlsClient>>,
     pub pool: Pool,
     pub endpoints: Option<Vec<At<FixedEndpoint>>>,
 }
@@ -33,14 +36,29 @@ pub(super) struct Pool {
 }
 
 impl Service {
-    pub fn read(s: &mut Section<'_>) -> Service {
-        let protocols = &[("http1", UpstreamProtocol::Http1), ("http2", UpstreamProtocol::Http2)];
+    pub fn read(s: &mut Section<'_>, base: &Path) -> Service {
+        let protocols = &[
+            ("negotiated", UpstreamProtocol::Negotiated),
+            ("http1", UpstreamProtocol::Http1),
+            ("http2", UpstreamProtocol::Http2),
+        ];
         Service {
             balancer: s.take("balancer").and_then(|(node, key)| balancer(node, key, s.problems)),
             protocol: s.get("protocol", choice("a protocol", protocols)),
             connect_timeout: s.get("connect_timeout", duration(WAIT)),
             request_timeout: s.get("request_timeout", duration(WAIT)),
             stream_idle_timeout: s.get("stream_idle_timeout", duration(WAIT)),
+            tls: match s.peek("tls") {
+                Some(Value::Table(_)) => s.section("tls", |s| {
+                    let client = s.get("certificate", path(base)).zip(s.get("key", path(base)));
+                    Some(TlsClient {
+                        ca: s.get("ca", path(base)),
+                        client: client.map(|(certificate, key)| KeyPair { certificate, key }),
+                        server_name: s.get("server_name", nonempty),
+                    })
+                }),
+                _ => s.get("tls", flag).map(|on| on.then(TlsClient::default)),
+            },
             pool: s.section("pool", pool).unwrap_or_default(),
             endpoints: s.list("endpoints", endpoint),
         }

@@ -15,12 +15,14 @@ use tokio::net::TcpStream;
 
 use super::exchange::Next;
 use super::listener::Listener;
+use super::refusal::Refusal;
 use super::worker::{LocalService, Worker};
 use super::{h1, h2, socks, tunnel};
 use crate::config::checked::{ListenerTls, Protocol};
 use crate::policy::Peer;
 use crate::transport::Stream;
 use crate::transport::detect::{Spoken, spoken};
+use crate::transport::tls::{Hello, client_hello};
 
 /// A client's connection, as requests see it.
 #[derive(Clone)]
@@ -30,6 +32,8 @@ pub struct Connection {
     pub client: SocketAddr,
     /// What the client's TLS handshake said; none without TLS.
     pub peer: Option<Arc<Peer>>,
+    /// Whether TLS was ended here, on this connection or in this tunnel: there is none inside of it.
+    pub ends_tls: bool,
     /// The service that the client has asked for a tunnel to: everything inside is for it.
     pub tunnel: Option<Rc<LocalService>>,
 }
@@ -38,6 +42,15 @@ impl Connection {
     /// Whether everything on this connection goes to one service, and no request is asked for its host.
     pub fn is_bound(&self) -> bool {
         self.tunnel.is_some() || self.listener.settings.service.is_some()
+    }
+
+    /// Whether the listener takes nothing but TLS, which has yet to begin.
+    fn needs_tls(&self) -> bool {
+        let Listener { settings, .. } = &*self.listener;
+        matches!(settings.tls, ListenerTls::Terminate(_))
+            && settings.protocol != Protocol::Auto
+            && self.tunnel.is_none()
+            && !self.ends_tls
     }
 
     /// The service that everything on this connection goes to.
@@ -49,7 +62,7 @@ impl Connection {
 /// Serves a connection to its end.
 pub async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, stream: TcpStream, client: SocketAddr) {
     let _a_slower_connection_is_still_one = stream.set_nodelay(true);
-    let connection = Rc::new(Connection { worker, listener, client, peer: None, tunnel: None });
+    let connection = Rc::new(Connection { worker, listener, client, peer: None, ends_tls: false, tunnel: None });
     go_on(connection, stream.into()).await;
 }
 
@@ -71,7 +84,7 @@ pub async fn go_on_with(connection: Rc<Connection>, stream: Stream, next: Next) 
 async fn follow(connection: Rc<Connection>, stream: Stream, next: Next) -> Option<(Rc<Connection>, Stream)> {
     match next {
         Next::Inside(service) => {
-            let inside = Connection { tunnel: Some(service), ..Connection::clone(&connection) };
+            let inside = Connection { tunnel: Some(service), ends_tls: false, ..Connection::clone(&connection) };
             Some((Rc::new(inside), stream))
         }
         Next::Relay(tunnel) => {
@@ -95,8 +108,11 @@ async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(
         Spoken::Tls => {
             let tls = connection.listener.tls.clone();
             match Box::pin(tls.accept(&connection.worker.timers, stream)).await {
-                Ok((stream, peer)) => {
-                    let inside = Connection { peer: Some(peer), ..Connection::clone(&connection) };
+                Ok((stream, mut peer)) => {
+                    // Who has opened a tunnel is also who speaks in it.
+                    peer.identity = peer.identity.or_else(|| connection.peer.as_ref()?.identity.clone());
+                    let peer = Some(Arc::new(peer));
+                    let inside = Connection { peer, ends_tls: true, ..Connection::clone(&connection) };
                     Some((Rc::new(inside), stream))
                 }
                 Err(error) => {
@@ -119,8 +135,12 @@ async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(
 /// What is spoken; none when the connection has ended, or took too long to say.
 async fn find_spoken(connection: &Connection, stream: &mut Stream) -> Option<Spoken> {
     let settings = &connection.listener.settings;
-    if settings.protocol == Protocol::Tcp && connection.tunnel.is_none() {
+    let needs_tls = connection.needs_tls();
+    if settings.protocol == Protocol::Tcp && connection.tunnel.is_none() && !needs_tls {
         return Some(Spoken::Other);
+    }
+    if connection.ends_tls && connection.peer.as_ref().is_some_and(|peer| peer.http2) {
+        return Some(Spoken::Http2);
     }
     if !is_readable(connection, stream, settings.idle_timeout).await {
         return None;
@@ -136,12 +156,39 @@ async fn find_spoken(connection: &Connection, stream: &mut Stream) -> Option<Spo
             }
         }
     };
-    let spoken = timers.within(settings.header_timeout, detected).await.ok()??;
-    let ends_tls = matches!(settings.tls, ListenerTls::Terminate(_));
-    Some(match spoken {
-        Spoken::Tls if !ends_tls => Spoken::Other,
-        spoken => spoken,
-    })
+    match timers.within(settings.header_timeout, detected).await.ok()?? {
+        Spoken::Tls if !is_for_us(connection, stream).await? => Some(Spoken::Other),
+        Spoken::Tls => Some(Spoken::Tls),
+        Spoken::Http1 if needs_tls => {
+            h1::refuse(&connection.worker, stream, &Refusal::PlainToTls).await;
+            None
+        }
+        _ if needs_tls => None,
+        spoken => Some(spoken),
+    }
+}
+
+/// Whether the TLS that a client has begun ends here. In a tunnel it does if a certificate of the name is held that the
+/// client asks for; none when the client does not come to it in time.
+async fn is_for_us(connection: &Connection, stream: &mut Stream) -> Option<bool> {
+    let settings = &connection.listener.settings;
+    if connection.ends_tls {
+        return Some(false);
+    }
+    if connection.tunnel.is_none() {
+        return Some(matches!(settings.tls, ListenerTls::Terminate(_)));
+    }
+    let asked = async {
+        loop {
+            match client_hello(stream.ahead()) {
+                Hello::Whole(name) => return Some(name.is_some_and(|name| connection.listener.tls.covers(&name))),
+                Hello::Other => return Some(false),
+                Hello::Incomplete if stream.read_ahead().await.ok()? => {}
+                Hello::Incomplete => return None,
+            }
+        }
+    };
+    connection.worker.timers.within(settings.header_timeout, asked).await.ok()?
 }
 
 /// Waits until the client has sent something; false when it should not be waited for any longer.

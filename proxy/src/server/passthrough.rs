@@ -55,6 +55,7 @@ impl Passthrough {
             socket: None,
             load: Load::alone(),
             protocol: UpstreamProtocol::Http1,
+            tls: None,
             connect: ConnectSettings {
                 timeout: CONNECT_TIMEOUT,
                 allowed: if from_loopback { is_allowed_from_loopback } else { is_allowed },
