@@ -30,7 +30,7 @@ pub struct Connection {
     /// What the client's TLS handshake said; none without TLS.
     pub peer: Option<Arc<Peer>>,
     /// Whether TLS was ended here, on this connection or in this tunnel: there is none inside of it.
-    pub is_inside_tls: bool,
+    pub ends_tls: bool,
     /// The tunnel to a service that the client has asked for: everything inside is for it.
     pub tunnel: Option<Inside>,
 }
@@ -61,7 +61,7 @@ impl Connection {
 /// Serves a connection to its end.
 pub async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, stream: TcpStream, client: SocketAddr) {
     let _a_slower_connection_is_still_one = stream.set_nodelay(true);
-    let connection = Rc::new(Connection { worker, listener, client, peer: None, is_inside_tls: false, tunnel: None });
+    let connection = Rc::new(Connection { worker, listener, client, peer: None, ends_tls: false, tunnel: None });
     go_on(connection, stream.into()).await;
 }
 
@@ -83,7 +83,7 @@ pub async fn go_on_with(connection: Rc<Connection>, stream: Stream, next: Next) 
 async fn follow(connection: Rc<Connection>, stream: Stream, next: Next) -> Option<(Rc<Connection>, Stream)> {
     match next {
         Next::Inside(tunnel) => {
-            let inside = Connection { tunnel: Some(tunnel), is_inside_tls: false, ..Connection::clone(&connection) };
+            let inside = Connection { tunnel: Some(tunnel), ends_tls: false, ..Connection::clone(&connection) };
             Some((Rc::new(inside), stream))
         }
         Next::Relay(tunnel) => {
@@ -107,8 +107,11 @@ async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(
         Layer::Tls => {
             let tls = connection.listener.tls.clone();
             match Box::pin(tls.accept(&connection.worker.timers, stream)).await {
-                Ok((stream, peer)) => {
-                    let inside = Connection { peer: Some(peer), is_inside_tls: true, ..Connection::clone(&connection) };
+                Ok((stream, mut peer)) => {
+                    // Who has opened a tunnel is also who speaks in it.
+                    peer.identity = peer.identity.or_else(|| connection.peer.as_ref()?.identity.clone());
+                    let peer = Some(Arc::new(peer));
+                    let inside = Connection { peer, ends_tls: true, ..Connection::clone(&connection) };
                     Some((Rc::new(inside), stream))
                 }
                 Err(error) => {

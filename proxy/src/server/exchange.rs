@@ -25,7 +25,9 @@ use super::worker::LocalService;
 use crate::config::checked::{Forwarded, UpstreamProtocol};
 use crate::policy::Facts;
 use crate::proto::body::Stream;
-use crate::proto::headers::{forward, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers};
+use crate::proto::headers::{
+    ClientSide, forward, identify, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers,
+};
 use crate::proto::{Body, BodyError, Request, Response};
 use crate::service::ServiceStats;
 use crate::timer::Timers;
@@ -103,9 +105,10 @@ async fn to_service(
         Err(refusal) => return refused(&refusal, &local.stats, started),
     };
     let mut head = facts.head;
-    prepare_request(&mut head, connection, service.settings.protocol);
     let in_flight = endpoint.load.begin();
     let pool = local.pool(&endpoint, worker);
+    prepare_request(&mut head, connection, &pool);
+    identify(&mut head.headers, connection.peer.as_ref().and_then(|peer| peer.identity.as_deref()));
     let attempt = Attempt { pool: &pool, stats: &local.stats, timeout: service.settings.request_timeout };
     match attempt.run(&worker.timers, &head, body, service.settings.stream_idle_timeout).await {
         Ok(response) => {
@@ -123,7 +126,9 @@ async fn to_service(
 
 async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body: Body, started: Instant) -> Response {
     let worker = &connection.worker;
-    prepare_request(&mut head, connection, UpstreamProtocol::Http1);
+    prepare_request(&mut head, connection, pool);
+    // Who the client is, is for services only.
+    identify(&mut head.headers, None);
     let stats = &worker.passed_through;
     let attempt = Attempt { pool, stats, timeout: passthrough::REQUEST_TIMEOUT };
     match attempt.run(&worker.timers, &head, body, pool.target.stream_idle_timeout).await {
@@ -144,22 +149,24 @@ fn refused(refusal: &Refusal, stats: &ServiceStats, started: Instant) -> Respons
     refusal.response()
 }
 
-fn prepare_request(head: &mut Parts, connection: &Connection, protocol: UpstreamProtocol) {
-    let trailers = protocol == UpstreamProtocol::Http2 && takes_trailers(&head.headers);
+fn prepare_request(head: &mut Parts, connection: &Connection, pool: &Pool) {
+    let trailers = pool.target.may_speak_http2() && takes_trailers(&head.headers);
     strip_hop_by_hop(&mut head.headers);
     strip_expect(&mut head.headers);
     if trailers {
         // The one value that HTTP/2 knows (RFC 9113, 8.2.2); gRPC servers ask for it.
         head.headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    if head.version == Version::HTTP_2 && protocol != UpstreamProtocol::Http2 {
+    if head.version == Version::HTTP_2 && pool.target.protocol != UpstreamProtocol::Http2 {
         join_cookies(&mut head.headers);
     }
     connection.worker.shared.signature.sign(&mut head.headers, head.version);
-    if connection.listener.settings.forwarded != Forwarded::Off {
+    let how = connection.listener.settings.forwarded;
+    if how != Forwarded::Off {
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
         let host = head.uri.authority().map(Authority::as_str).or(host).map(str::to_owned);
-        forward(&mut head.headers, connection.listener.settings.forwarded, connection.client, host.as_deref());
+        let client = ClientSide { address: connection.client, tls: connection.peer.is_some() };
+        forward(&mut head.headers, how, client, host.as_deref());
     }
 }
 

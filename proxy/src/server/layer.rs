@@ -56,7 +56,7 @@ fn expected(connection: &Connection) -> Expected {
     }
     match (settings.protocol, &settings.tls) {
         (Protocol::Auto, _) => Expected::Any,
-        (_, ListenerTls::Terminate(_)) if !connection.is_inside_tls => Expected::Tls,
+        (_, ListenerTls::Terminate(_)) if !connection.ends_tls => Expected::Tls,
         (Protocol::Tcp, ListenerTls::Passthrough) => Expected::Tls,
         (Protocol::Tcp, _) => Expected::Opaque,
         (Protocol::Http, _) => Expected::Known,
@@ -69,7 +69,7 @@ pub async fn find(connection: &Connection, stream: &mut Stream) -> Option<Layer>
     let expected = expected(connection);
     let spoken = match expected {
         Expected::Opaque => return Some(Layer::Opaque),
-        _ if connection.is_inside_tls && connection.peer.as_ref().is_some_and(|peer| peer.http2) => Spoken::Http2,
+        _ if connection.ends_tls && connection.peer.as_ref().is_some_and(|peer| peer.http2) => Spoken::Http2,
         Expected::Any if connection.is_bound() => {
             // By a clock of its own, since the worker's is too coarse for a moment that servers wait, too.
             let found = tokio::time::timeout(settings.detect_timeout, begin(stream, spoken_of_any));
@@ -125,7 +125,7 @@ fn refuse<T>(connection: &Connection, reason: Refused) -> Option<T> {
 /// What becomes of TLS.
 async fn tls(connection: &Connection, stream: &mut Stream, expected: Expected) -> Option<Layer> {
     let listener = &connection.listener;
-    let is_outside = connection.tunnel.is_none() && !connection.is_inside_tls;
+    let is_outside = connection.tunnel.is_none() && !connection.ends_tls;
     if is_outside && matches!(listener.settings.tls, ListenerTls::Terminate(_)) {
         return Some(Layer::Tls);
     }
@@ -135,9 +135,10 @@ async fn tls(connection: &Connection, stream: &mut Stream, expected: Expected) -
         return Some(Layer::Http1);
     }
     let Hello::Whole(name) = hello(connection, stream).await? else { return opaque(connection) };
-    let ends = connection.tunnel.as_ref().is_some_and(|tunnel| {
-        !connection.is_inside_tls && listener.tls.covers(name.as_deref().unwrap_or(&tunnel.host))
-    });
+    let ends = connection
+        .tunnel
+        .as_ref()
+        .is_some_and(|tunnel| !connection.ends_tls && listener.tls.covers(name.as_deref().unwrap_or(&tunnel.host)));
     if ends {
         return Some(Layer::Tls);
     }

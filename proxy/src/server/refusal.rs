@@ -8,6 +8,7 @@ use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 
 use crate::proto::{Body, BodyError, Response};
+use crate::transport::tls::TlsFailure;
 use crate::upstream::Failure;
 
 /// Why the proxy answered by itself.
@@ -93,6 +94,10 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
             _ => (StatusCode::BAD_GATEWAY, "destination_ip_unroutable"),
         },
         Failure::ConnectTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
+        Failure::Tls { source: TlsFailure::Name(_) | TlsFailure::Certificate(_), .. } => {
+            (StatusCode::BAD_GATEWAY, "tls_certificate_error")
+        }
+        Failure::Tls { .. } => (StatusCode::BAD_GATEWAY, "tls_protocol_error"),
         Failure::Denied { .. } => (StatusCode::FORBIDDEN, "destination_ip_prohibited"),
         Failure::Closed { .. } | Failure::Broken { .. } => (StatusCode::BAD_GATEWAY, "connection_terminated"),
         Failure::Malformed { .. } | Failure::Http2 { .. } => (StatusCode::BAD_GATEWAY, "http_protocol_error"),

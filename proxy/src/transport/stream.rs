@@ -104,7 +104,11 @@ impl Stream {
         match &mut self.kind {
             // Peeked, because readiness alone may be reported of a socket on which nothing has arrived yet.
             Kind::Tcp(tcp) => tcp.poll_peek(cx, &mut ReadBuf::new(&mut [0])).map(|n| n.is_ok_and(|n| n > 0)),
-            Kind::Tls(tls) => tls.get_mut().0.poll_readable(cx),
+            Kind::Tls(tls) => {
+                let (inner, session) = tls.get_mut();
+                // What came along with the end of the handshake is here already.
+                if session.wants_read() { inner.poll_readable(cx) } else { Poll::Ready(true) }
+            }
             Kind::Other(io) => {
                 let mut byte = [0];
                 let mut read = ReadBuf::new(&mut byte);

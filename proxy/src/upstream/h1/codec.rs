@@ -6,7 +6,7 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Buf, Bytes};
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 
@@ -81,7 +81,8 @@ pub fn encode_request(head: &Parts, address: &str, body: Option<Framing>, out: &
         (None, None) => out.extend_from_slice(address.as_bytes()),
     }
     for (name, value) in &head.headers {
-        if *name != HOST && *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING {
+        // What TE says is of use on HTTP/2 only, which the request was made ready for too.
+        if *name != HOST && *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING && *name != TE {
             out.extend_from_slice(b"\r\n");
             out.extend_from_slice(name.as_str().as_bytes());
             out.extend_from_slice(b": ");
