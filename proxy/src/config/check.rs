@@ -10,13 +10,16 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::checked::{
-    Config, Etcd, EtcdLogin, EtcdTls, EtcdWatch, FileSource, FixedEndpoint, Forwarded, Layout, Listener, ListenerTls,
-    Passthrough, Plugins, Policy, Pool, Protocol, Registry, Service, Services, UpstreamProtocol,
+    Config, Etcd, EtcdLogin, EtcdWatch, FileSource, FixedEndpoint, KeyPair, Layout, Listener, ListenerTls, Plugins,
+    Policy, Pool, Protocol, Registry, Service, Services, TlsClient, UpstreamProtocol,
 };
 use super::file::{self, Admin, File, NamedService};
-use super::problem::{Place, Problem, Problems};
+use super::problem::{Place, Problems};
 use super::read::At;
-use super::{Balancer, Checked, service};
+use super::{Balancer, Checked, service, tls as written};
+
+mod listener;
+mod tls;
 
 /// Checks what was read. Where there is a problem the result is no configuration to run by, and the problems say so.
 pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checked {
@@ -33,11 +36,17 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
     report_unreachable_names(&file.services.named, &suffix, problems);
     let named = &file.services.named;
     let fixed = named.iter().filter_map(|service| fixed_endpoints(service, problems)).collect();
+    report_files_of_services(&file.services, problems);
     let balancers = balancers(&file.services, place);
     let default = inherit(&file.services.default, &built_in_service());
     let inherited = |service: &NamedService| Arc::new(inherit(&service.settings, &default));
     let named = named.iter().map(|service| (service.name.value.clone(), inherited(service))).collect();
 
+    let certificates = certificates(&file.certificates, problems);
+    let has_common = !file.certificates.is_empty();
+    let listeners = file.listeners.into_iter();
+    let listeners: Vec<_> = listeners.filter_map(|written| listener::check(written, has_common, problems)).collect();
+    report_idle_certificates(&file.certificates, &listeners, problems);
     let config = Config {
         workers: file.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         drain: file.drain.unwrap_or(Duration::from_secs(8)),
@@ -46,8 +55,8 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         via: file.via.unwrap_or_else(own_name),
         suffix,
         plugins: plugins(file.plugins),
-        certificates: Vec::new(),
-        listeners: file.listeners.into_iter().filter_map(|written| listener(written, problems)).collect(),
+        certificates,
+        listeners,
         registry: Registry {
             etcd: file.etcd.map(|written| etcd(written, problems)),
             file: file.file.and_then(|written| file_source(written, problems)),
@@ -116,38 +125,22 @@ fn plugins(written: file::Plugins) -> Plugins {
     }
 }
 
-fn listener(written: file::Listener, problems: &mut Problems) -> Option<Listener> {
-    if let Some(at) = written.passthrough.as_ref().filter(|at| at.value && written.service.is_some()) {
-        problems.add(at.problem(
-            "nothing passes through: service takes all requests of this listener",
-            "expected only one of the two keys",
-        ));
+fn certificates(written: &[written::KeyPair], problems: &mut Problems) -> Vec<KeyPair> {
+    let files = written.iter().filter_map(|pair| pair.certificate.as_ref());
+    report_doubles(files.map(|at| (at.value.clone(), at)), "expected each certificate once", problems);
+    written.iter().filter_map(|pair| pair.check(problems)).collect()
+}
+
+/// Certificates that no listener could present: TLS ends at none, and none has tunnels in which it might.
+fn report_idle_certificates(written: &[written::KeyPair], listeners: &[Listener], problems: &mut Problems) {
+    let presents =
+        |listener: &Listener| listener.protocol != Protocol::Tcp || matches!(listener.tls, ListenerTls::Terminate(_));
+    if !listeners.is_empty() && !listeners.iter().any(presents) {
+        for at in written.iter().filter_map(|pair| pair.certificate.as_ref()) {
+            problems
+                .add(at.problem("no listener presents it", "expected a listener with tls = true, or none of these"));
+        }
     }
-    let address = written.address?.value;
-    let local = address.ip().to_canonical().is_loopback();
-    Some(Listener {
-        address,
-        passthrough: written
-            .passthrough
-            .map_or(local && written.service.is_none(), |at| at.value)
-            .then(Passthrough::default),
-        service: written.service,
-        protocol: Protocol::Http,
-        tls: ListenerTls::Off,
-        proxy_protocol: Vec::new(),
-        forwarded: written.forwarded.unwrap_or(Forwarded::Off),
-        detect_timeout: Duration::from_millis(200),
-        body_timeout: Duration::from_secs(5 * 60),
-        request_deadline: None,
-        max_connections_per_client: None,
-        max_headers: 100,
-        max_header_bytes: 64 << 10,
-        max_uri_bytes: 16 << 10,
-        max_body_bytes: None,
-        header_timeout: written.header_timeout.unwrap_or(Duration::from_secs(10)),
-        idle_timeout: written.idle_timeout.unwrap_or(Duration::from_secs(60 * 60)),
-        max_connections: written.max_connections.unwrap_or(65_536),
-    })
 }
 
 /// The file itself may come later, as a mounted one does; its folder may not, since that is how a mistyped path looks.
@@ -174,17 +167,13 @@ fn etcd(written: file::Etcd, problems: &mut Problems) -> Etcd {
     report_doubles(members, "expected each member once", problems);
     let mut members = written.members.iter();
     let plain = members.all(|member| member.as_ref().is_some_and(|at| at.value.starts_with("http:")));
-    if let Some(tls) = written.tls.as_ref().filter(|_| plain && !written.members.is_empty()) {
-        problems.add(Problem {
-            place: tls.place.clone(),
-            key: tls.path.clone(),
-            found: "no member is reached over TLS".to_owned(),
-            remedy: "expected an https:// URL among the endpoints".to_owned(),
-        });
+    if let Some(at) = written.tls.as_ref().filter(|_| plain && !written.members.is_empty()) {
+        let remedy = "expected an https:// URL among the endpoints";
+        problems.add(at.problem("no member is reached over TLS", remedy));
     }
     Etcd {
         login: login(&written, problems),
-        tls: written.tls.map(|tls| etcd_tls(tls, problems)),
+        tls: written.tls.as_ref().map(|at| tls::etcd(&at.value, problems)),
         watches: watches(written.watches, problems),
         members: written.members.into_iter().flatten().map(|at| at.value).collect(),
         connect_timeout: written.connect_timeout.unwrap_or(Duration::from_secs(2)),
@@ -206,23 +195,6 @@ fn login(written: &file::Etcd, problems: &mut Problems) -> Option<EtcdLogin> {
     });
     let password = written.password.clone().or(from_file)?;
     Some(EtcdLogin { user: written.user.clone()?, password })
-}
-
-fn etcd_tls(written: file::Tls, problems: &mut Problems) -> EtcdTls {
-    let mut pem = |at: Option<At<PathBuf>>, label: &str, what: &str| {
-        let at = at?;
-        if contents(&at, what, problems).is_some_and(|text| !text.contains(label)) {
-            problems.add(at.problem(
-                format!("{} holds no {what}", at.value.display()),
-                format!("expected a PEM file with {label}"),
-            ));
-        }
-        Some(at.value)
-    };
-    let ca = pem(written.ca, "-----BEGIN CERTIFICATE-----", "certificate");
-    let certificate = pem(written.certificate, "-----BEGIN CERTIFICATE-----", "certificate");
-    let key = pem(written.key, "PRIVATE KEY-----", "private key");
-    EtcdTls { ca, client: certificate.zip(key), server_name: written.server_name }
 }
 
 /// The text of a file that is named by a key.
@@ -276,6 +248,15 @@ fn report_doubles<'a, K: Eq + Hash + Debug, T: 'a>(
     }
 }
 
+fn report_files_of_services(services: &file::Services, problems: &mut Problems) {
+    let named = services.named.iter().map(|service| &service.settings);
+    for service in std::iter::once(&services.default).chain(named) {
+        if let Some(service::Tls::On(client)) = &service.tls {
+            client.check(problems);
+        }
+    }
+}
+
 fn built_in_service() -> Service {
     Service {
         balancer: Policy { plugin: Arc::from("round-robin"), config: Arc::from("{}") },
@@ -298,9 +279,13 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
         connect_timeout: written.connect_timeout.unwrap_or(base.connect_timeout),
         request_timeout: written.request_timeout.unwrap_or(base.request_timeout),
         stream_idle_timeout: written.stream_idle_timeout.unwrap_or(base.stream_idle_timeout),
-        tunnel_idle_timeout: base.tunnel_idle_timeout,
-        tls: base.tls.clone(),
-        proxy_protocol: base.proxy_protocol,
+        tunnel_idle_timeout: written.tunnel_idle_timeout.unwrap_or(base.tunnel_idle_timeout),
+        tls: match &written.tls {
+            Some(service::Tls::On(client)) => Some(client.inherit(base.tls.as_ref().unwrap_or(&TlsClient::default()))),
+            Some(service::Tls::Off) => None,
+            None => base.tls.clone(),
+        },
+        proxy_protocol: written.proxy_protocol.unwrap_or(base.proxy_protocol),
         pool: Pool {
             max_idle: written.pool.max_idle.unwrap_or(base.pool.max_idle),
             idle_timeout: written.pool.idle_timeout.unwrap_or(base.pool.idle_timeout),

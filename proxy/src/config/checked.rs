@@ -158,7 +158,7 @@ pub struct Passthrough {
 }
 
 /// Addresses with a common beginning, as in `10.0.0.0/8`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Network {
     pub address: IpAddr,
     /// Bits that count: at most 32 or 128.

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::checked::{Forwarded, Layout};
-use super::problem::Place;
+use super::checked::Layout;
+use super::listener::Listener;
 use super::read::{At, Section, take_item};
 use super::service::Service;
+use super::tls::{Client, KeyPair};
 use super::tree::{Node, Value};
 use super::value::{
-    choice, duration, flag, integer, member, nonempty, path, refuse, secret, service_name, size, socket_address,
-    suffix, via,
+    choice, duration, integer, member, nonempty, path, refuse, secret, service_name, size, socket_address, suffix, via,
 };
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -34,6 +34,7 @@ pub(super) struct File {
     pub suffix: Option<String>,
     pub plugins: Plugins,
     pub admin: Option<Admin>,
+    pub certificates: Vec<KeyPair>,
     pub listeners: Vec<Listener>,
     pub etcd: Option<Etcd>,
     pub file: Option<FileSource>,
@@ -70,17 +71,6 @@ pub(super) struct Plugins {
     pub faults: Option<u32>,
 }
 
-/// One `[[listener]]`.
-pub(super) struct Listener {
-    pub address: Option<At<SocketAddr>>,
-    pub service: Option<Arc<str>>,
-    pub passthrough: Option<At<bool>>,
-    pub forwarded: Option<Forwarded>,
-    pub header_timeout: Option<Duration>,
-    pub idle_timeout: Option<Duration>,
-    pub max_connections: Option<usize>,
-}
-
 /// `[registry.file]`.
 pub(super) struct FileSource {
     pub path: Option<At<PathBuf>>,
@@ -94,24 +84,13 @@ pub(super) struct Etcd {
     pub user: Option<String>,
     pub password: Option<String>,
     pub password_file: Option<At<PathBuf>>,
-    pub tls: Option<Tls>,
+    pub tls: Option<At<Client>>,
     pub watches: Vec<Watch>,
     pub connect_timeout: Option<Duration>,
     pub request_timeout: Option<Duration>,
     pub liveness: Option<Duration>,
     pub backoff: Option<Duration>,
     pub page: Option<u32>,
-}
-
-/// `tls` of `[registry.etcd]`.
-pub(super) struct Tls {
-    pub place: Place,
-    /// The path of this table.
-    pub path: String,
-    pub ca: Option<At<PathBuf>>,
-    pub certificate: Option<At<PathBuf>>,
-    pub key: Option<At<PathBuf>>,
-    pub server_name: Option<String>,
 }
 
 /// One `[[registry.etcd.watch]]`.
@@ -132,10 +111,11 @@ impl File {
             suffix: s.get("suffix", suffix),
             plugins: plugins(s, base),
             admin: admin(s),
-            listeners: listeners(s),
+            certificates: certificates(s, base),
+            listeners: listeners(s, base),
             etcd,
             file,
-            services: s.section("service", services).unwrap_or_default(),
+            services: s.section("service", |s| services(s, base)).unwrap_or_default(),
         }
     }
 }
@@ -165,30 +145,17 @@ fn admin(s: &mut Section<'_>) -> Option<Admin> {
     })
 }
 
-fn listeners(s: &mut Section<'_>) -> Vec<Listener> {
+fn listeners(s: &mut Section<'_>, base: &Path) -> Vec<Listener> {
     s.needs_items("listener", "at least one [[listener]] with an address");
-    let listeners = s.list("listener", |node, key, problems| Section::read(node, key, problems, listener));
+    let listeners =
+        s.list("listener", |node, key, problems| Section::read(node, key, problems, |s| Listener::read(s, base)));
     listeners.unwrap_or_default()
 }
 
-fn listener(s: &mut Section<'_>) -> Listener {
-    // One protocol so far: the key is there so that files say what they mean once there are more.
-    s.get("protocol", choice("a protocol", &[("http", ())]));
-    Listener {
-        address: s.required("address", "IP:PORT such as \"127.0.0.1:4140\"", socket_address),
-        service: s.get("service", service_name),
-        passthrough: s.at("passthrough", flag),
-        forwarded: s.get(
-            "forwarded",
-            choice(
-                "a way to tell services about the client",
-                &[("off", Forwarded::Off), ("standard", Forwarded::Standard), ("legacy", Forwarded::Legacy)],
-            ),
-        ),
-        header_timeout: s.get("header_timeout", duration(WAIT)),
-        idle_timeout: s.get("idle_timeout", duration(WAIT)),
-        max_connections: s.get("max_connections", integer(1..=10_000_000)),
-    }
+fn certificates(s: &mut Section<'_>, base: &Path) -> Vec<KeyPair> {
+    let certificates =
+        s.list("certificate", |node, key, problems| Section::read(node, key, problems, |s| KeyPair::required(s, base)));
+    certificates.unwrap_or_default()
 }
 
 fn registry(s: &mut Section<'_>, base: &Path) -> (Option<Etcd>, Option<FileSource>) {
@@ -211,7 +178,7 @@ fn etcd(s: &mut Section<'_>, base: &Path) -> Etcd {
         user: s.get("user", nonempty),
         password: s.get("password", secret),
         password_file: s.at("password_file", path(base)),
-        tls: s.section("tls", |s| tls(s, base)),
+        tls: s.section("tls", |s| At { value: Client::read(s, base), place: s.place.clone(), key: s.key.clone() }),
         watches: watches.unwrap_or_default(),
         connect_timeout: s.get("connect_timeout", duration(WAIT)),
         request_timeout: s.get("request_timeout", duration(WAIT)),
@@ -232,22 +199,6 @@ fn report_incomplete_login(s: &mut Section<'_>) {
     }
 }
 
-fn tls(s: &mut Section<'_>, base: &Path) -> Tls {
-    match (s.has("certificate"), s.has("key")) {
-        (true, false) => s.missing("key", "the PEM file with the certificate's key"),
-        (false, true) => s.missing("certificate", "the PEM file with the key's certificate"),
-        _ => {}
-    }
-    Tls {
-        place: s.place.clone(),
-        path: s.key.clone(),
-        ca: s.at("ca", path(base)),
-        certificate: s.at("certificate", path(base)),
-        key: s.at("key", path(base)),
-        server_name: s.get("server_name", nonempty),
-    }
-}
-
 fn watch(s: &mut Section<'_>) -> Watch {
     Watch {
         prefix: s.required("prefix", "the beginning of the keys, such as \"/services/\"", nonempty),
@@ -255,19 +206,19 @@ fn watch(s: &mut Section<'_>) -> Watch {
     }
 }
 
-fn services(s: &mut Section<'_>) -> Services {
+fn services(s: &mut Section<'_>, base: &Path) -> Services {
     let default = s.section("default", |s| {
         if s.has("endpoints") {
             s.refuse("endpoints", "endpoints belong to one service", "expected them in the table of a named service");
         }
-        Service::read(s)
+        Service::read(s, base)
     });
     let mut named = Vec::new();
     for (name, entry) in s.take_rest() {
         let key = s.path(&name);
         let node = Node { place: entry.key, value: Value::Text(name), raw: None };
         let name = take_item(node, key.clone(), s.problems, service_name);
-        let settings = Section::read(entry.node, key, s.problems, Service::read);
+        let settings = Section::read(entry.node, key, s.problems, |s| Service::read(s, base));
         named.extend(name.zip(settings).map(|(name, settings)| NamedService { name, settings }));
     }
     Services { default: default.unwrap_or_default(), named }

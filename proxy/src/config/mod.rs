@@ -1,9 +1,9 @@
 //! One TOML file says how a proxy runs; variables of the environment may override it.
 //!
 //! On the way from text to [`checked::Config`] everything that is wrong is collected, with the line and what was
-//! expected: `tree` parses the text so that each value knows its place, `env` lays the variables over it, `file` and
-//! `service` say which keys there are, `value` what each may be, and `check` fills in defaults and looks at what several
-//! keys or other files say together.
+//! expected: `tree` parses the text so that each value knows its place, `env` lays the variables over it, `file`,
+//! `listener`, `service` and `tls` say which keys there are and which go together, `value` what each may be, and `check`
+//! fills in defaults and looks at what several tables or other files say together.
 
 use std::ffi::OsString;
 use std::path::Path;
@@ -14,11 +14,13 @@ pub mod checked;
 mod check;
 mod env;
 mod file;
+mod listener;
 mod problem;
 mod read;
 mod service;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod tree;
 mod value;
 

@@ -1,14 +1,16 @@
 //! A service's table as it is written: `[service.NAME]`.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use serde_json::{Map, Number};
 
-use super::checked::{FixedEndpoint, Policy, UpstreamProtocol};
+use super::checked::{FixedEndpoint, Policy, ProxyProtocol, UpstreamProtocol};
 use super::file::WAIT;
 use super::problem::{Problem, Problems};
 use super::read::{At, Refusal, Section, take_item};
+use super::tls;
 use super::tree::{Node, Table, Value};
 use super::value::{choice, duration, endpoint_address, integer, plugin, refuse, shown};
 
@@ -20,8 +22,19 @@ pub(super) struct Service {
     pub connect_timeout: Option<Duration>,
     pub request_timeout: Option<Duration>,
     pub stream_idle_timeout: Option<Duration>,
+    pub tunnel_idle_timeout: Option<Duration>,
+    pub tls: Option<Tls>,
+    /// None in it for `"off"`.
+    pub proxy_protocol: Option<Option<ProxyProtocol>>,
     pub pool: Pool,
     pub endpoints: Option<Vec<At<FixedEndpoint>>>,
+}
+
+/// `tls` of a service.
+pub(super) enum Tls {
+    Off,
+    /// A table, or `true` for one without keys.
+    On(tls::Client),
 }
 
 /// `pool` of a service.
@@ -33,18 +46,41 @@ pub(super) struct Pool {
 }
 
 impl Service {
-    pub fn read(s: &mut Section<'_>) -> Service {
-        let protocols = &[("http1", UpstreamProtocol::Http1), ("http2", UpstreamProtocol::Http2)];
+    /// Relative paths start from `base`.
+    pub fn read(s: &mut Section<'_>, base: &Path) -> Service {
         Service {
             balancer: s.take("balancer").and_then(|(node, key)| balancer(node, key, s.problems)),
-            protocol: s.get("protocol", choice("a protocol", protocols)),
+            protocol: s.get("protocol", choice("a protocol", PROTOCOLS)),
             connect_timeout: s.get("connect_timeout", duration(WAIT)),
             request_timeout: s.get("request_timeout", duration(WAIT)),
             stream_idle_timeout: s.get("stream_idle_timeout", duration(WAIT)),
+            tunnel_idle_timeout: s.get("tunnel_idle_timeout", duration(WAIT)),
+            tls: tls(s, base),
+            proxy_protocol: s.get("proxy_protocol", choice("a version of the PROXY protocol", PROXY_PROTOCOLS)),
             pool: s.section("pool", pool).unwrap_or_default(),
             endpoints: s.list("endpoints", endpoint),
         }
     }
+}
+
+const PROTOCOLS: &[(&str, UpstreamProtocol)] = &[
+    ("negotiated", UpstreamProtocol::Negotiated),
+    ("http1", UpstreamProtocol::Http1),
+    ("http2", UpstreamProtocol::Http2),
+];
+
+const PROXY_PROTOCOLS: &[(&str, Option<ProxyProtocol>)] =
+    &[("off", None), ("v1", Some(ProxyProtocol::V1)), ("v2", Some(ProxyProtocol::V2))];
+
+fn tls(s: &mut Section<'_>, base: &Path) -> Option<Tls> {
+    if matches!(s.peek("tls"), Some(Value::Table(_))) {
+        return s.section("tls", |s| Tls::On(tls::Client::read(s, base)));
+    }
+    s.get("tls", |node| match node.value {
+        Value::Flag(false) => Ok(Tls::Off),
+        Value::Flag(true) => Ok(Tls::On(tls::Client::default())),
+        _ => Err(refuse(node, "a way to use TLS", "true, false, or a table such as { ca = \"ca.pem\" }")),
+    })
 }
 
 fn pool(s: &mut Section<'_>) -> Pool {

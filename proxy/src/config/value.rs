@@ -1,11 +1,12 @@
 //! Single values: what each kind of text or number may be, and how a refusal says so. Nothing here touches a file.
 
-use std::net::{Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::checked::Network;
 use super::read::Refusal;
 use super::tree::{Node, Value};
 
@@ -94,13 +95,19 @@ pub(super) fn size(range: RangeInclusive<usize>) -> impl FnOnce(&Node) -> Result
             _ => None,
         };
         let bytes = bytes.ok_or_else(|| refuse(node, "a size", "bytes, or a text such as \"64MiB\""))?;
-        let bound = |bound: &usize| format!("{} KiB", bound >> 10);
         if range.contains(&bytes) {
             Ok(bytes)
         } else {
-            Err(out_of_range(node, &bound(range.start()), &bound(range.end())))
+            Err(out_of_range(node, &shown_size(*range.start()), &shown_size(*range.end())))
         }
     }
+}
+
+/// In the largest unit that leaves no fraction.
+fn shown_size(bytes: usize) -> String {
+    let units = [(30, "GiB"), (20, "MiB"), (10, "KiB")];
+    let unit = units.into_iter().find(|(bits, _)| bytes > 0 && bytes.trailing_zeros() >= *bits);
+    unit.map_or_else(|| format!("{bytes} B"), |(bits, unit)| format!("{} {unit}", bytes >> bits))
 }
 
 fn bytes(text: &str) -> Option<usize> {
@@ -142,6 +149,79 @@ pub(super) fn endpoint_address(node: &Node) -> Result<String, Refusal> {
         };
         let known_port = port.bytes().all(|b| b.is_ascii_digit()) && port.parse::<u16>().is_ok_and(|port| port > 0);
         (known_host && known_port).then(|| text.to_owned())
+    })
+}
+
+/// A network such as `10.0.0.0/8`, or a single address. Bits beyond the prefix are refused, since the network may be
+/// another one than was meant; so are IPv4 addresses inside IPv6 ones, since clients and hosts have them taken out.
+pub(super) fn network(node: &Node) -> Result<Network, Refusal> {
+    let network = parsed(node, "a network", "ADDRESS/BITS such as \"10.0.0.0/8\", or an address", |text| {
+        let (address, prefix) = text.split_once('/').map_or((text, None), |(address, prefix)| (address, Some(prefix)));
+        let address: IpAddr = address.parse().ok()?;
+        let widest = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.map_or(Some(widest), |prefix| {
+            let known = prefix.bytes().all(|b| b.is_ascii_digit());
+            prefix.parse().ok().filter(|prefix| known && *prefix <= widest)
+        })?;
+        Some(Network { address, prefix })
+    })?;
+    let Network { address, prefix } = network;
+    let instead = |found: &str, address: IpAddr, prefix: u8| Refusal {
+        found: format!("{} {found}", shown(node)),
+        remedy: format!("expected \"{address}/{prefix}\""),
+    };
+    let mapped = Network { address: IpAddr::V6(Ipv6Addr::from_bits(0xffff << 32)), prefix: 96 };
+    if mapped.covers(&network) {
+        let bits = prefix.saturating_sub(mapped.prefix);
+        return Err(instead("is an IPv4 network in IPv6 form", first(address.to_canonical(), bits), bits));
+    }
+    if first(address, prefix) != address {
+        return Err(instead(&format!("has bits set after the first {prefix}"), first(address, prefix), prefix));
+    }
+    Ok(network)
+}
+
+/// The first address of the network that has this one: the bits after the prefix are cleared.
+fn first(address: IpAddr, prefix: u8) -> IpAddr {
+    let prefix = u32::from(prefix);
+    match address {
+        IpAddr::V4(v4) => {
+            let mask = u32::MAX.checked_shr(prefix).map_or(u32::MAX, |rest| !rest);
+            IpAddr::V4((v4.to_bits() & mask).into())
+        }
+        IpAddr::V6(v6) => {
+            let mask = u128::MAX.checked_shr(prefix).map_or(u128::MAX, |rest| !rest);
+            IpAddr::V6((v6.to_bits() & mask).into())
+        }
+    }
+}
+
+/// A port, or several as `"8000-8999"`.
+pub(super) fn ports(node: &Node) -> Result<RangeInclusive<u16>, Refusal> {
+    const MOST: i64 = 65_535;
+    let port = |number: i64| u16::try_from(number).ok().filter(|port| *port > 0);
+    if let Value::Integer(number) = node.value {
+        return port(number).map(|port| port..=port).ok_or_else(|| out_of_range(node, "1", &MOST.to_string()));
+    }
+    let (from, to) = parsed(node, "a port", "1 to 65535, or a text such as \"8000-8999\"", |text| {
+        let (from, to) = text.split_once('-')?;
+        let number = |text: &str| {
+            let known = text.bytes().all(|b| b.is_ascii_digit());
+            text.parse().ok().filter(|_| known).and_then(port)
+        };
+        Some((number(from)?, number(to)?))
+    })?;
+    if from > to {
+        let found = format!("{} ends before it begins", shown(node));
+        return Err(Refusal { found, remedy: format!("expected \"{to}-{from}\"") });
+    }
+    Ok(from..=to)
+}
+
+/// A name that a server's certificate is for: a DNS name or an IP address (RFC 6066, 3, and RFC 9525).
+pub(super) fn server_name(node: &Node) -> Result<String, Refusal> {
+    parsed(node, "the name of a server", "a DNS name or an IP address, such as \"users.internal\"", |text| {
+        rustls::pki_types::ServerName::try_from(text).is_ok().then(|| text.to_owned())
     })
 }
 

@@ -20,7 +20,9 @@ use super::tunnel::{self, Tunnel};
 use super::worker::LocalService;
 use crate::config::checked::{Forwarded, UpstreamProtocol};
 use crate::policy::Facts;
-use crate::proto::headers::{forward, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers};
+use crate::proto::headers::{
+    ClientSide, forward, identify, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers,
+};
 use crate::proto::upgrade::{ExtendedConnect, Upgrade};
 use crate::proto::{Body, Request, Response, grpc};
 use crate::service::{InFlight, ServiceStats};
@@ -97,9 +99,11 @@ async fn to_service(connection: &Connection, local: &Rc<LocalService>, head: Par
         Err(refusal) => return call.refused(&refusal, &local.stats),
     };
     let mut head = facts.head;
-    prepare_request(&mut head, connection, settings.protocol, call.upgrade.as_ref());
+    let pool = local.pool(&endpoint, worker);
+    prepare_request(&mut head, connection, &pool, call.upgrade.as_ref());
+    identify(&mut head.headers, peer.as_ref().and_then(|peer| peer.identity.as_deref()));
     let way = Way {
-        pool: &local.pool(&endpoint, worker),
+        pool: &pool,
         stats: &local.stats,
         request_timeout: settings.request_timeout,
         stream_idle_timeout: settings.stream_idle_timeout,
@@ -109,7 +113,9 @@ async fn to_service(connection: &Connection, local: &Rc<LocalService>, head: Par
 }
 
 async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body: Body, call: Call) -> Answer {
-    prepare_request(&mut head, connection, UpstreamProtocol::Http1, call.upgrade.as_ref());
+    prepare_request(&mut head, connection, pool, call.upgrade.as_ref());
+    // Who the client is, is for services only.
+    identify(&mut head.headers, None);
     let way = Way {
         pool,
         stats: &connection.worker.passed_through,
@@ -231,8 +237,8 @@ impl Way<'_> {
     }
 }
 
-fn prepare_request(head: &mut Parts, connection: &Connection, protocol: UpstreamProtocol, upgrade: Option<&Upgrade>) {
-    let trailers = protocol != UpstreamProtocol::Http1 && takes_trailers(&head.headers);
+fn prepare_request(head: &mut Parts, connection: &Connection, pool: &Pool, upgrade: Option<&Upgrade>) {
+    let trailers = pool.target.may_speak_http2() && takes_trailers(&head.headers);
     strip_hop_by_hop(&mut head.headers);
     if let Some(upgrade) = upgrade {
         upgrade.ask(&mut head.headers);
@@ -242,14 +248,16 @@ fn prepare_request(head: &mut Parts, connection: &Connection, protocol: Upstream
         // The one value that HTTP/2 knows (RFC 9113, 8.2.2); gRPC servers ask for it.
         head.headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    if head.version == Version::HTTP_2 && protocol != UpstreamProtocol::Http2 {
+    if head.version == Version::HTTP_2 && pool.target.protocol != UpstreamProtocol::Http2 {
         join_cookies(&mut head.headers);
     }
     connection.worker.shared.signature.sign(&mut head.headers, head.version);
-    if connection.listener.settings.forwarded != Forwarded::Off {
+    let how = connection.listener.settings.forwarded;
+    if how != Forwarded::Off {
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());
         let host = head.uri.authority().map(Authority::as_str).or(host).map(str::to_owned);
-        forward(&mut head.headers, connection.listener.settings.forwarded, connection.client, host.as_deref());
+        let client = ClientSide { address: connection.client, tls: connection.peer.is_some() };
+        forward(&mut head.headers, how, client, host.as_deref());
     }
 }
 

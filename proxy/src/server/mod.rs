@@ -13,6 +13,7 @@ pub mod destination;
 pub mod exchange;
 mod h1;
 mod h2;
+mod layer;
 pub mod listener;
 mod passthrough;
 mod record;

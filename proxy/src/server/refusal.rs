@@ -10,6 +10,7 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
 use crate::proto::grpc::{Code, GRPC};
 use crate::proto::{Body, BodyError, Response};
+use crate::transport::tls::TlsFailure;
 use crate::upstream::Failure;
 
 /// Why the proxy answered by itself.
@@ -17,6 +18,8 @@ use crate::upstream::Failure;
 pub enum Refusal {
     #[error("{0}")]
     BadRequest(&'static str),
+    #[error("plain HTTP was sent where TLS is spoken; expected https://")]
+    PlainToTls,
     #[error("a request head of more than 64 KiB or 100 headers")]
     HeadTooLarge,
     #[error("no service is called {host:?}, and requests for other hosts are not passed through here")]
@@ -41,7 +44,7 @@ impl Refusal {
     /// Status, error type of RFC 9209 (2.3), and the part of Heddle that refused.
     fn classify(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
-            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "http_request_error", "router"),
+            Self::BadRequest(_) | Self::PlainToTls => (StatusCode::BAD_REQUEST, "http_request_error", "router"),
             Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", "router"),
             Self::UnknownService { .. } => (StatusCode::NOT_FOUND, "destination_not_found", "router"),
             Self::PortDenied { .. } => (StatusCode::FORBIDDEN, "http_request_denied", "router"),
@@ -58,7 +61,7 @@ impl Refusal {
     /// is what callers try again.
     fn grpc_code(&self) -> Code {
         match self {
-            Self::BadRequest(_) | Self::Loop => Code::Internal,
+            Self::BadRequest(_) | Self::PlainToTls | Self::Loop => Code::Internal,
             Self::HeadTooLarge => Code::ResourceExhausted,
             Self::UnknownService { .. } | Self::Unsupported(_) => Code::Unimplemented,
             Self::PortDenied { .. } => Code::PermissionDenied,
@@ -129,6 +132,10 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
             _ => (StatusCode::BAD_GATEWAY, "destination_ip_unroutable"),
         },
         Failure::ConnectTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
+        Failure::Tls { source: TlsFailure::Name(_) | TlsFailure::Certificate(_), .. } => {
+            (StatusCode::BAD_GATEWAY, "tls_certificate_error")
+        }
+        Failure::Tls { .. } => (StatusCode::BAD_GATEWAY, "tls_protocol_error"),
         Failure::Denied { .. } => (StatusCode::FORBIDDEN, "destination_ip_prohibited"),
         Failure::Closed { .. } | Failure::Broken { .. } => (StatusCode::BAD_GATEWAY, "connection_terminated"),
         Failure::Malformed { .. } | Failure::Http2 { .. } => (StatusCode::BAD_GATEWAY, "http_protocol_error"),

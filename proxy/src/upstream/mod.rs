@@ -12,12 +12,13 @@ mod reach;
 
 use std::io;
 
-pub use connect::{ConnectSettings, Permit, connect};
+pub use connect::{ConnectSettings, Offer, Permit, connect};
 pub use h2::LocalExecutor;
 pub use pool::{Pool, Pools, Reply, Target};
 pub use reach::Reach;
 
 use crate::proto::BodyError;
+use crate::transport::tls::TlsFailure;
 
 /// Why an attempt has no response.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,8 @@ pub enum Failure {
     ConnectTimeout { address: String },
     #[error("the name of {address} leads to addresses that this proxy may not connect to")]
     Denied { address: String },
+    #[error("no TLS with {address}: {source}")]
+    Tls { address: String, source: TlsFailure },
     /// The connection ended before the first byte of a response.
     #[error("{address} closed the connection without a response")]
     Closed { address: String },

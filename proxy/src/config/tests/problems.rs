@@ -79,7 +79,7 @@ fn keys_that_stand_twice() {
         &[
             ":3: not TOML: duplicate key; expected each key once",
             r#":5: admin.adress: unknown key; did you mean "address"?"#,
-            r#":7: service.users.protocol: 1 is not a protocol; expected "http1" or "http2""#,
+            r#":7: service.users.protocol: 1 is not a protocol; expected "negotiated" or "http1" or "http2""#,
             ":8: not TOML: duplicate key; expected each key once",
             r#":9: service.users.balancer: 1 is not a balancer; expected the name of a plugin, or a table such as { plugin = "url-hash" }"#,
         ],
@@ -98,10 +98,10 @@ fn listeners() {
             &[":1: listener: a table is not a list; expected a list, in square brackets"],
         ),
         (
-            "[[listener]]\naddress = \"localhost:4140\"\nprotocol = \"tcp\"\n",
+            "[[listener]]\naddress = \"localhost:4140\"\nprotocol = \"udp\"\n",
             &[
                 r#":2: listener[0].address: "localhost:4140" is not an address; expected IP:PORT such as "127.0.0.1:4140""#,
-                r#":3: listener[0].protocol: "tcp" is not a protocol; expected "http""#,
+                r#":3: listener[0].protocol: "udp" is not a protocol; expected "http" or "tcp" or "auto""#,
             ],
         ),
         (
@@ -157,7 +157,9 @@ fn single_values() {
         ("max_connections = 1.5", &[":3: listener[0].max_connections: 1.5 is not an integer; expected 1 to 10000000"]),
         (
             "passthrough = 2024-01-01",
-            &[":3: listener[0].passthrough: 2024-01-01 is not a truth value; expected true or false"],
+            &[
+                ":3: listener[0].passthrough: 2024-01-01 is not a truth value; expected true, false, or a table with allow_ports, deny_networks and the like",
+            ],
         ),
         (
             "service = \"default\"",
@@ -166,7 +168,7 @@ fn single_values() {
             ],
         ),
         ("[plugins]\ndecision = \"4ms\"", &[r#":4: plugins.decision: "4ms" is out of range; expected 5ms to 1s"#]),
-        ("[plugins]\nmemory = 1", &[":4: plugins.memory: 1 is out of range; expected 1024 KiB to 4194304 KiB"]),
+        ("[plugins]\nmemory = 1", &[":4: plugins.memory: 1 is out of range; expected 1 MiB to 4 GiB"]),
         (
             "[plugins]\nfolder = \"\"",
             &[r#":4: plugins.folder: "" is not a path; expected a path; a relative one starts from the file's folder"#],
@@ -202,7 +204,7 @@ fn unknown_keys() {
         (
             "[service.users]\n\"a b\" = 1\nPool = 1",
             &[
-                r#":4: service.users."a b": unknown key; expected one of balancer, protocol, connect_timeout, request_timeout, stream_idle_timeout, pool, endpoints"#,
+                r#":4: service.users."a b": unknown key; expected one of balancer, protocol, connect_timeout, request_timeout, stream_idle_timeout, tunnel_idle_timeout, tls, proxy_protocol, pool, endpoints"#,
                 r#":5: service.users.Pool: unknown key; did you mean "pool"?"#,
             ],
         ),
@@ -322,7 +324,7 @@ fn services() {
         (
             "[service.users]\nprotocol = \"h2\"\nbalancer = \"../x\"",
             &[
-                r#":4: service.users.protocol: "h2" is not a protocol; expected "http1" or "http2""#,
+                r#":4: service.users.protocol: "h2" is not a protocol; expected "negotiated" or "http1" or "http2""#,
                 r#":5: service.users.balancer: "../x" is not the name of a plugin; expected the name of its file without .wasm, such as "round-robin""#,
             ],
         ),

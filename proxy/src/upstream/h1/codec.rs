@@ -84,6 +84,7 @@ pub fn encode_request(head: &Parts, address: &str, body: Option<Framing>, out: &
         (None, None) => out.extend_from_slice(address.as_bytes()),
     }
     for (name, value) in &head.headers {
+        // What TE says is of use on HTTP/2 only, which the request was made ready for too.
         if *name != HOST && *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING && *name != TE {
             out.extend_from_slice(b"\r\n");
             out.extend_from_slice(name.as_str().as_bytes());

@@ -18,6 +18,7 @@ use super::codec::{
 };
 use crate::proto::{Body, BodyError};
 use crate::transport::Stream;
+use crate::transport::tls::TlsFailure;
 use crate::upstream::{Permit, Pool};
 
 /// The thread's read buffer. Connections hold the bytes that they have not used yet, never a buffer to read into.
@@ -144,7 +145,9 @@ impl Connection {
                 Ok(true) => {}
                 Ok(false) if self.input.is_empty() => return Poll::Ready(Err(self.closed())),
                 Ok(false) => return Poll::Ready(Err(ExchangeError::Broken(io::ErrorKind::UnexpectedEof.into()))),
-                Err(_) if self.input.is_empty() => return Poll::Ready(Err(self.closed())),
+                Err(error) if self.input.is_empty() && TlsFailure::of(&error).is_none() => {
+                    return Poll::Ready(Err(self.closed()));
+                }
                 Err(error) => return Poll::Ready(Err(ExchangeError::Broken(error))),
             }
         }
