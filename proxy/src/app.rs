@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
@@ -17,7 +18,7 @@ use crate::proto::headers::Signature;
 use crate::server::listener::{self, Accepted, BindError, Part, accept, take_over};
 use crate::server::worker::{Shared, Worker};
 use crate::service::Directory;
-use crate::transport::tls::{Terminator, TlsError};
+use crate::transport::tls::{self, FileError};
 use crate::{admin, drain, registry};
 
 /// Why a proxy did not start.
@@ -26,7 +27,7 @@ pub enum StartError {
     #[error("{0}")]
     Bind(#[from] BindError),
     #[error("{0}")]
-    Tls(#[from] TlsError),
+    Tls(#[from] FileError),
     #[error("the plugin engine does not start: {0}")]
     Engine(String),
     #[error("the built-in policy {name} cannot be used: {error}")]
@@ -58,6 +59,10 @@ pub struct State {
     pub plugins: Arc<Plugins>,
     pub registry: Arc<registry::Status>,
     pub workers: Arc<Shared>,
+    /// Ends TLS, by the address of the listener.
+    pub terminators: Vec<(SocketAddr, Arc<tls::Terminator>)>,
+    /// The certificates in use.
+    pub certificates: Arc<ArcSwap<Vec<tls::Held>>>,
     /// When the process began to serve.
     pub started: SystemTime,
     draining: AtomicBool,
@@ -91,13 +96,21 @@ impl App {
             Arc::new(Directory::new(config.services.clone(), move |policy| plugins.require(policy)))
         };
         let mut bound = Vec::new();
+        let mut files = tls::Files::default();
         for listener in &config.listeners {
-            let tls = Arc::new(Terminator::new(&listener.tls, &config.certificates)?);
+            let tls = files.terminator(listener, &config.certificates)?;
             bound.push(listener::bind(listener, tls, config.workers)?);
         }
+        let services = config.services.named.values().chain([&config.services.default]);
+        for settings in services.filter_map(|service| service.tls.as_ref()) {
+            files.connector(settings)?;
+        }
         let admin = config.admin.map(admin::bind).transpose()?;
-        let listeners = bound.iter().map(|bound| bound.listener.settings.address).collect();
-        let shared = Shared::new(directory.clone(), signature, config.suffix.clone(), config.workers);
+        let terminators = bound.iter().map(|bound| (bound.listener.settings.address, bound.listener.tls.clone()));
+        let terminators: Vec<_> = terminators.collect();
+        let listeners = terminators.iter().map(|(address, _)| *address).collect();
+        let shared =
+            Shared::new(directory.clone(), signature, config.suffix.clone(), files.connectors(), config.workers);
 
         let (trigger, watcher) = drain::channel();
         let (stopped, until_stopped) = oneshot::channel();
@@ -111,13 +124,16 @@ impl App {
             plugins,
             registry: registry.status().clone(),
             workers: shared.clone(),
+            terminators,
+            certificates: files.held(),
             started: SystemTime::now(),
             draining: AtomicBool::new(false),
         });
         let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
         let control = {
             let (shown, rescan) = (state.clone(), config.plugins.rescan);
-            let run = move || runtime.block_on(run_control(shown, registry, admin, folder, rescan, until_stopped));
+            let followed = Followed { folder, rescan, files };
+            let run = move || runtime.block_on(run_control(shown, registry, admin, followed, until_stopped));
             thread::Builder::new().name("heddle-control".into()).spawn(run)?
         };
 
@@ -178,19 +194,27 @@ fn load_plugins(config: &Config) -> Result<(Arc<Plugins>, Option<Folder>), Start
     Ok((plugins, folder))
 }
 
-/// The life of the control thread: registry, plugin loading, admin server.
+/// What the control thread follows on disk.
+struct Followed {
+    folder: Option<Folder>,
+    /// How often the folder is read anew.
+    rescan: Duration,
+    files: tls::Files,
+}
+
+/// The life of the control thread: registry, plugin loading, certificates, admin server.
 async fn run_control(
     state: Arc<State>,
     registry: registry::Running,
     admin: Option<std::net::TcpListener>,
-    folder: Option<Folder>,
-    rescan: Duration,
+    followed: Followed,
     until_stopped: oneshot::Receiver<()>,
 ) {
     tokio::spawn(give_second_chances(state.plugins.clone()));
-    if let Some(folder) = folder {
-        tokio::spawn(watch(folder, state.plugins.clone(), rescan));
+    if let Some(folder) = followed.folder {
+        tokio::spawn(watch(folder, state.plugins.clone(), followed.rescan));
     }
+    tokio::spawn(tls::watch(followed.files));
     if let Some(listener) = admin {
         tokio::spawn(admin::serve(listener, state));
     }

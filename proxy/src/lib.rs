@@ -10,7 +10,7 @@
 //! - [`server`] serves clients; [`server::exchange`] is the path of one request.
 //! - [`upstream`] calls endpoints; [`proto`] is what messages have in common on both sides, [`transport`] what they
 //!   travel on.
-//! - [`admin`] shows all of it; [`app`] is the only place that wires it together.
+//! - [`watch`] learns of changes to files; [`admin`] shows all of it; [`app`] is the only place that wires it together.
 //!
 //! # Threads
 //!
@@ -34,3 +34,4 @@ pub mod service;
 pub mod timer;
 pub mod transport;
 pub mod upstream;
+pub mod watch;

@@ -7,24 +7,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use notify::event::{AccessKind, AccessMode, EventKind};
-use notify::{RecursiveMode, Watcher};
-use tokio::sync::mpsc;
-use tokio::time::timeout;
-
 use super::generation::{ContentHash, MAX_BYTES, Origin};
 use super::registry::Plugins;
-
-/// A change is acted on once the folder has been quiet for this long: a file written in place is not read half-way.
-const QUIET: Duration = Duration::from_millis(30);
-
-/// However restless the folder is, it is read this long after a change.
-const RESTLESS: Duration = Duration::from_millis(500);
+use crate::watch::Changes;
 
 /// What the folder held when it was last read. A content that was refused is remembered too: it is not tried again.
 #[derive(Default)]
@@ -129,21 +118,9 @@ fn read(path: &Path) -> io::Result<Vec<u8>> {
 
 /// Follows the folder for ever, reading it after each change and every `rescan`.
 pub async fn watch(mut folder: Folder, plugins: Arc<Plugins>, rescan: Duration) {
-    let (changed, mut changes) = mpsc::channel(1);
-    let (mut watcher, mut watched) = (None, None);
+    let mut changes = Changes::of_folder(folder.path.clone());
     loop {
-        // A folder that is made anew, or put in the other's place, has to be watched anew.
-        let place = place(&folder.path);
-        let moved = place != watched;
-        if moved || watcher.is_none() {
-            watcher = watch_path(&folder.path, changed.clone());
-            watched = place;
-        }
-        // What changed before the folder was watched is found at once.
-        if !moved && let Ok(Some(())) = timeout(rescan, changes.recv()).await {
-            let quiet = async { while let Ok(Some(())) = timeout(QUIET, changes.recv()).await {} };
-            let _ = timeout(RESTLESS, quiet).await;
-        }
+        changes.next(rescan).await;
         let (all, mut read) = (plugins.clone(), folder);
         let scanned = tokio::task::spawn_blocking(move || {
             read.scan(&all);
@@ -154,27 +131,4 @@ pub async fn watch(mut folder: Folder, plugins: Arc<Plugins>, rescan: Duration) 
             Err(_shutting_down) => return,
         }
     }
-}
-
-/// Device and number of the folder; none while there is none.
-fn place(path: &Path) -> Option<(u64, u64)> {
-    let metadata = fs::metadata(path).ok()?;
-    Some((metadata.dev(), metadata.ino()))
-}
-
-/// Has every change of the folder announced; none where that cannot be done, and the rescan alone has to do.
-fn watch_path(path: &Path, changed: mpsc::Sender<()>) -> Option<notify::RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        if !event.is_ok_and(|event| is_read(&event)) {
-            let _full_means_announced = changed.try_send(());
-        }
-    })
-    .ok()?;
-    watcher.watch(path, RecursiveMode::NonRecursive).ok()?;
-    Some(watcher)
-}
-
-/// Reading the folder must not announce a change of it.
-fn is_read(event: &notify::Event) -> bool {
-    event.kind.is_access() && event.kind != EventKind::Access(AccessKind::Close(AccessMode::Write))
 }

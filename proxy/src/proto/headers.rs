@@ -7,6 +7,10 @@
 //!
 //! `Forwarded` (RFC 7239) or `X-Forwarded-*` where the listener says so. By default neither, because the client of a
 //! proxy that runs beside one application is that application.
+//!
+//! `X-Forwarded-Client-Cert` where the client proved who it is by a certificate: `URI=spiffe://...`, or `DNS=name` for one
+//! without a SPIFFE ID. Name and form are Envoy's, of whose keys these are the two that say who. What a client sends
+//! under this name is always removed, also where it proved nothing: a service may rely on what it reads there.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -129,8 +133,29 @@ impl Signature {
     }
 }
 
+const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
+
+/// Says whom the client's certificate proved it to be, and nothing where it proved nothing, whatever it says itself.
+pub fn identify(headers: &mut HeaderMap, identity: Option<&str>) {
+    headers.remove(CLIENT_CERT);
+    if let Some(identity) = identity {
+        let kind = if identity.starts_with("spiffe://") { "URI" } else { "DNS" };
+        append(headers, CLIENT_CERT, format!("{kind}={identity}"));
+    }
+}
+
+/// What services may be told of a client's side.
+#[derive(Debug, Clone, Copy)]
+pub struct ClientSide {
+    pub address: SocketAddr,
+    /// Whether the client speaks TLS.
+    pub tls: bool,
+}
+
 /// Tells the service about the client as the listener says.
-pub fn forward(headers: &mut HeaderMap, how: Forwarded, client: SocketAddr, host: Option<&str>) {
+pub fn forward(headers: &mut HeaderMap, how: Forwarded, client: ClientSide, host: Option<&str>) {
+    let ClientSide { address: client, tls } = client;
+    let scheme = if tls { "https" } else { "http" };
     match how {
         Forwarded::Off => {}
         Forwarded::Standard => {
@@ -144,7 +169,7 @@ pub fn forward(headers: &mut HeaderMap, how: Forwarded, client: SocketAddr, host
             {
                 let _writing_to_a_string_cannot_fail = write!(value, ";host=\"{host}\"");
             }
-            value.push_str(";proto=http");
+            let _writing_to_a_string_cannot_fail = write!(value, ";proto={scheme}");
             append(headers, FORWARDED, value);
         }
         Forwarded::Legacy => {
@@ -161,7 +186,7 @@ pub fn forward(headers: &mut HeaderMap, how: Forwarded, client: SocketAddr, host
             if let Some(host) = host {
                 append(headers, HeaderName::from_static("x-forwarded-host"), host.to_owned());
             }
-            headers.insert("x-forwarded-proto", HeaderValue::from_static("http"));
+            headers.insert("x-forwarded-proto", HeaderValue::from_static(scheme));
         }
     }
 }
@@ -220,8 +245,21 @@ mod tests {
     }
 
     #[test]
+    fn who_the_client_is_only_its_certificate_says() {
+        let forged = || headers(&[("x-forwarded-client-cert", "URI=spiffe://mesh/admin"), ("host", "users")]);
+        let told = |identity| {
+            let mut map = forged();
+            identify(&mut map, identity);
+            map.get_all(CLIENT_CERT).iter().map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
+        };
+        assert_eq!(told(None), [""; 0]);
+        assert_eq!(told(Some("spiffe://mesh/ns/a")), ["URI=spiffe://mesh/ns/a"]);
+        assert_eq!(told(Some("a.example")), ["DNS=a.example"]);
+    }
+
+    #[test]
     fn the_client_is_told_as_the_listener_says() {
-        let client = "[2001:db8::1]:999".parse().unwrap();
+        let client = ClientSide { address: "[2001:db8::1]:999".parse().unwrap(), tls: false };
         let mut map = headers(&[("forwarded", "for=10.0.0.1")]);
         forward(&mut map, Forwarded::Standard, client, Some("users"));
         let values: Vec<_> = map.get_all(FORWARDED).iter().collect();
@@ -235,6 +273,14 @@ mod tests {
         forward(&mut map, Forwarded::Legacy, client, None);
         assert_eq!(map["x-forwarded-for"], "10.0.0.1, 2001:db8::1");
         assert!(!map.contains_key("x-forwarded-host"));
+        assert_eq!(map["x-forwarded-proto"], "http");
+
+        let over_tls = ClientSide { tls: true, ..client };
+        forward(&mut map, Forwarded::Legacy, over_tls, None);
+        assert_eq!(map["x-forwarded-proto"], "https");
+        let mut map = HeaderMap::new();
+        forward(&mut map, Forwarded::Standard, over_tls, None);
+        assert_eq!(map[FORWARDED], "for=\"[2001:db8::1]\";proto=https");
 
         let mut map = HeaderMap::new();
         forward(&mut map, Forwarded::Off, client, Some("users"));

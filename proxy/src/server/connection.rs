@@ -14,13 +14,12 @@ use std::time::Duration;
 use tokio::net::TcpStream;
 
 use super::exchange::Next;
+use super::layer::{self, Layer};
 use super::listener::Listener;
 use super::worker::{LocalService, Worker};
 use super::{h1, h2, socks, tunnel};
-use crate::config::checked::{ListenerTls, Protocol};
 use crate::policy::Peer;
 use crate::transport::Stream;
-use crate::transport::detect::{Spoken, spoken};
 
 /// A client's connection, as requests see it.
 #[derive(Clone)]
@@ -96,20 +95,23 @@ async fn follow(connection: Rc<Connection>, stream: Stream, next: Next) -> Optio
 
 /// Serves what is spoken on a stream; the stream inside, if it opens one.
 async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(Rc<Connection>, Stream)> {
-    match find_spoken(&connection, &mut stream).await? {
-        Spoken::Http1 => {
+    match layer::find(&connection, &mut stream).await? {
+        Layer::Http1 => {
             let (stream, next) = Box::pin(h1::serve(connection.clone(), stream)).await?;
             Box::pin(follow(connection, stream, next)).await
         }
-        Spoken::Http2 => {
+        Layer::Http2 => {
             Box::pin(h2::serve(connection, stream)).await;
             None
         }
-        Spoken::Tls => {
+        Layer::Tls => {
             let tls = connection.listener.tls.clone();
             match Box::pin(tls.accept(&connection.worker.timers, stream)).await {
-                Ok((stream, peer)) => {
-                    let inside = Connection { peer: Some(peer), ends_tls: true, ..Connection::clone(&connection) };
+                Ok((stream, mut peer)) => {
+                    // Who has opened a tunnel is also who speaks in it.
+                    peer.identity = peer.identity.or_else(|| connection.peer.as_ref()?.identity.clone());
+                    let peer = Some(Arc::new(peer));
+                    let inside = Connection { peer, ends_tls: true, ..Connection::clone(&connection) };
                     Some((Rc::new(inside), stream))
                 }
                 Err(error) => {
@@ -118,43 +120,19 @@ async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(
                 }
             }
         }
-        Spoken::Socks5 => {
+        Layer::Socks5 => {
             let (stream, next) = Box::pin(socks::serve(&connection, stream)).await?;
             Box::pin(follow(connection, stream, next)).await
         }
-        Spoken::Other => {
+        Layer::Opaque => {
+            Box::pin(tunnel::serve(&connection, stream)).await;
+            None
+        }
+        Layer::OpaqueTls(connection) => {
             Box::pin(tunnel::serve(&connection, stream)).await;
             None
         }
     }
-}
-
-/// What is spoken; none when the connection has ended, or took too long to say.
-async fn find_spoken(connection: &Connection, stream: &mut Stream) -> Option<Spoken> {
-    let settings = &connection.listener.settings;
-    if settings.protocol == Protocol::Tcp && connection.tunnel.is_none() {
-        return Some(Spoken::Other);
-    }
-    if !is_readable(connection, stream, settings.idle_timeout).await {
-        return None;
-    }
-    let timers = &connection.worker.timers;
-    let detected = async {
-        loop {
-            if let Some(spoken) = spoken(stream.ahead()) {
-                return Some(spoken);
-            }
-            if !stream.read_ahead().await.ok()? {
-                return None;
-            }
-        }
-    };
-    let spoken = timers.within(settings.header_timeout, detected).await.ok()??;
-    let ends_tls = matches!(settings.tls, ListenerTls::Terminate(_));
-    Some(match spoken {
-        Spoken::Tls if !ends_tls => Spoken::Other,
-        spoken => spoken,
-    })
 }
 
 /// Waits until the client has sent something; false when it should not be waited for any longer.

@@ -137,7 +137,11 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
         }
         Ended::Served => {
             if let Some(unreadable) = activity.refused.get() {
-                refuse(worker, &mut io.stream, unreadable).await;
+                let refusal = match unreadable {
+                    Unreadable::TooLarge => Refusal::HeadTooLarge,
+                    Unreadable::Malformed => Refusal::BadRequest("a request head that is not HTTP/1"),
+                };
+                refuse(worker, &mut io.stream, &refusal).await;
             }
             if activity.never_parked.get() || activity.head_begun.get() {
                 linger(worker, &mut io.stream).await;
@@ -148,12 +152,8 @@ async fn serve_until_idle(connection: &Rc<Connection>, io: Watched) -> Option<Wa
     None
 }
 
-/// Says why what has arrived is no request, in hyper's stead.
-async fn refuse(worker: &Worker, stream: &mut Stream, unreadable: Unreadable) {
-    let refusal = match unreadable {
-        Unreadable::TooLarge => Refusal::HeadTooLarge,
-        Unreadable::Malformed => Refusal::BadRequest("a request head that is not HTTP/1"),
-    };
+/// Says why what has arrived is no request that can be served, and that nothing more is read.
+pub(super) async fn refuse(worker: &Worker, stream: &mut Stream, refusal: &Refusal) {
     worker.unrouted.ended(refusal.status().as_u16(), Duration::ZERO);
     let bytes = refusal.last_bytes();
     let say = async {

@@ -8,6 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use http::Method;
+use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
@@ -17,7 +18,9 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use super::activity::{Activity, Open};
 use super::connection::{self, Connection};
 use super::exchange::{self, Next};
-use super::h1::request_body;
+use crate::proto::Body;
+use crate::proto::http2::{self, From, Outgoing};
+use crate::proto::upgrade::ExtendedConnect;
 use crate::transport::Stream;
 use crate::upstream::LocalExecutor;
 
@@ -41,12 +44,15 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
             let (connection, open) = (connection.clone(), Open::new(&activity));
             let upgrade = (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
             async move {
+                if let Some(protocol) = request.extensions_mut().remove::<hyper::ext::Protocol>() {
+                    request.extensions_mut().insert(ExtendedConnect(protocol.as_str().into()));
+                }
                 let request = request.map(request_body);
                 let answer = exchange::serve(connection.clone(), request).await;
                 if let (Some(next), Some(upgrade)) = (answer.next, upgrade) {
                     tokio::task::spawn_local(go_on(connection, upgrade, next, Open::new(&open.0)));
                 }
-                Ok::<_, Infallible>(open.until_end_of(answer.response))
+                Ok::<_, Infallible>(open.until_end_of(answer.response).map(Outgoing))
             }
         })
     };
@@ -55,6 +61,7 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_header_list_size(HEADERS)
+        .enable_connect_protocol()
         .timer(TokioTimer::new())
         .keep_alive_interval(PING)
         .keep_alive_timeout(PING)
@@ -91,5 +98,13 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
 async fn go_on(connection: Rc<Connection>, upgrade: OnUpgrade, next: Next, _open: Open) {
     if let Ok(upgraded) = upgrade.await {
         connection::go_on_with(connection, Stream::other(TokioIo::new(upgraded)), next).await;
+    }
+}
+
+fn request_body(incoming: Incoming) -> Body {
+    if incoming.is_end_stream() {
+        Body::Empty
+    } else {
+        Body::Stream(Box::pin(http2::Incoming::new(incoming, From::Client)))
     }
 }

@@ -6,12 +6,15 @@
 //! by hash, whatever the workers have to do: so a worker that accepts while another has clearly fewer connections
 //! hands the new one over.
 
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
-use std::sync::Arc;
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, Socket, Type};
@@ -43,6 +46,60 @@ pub struct Listener {
     /// Where connections to hosts that are no services may go; none for nowhere.
     pub reach: Option<Arc<Reach>>,
     permits: Arc<Semaphore>,
+    clients: Clients,
+    /// By [`Refused`].
+    refused: [AtomicU64; Refused::ALL.len()],
+}
+
+impl Listener {
+    fn new(settings: checked::Listener, tls: Arc<Terminator>) -> Self {
+        let is_local = settings.address.ip().to_canonical().is_loopback();
+        Self {
+            reach: settings.passthrough.as_ref().map(|passthrough| Arc::new(Reach::new(passthrough, is_local))),
+            permits: Arc::new(Semaphore::new(settings.max_connections.min(Semaphore::MAX_PERMITS))),
+            clients: Clients::default(),
+            refused: Default::default(),
+            settings,
+            tls,
+        }
+    }
+
+    /// Counts a connection that is closed without having been served.
+    pub fn refused(&self, reason: Refused) {
+        if let Some(count) = self.refused.get(reason as usize) {
+            count.fetch_add(1, Relaxed);
+        }
+    }
+
+    /// Connections closed without having been served, by reason.
+    pub fn refusals(&self) -> impl Iterator<Item = (Refused, u64)> {
+        Refused::ALL.into_iter().zip(&self.refused).map(|(reason, count)| (reason, count.load(Relaxed)))
+    }
+}
+
+/// Why a connection was closed without having been served.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// Its client had as many as it may.
+    Client,
+    /// What is spoken on it is not for here.
+    Protocol,
+    /// TLS for a server that is no service.
+    ServerName,
+}
+
+impl Refused {
+    pub const ALL: [Self; 3] = [Self::Client, Self::Protocol, Self::ServerName];
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Client => "client",
+            Self::Protocol => "protocol",
+            Self::ServerName => "server_name",
+        })
+    }
 }
 
 /// A configured listener, bound.
@@ -84,10 +141,7 @@ pub fn bind(settings: &checked::Listener, tls: Arc<Terminator>, workers: usize) 
         socket.listen(BACKLOG).map_err(failed)?;
     }
     settings.address = address;
-    let permits = Arc::new(Semaphore::new(settings.max_connections.min(Semaphore::MAX_PERMITS)));
-    let is_local = address.ip().to_canonical().is_loopback();
-    let reach = settings.passthrough.as_ref().map(|passthrough| Arc::new(Reach::new(passthrough, is_local)));
-    let listener = Arc::new(Listener { settings, tls, reach, permits });
+    let listener = Arc::new(Listener::new(settings, tls));
     Ok(Bound { listener, sockets: sockets.into_iter().map(Into::into).collect() })
 }
 
@@ -106,8 +160,13 @@ pub struct Accepted {
     pub listener: Arc<Listener>,
     pub stream: std::net::TcpStream,
     pub client: SocketAddr,
-    /// One of the listener's connections.
-    pub permit: OwnedSemaphorePermit,
+    pub permit: Permit,
+}
+
+/// One of a listener's connections, and of the client's, until it is dropped.
+pub struct Permit {
+    _of_listener: OwnedSemaphorePermit,
+    _of_client: Option<OfClient>,
 }
 
 /// One worker's part of a bound listener.
@@ -139,9 +198,15 @@ pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher)
     loop {
         let accepted = async {
             let (stream, client) = socket.accept().await?;
+            // An IPv4 client of an IPv6 socket is the same client as on an IPv4 socket.
+            let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+            let Some(of_client) = Clients::enter(&listener, client.ip()) else {
+                listener.refused(Refused::Client);
+                return Ok(None);
+            };
             // Only now: a worker that took a permit before there is a connection would keep it from the others.
-            let permit = listener.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-            Ok((stream, client, permit))
+            let of_listener = listener.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
+            Ok(Some((stream, client, Permit { _of_listener: of_listener, _of_client: of_client })))
         };
         let accepted = tokio::select! {
             biased;
@@ -149,7 +214,8 @@ pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher)
             () = &mut *stopped => return Ok(()),
         };
         match accepted {
-            Ok((stream, client, permit)) => match less_loaded(&worker.shared, worker.number) {
+            Ok(None) => {}
+            Ok(Some((stream, client, permit))) => match less_loaded(&worker.shared, worker.number) {
                 None => start(&worker, listener.clone(), stream, client, permit),
                 Some(other) => {
                     let Ok(stream) = stream.into_std() else { continue };
@@ -181,21 +247,53 @@ pub async fn take_over(worker: Rc<Worker>, mut handed: UnboundedReceiver<Accepte
     }
 }
 
-fn start(
-    worker: &Rc<Worker>,
-    listener: Arc<Listener>,
-    stream: TcpStream,
-    client: SocketAddr,
-    permit: OwnedSemaphorePermit,
-) {
+fn start(worker: &Rc<Worker>, listener: Arc<Listener>, stream: TcpStream, client: SocketAddr, permit: Permit) {
     let counted = Counted::new(worker.clone());
-    // An IPv4 client of an IPv6 socket is the same client as on an IPv4 socket.
-    let client = SocketAddr::new(client.ip().to_canonical(), client.port());
     let serve = connection::serve(worker.clone(), listener, stream, client);
     tokio::task::spawn_local(async move {
         serve.await;
         drop((counted, permit));
     });
+}
+
+/// The connections of each client, where a listener limits them. A client is who the socket says, also where a PROXY
+/// protocol header is to say otherwise: the limit is met before anything is read.
+#[derive(Default)]
+struct Clients(Mutex<HashMap<IpAddr, usize>>);
+
+impl Clients {
+    /// Counts a connection of a client; nothing to count where there is no limit, and none when it has been reached.
+    fn enter(listener: &Arc<Listener>, client: IpAddr) -> Option<Option<OfClient>> {
+        let Some(limit) = listener.settings.max_connections_per_client else { return Some(None) };
+        let mut clients = listener.clients.lock();
+        let count = clients.entry(client).or_default();
+        if *count >= limit {
+            return None;
+        }
+        *count += 1;
+        Some(Some(OfClient { listener: listener.clone(), client }))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// One of a client's connections.
+struct OfClient {
+    listener: Arc<Listener>,
+    client: IpAddr,
+}
+
+impl Drop for OfClient {
+    fn drop(&mut self) {
+        if let Entry::Occupied(mut entry) = self.listener.clients.lock().entry(self.client) {
+            *entry.get_mut() -= 1;
+            if *entry.get() == 0 {
+                entry.remove();
+            }
+        }
+    }
 }
 
 /// A connection that counts as its worker's.

@@ -6,12 +6,14 @@
 //! the thread that all of it happens on.
 
 mod activity;
+mod attempt;
 pub mod connection;
 pub mod decide;
 pub mod destination;
 pub mod exchange;
 mod h1;
 mod h2;
+mod layer;
 pub mod listener;
 mod passthrough;
 mod record;

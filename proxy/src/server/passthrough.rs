@@ -56,6 +56,7 @@ impl Passthrough {
             socket: None,
             load: Load::alone(),
             protocol: UpstreamProtocol::Http1,
+            tls: None,
             connect: ConnectSettings { timeout: CONNECT_TIMEOUT, reach: Some(reach.clone()) },
             limits: LIMITS,
             stream_idle_timeout: STREAM_IDLE_TIMEOUT,

@@ -1,13 +1,16 @@
 //! Answers that the proxy gives itself, each with its reason: the one place where errors become responses.
 //!
 //! A refusal is a status, a line of plain text, and a `Proxy-Status` header (RFC 9209) whose `error` is one of the
-//! registered types and whose `details` begin with the part of Heddle that refused.
+//! registered types and whose `details` begin with the part of Heddle that refused. To a gRPC call it is the same said in
+//! gRPC's way; the figures count it by its HTTP status all the same.
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
+use crate::proto::grpc::{Code, GRPC};
 use crate::proto::{Body, BodyError, Response};
+use crate::transport::tls::TlsFailure;
 use crate::upstream::Failure;
 
 /// Why the proxy answered by itself.
@@ -15,6 +18,8 @@ use crate::upstream::Failure;
 pub enum Refusal {
     #[error("{0}")]
     BadRequest(&'static str),
+    #[error("plain HTTP was sent where TLS is spoken; expected https://")]
+    PlainToTls,
     #[error("a request head of more than 64 KiB or 100 headers")]
     HeadTooLarge,
     #[error("no service is called {host:?}, and requests for other hosts are not passed through here")]
@@ -29,6 +34,8 @@ pub enum Refusal {
     NoEndpoint { service: String },
     #[error("the balancer of {service} picked no endpoint")]
     Declined { service: String },
+    #[error("the request has taken longer than it may")]
+    Deadline,
     #[error("{0}")]
     Upstream(#[from] Failure),
 }
@@ -37,7 +44,7 @@ impl Refusal {
     /// Status, error type of RFC 9209 (2.3), and the part of Heddle that refused.
     fn classify(&self) -> (StatusCode, &'static str, &'static str) {
         match self {
-            Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "http_request_error", "router"),
+            Self::BadRequest(_) | Self::PlainToTls => (StatusCode::BAD_REQUEST, "http_request_error", "router"),
             Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", "router"),
             Self::UnknownService { .. } => (StatusCode::NOT_FOUND, "destination_not_found", "router"),
             Self::PortDenied { .. } => (StatusCode::FORBIDDEN, "http_request_denied", "router"),
@@ -45,7 +52,22 @@ impl Refusal {
             Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "http_request_denied", "router"),
             Self::NoEndpoint { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "registry"),
             Self::Declined { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "balancer"),
+            Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", "deadline"),
             Self::Upstream(failure) => classify_failure(failure),
+        }
+    }
+
+    /// The same for a gRPC call. What is certain to have had no effect, or will pass by itself, is `UNAVAILABLE`: that
+    /// is what callers try again.
+    fn grpc_code(&self) -> Code {
+        match self {
+            Self::BadRequest(_) | Self::PlainToTls | Self::Loop => Code::Internal,
+            Self::HeadTooLarge => Code::ResourceExhausted,
+            Self::UnknownService { .. } | Self::Unsupported(_) => Code::Unimplemented,
+            Self::PortDenied { .. } => Code::PermissionDenied,
+            Self::NoEndpoint { .. } | Self::Declined { .. } => Code::Unavailable,
+            Self::Deadline => Code::DeadlineExceeded,
+            Self::Upstream(failure) => grpc_code_of_failure(failure),
         }
     }
 
@@ -68,17 +90,36 @@ impl Refusal {
 
     /// The response that says so.
     pub fn response(&self) -> Response {
-        let (status, error, part) = self.classify();
-        let text = self.to_string();
-        let mut response = Response::new(Body::Full(Bytes::from(format!("heddle: {part}: {text}\n"))));
+        let (status, _, part) = self.classify();
+        let mut response = Response::new(Body::Full(Bytes::from(format!("heddle: {part}: {self}\n"))));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        let details = format!("heddle; error={error}; details=\"{part}: {}\"", quoted(&text));
+        self.write_proxy_status(headers);
+        response
+    }
+
+    /// The response that says so to a gRPC call: trailers without a message before them, which come in the head.
+    pub fn grpc_response(&self) -> Response {
+        let mut response = Response::default();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, GRPC);
+        self.write_grpc(headers);
+        self.write_proxy_status(headers);
+        response
+    }
+
+    /// The trailers that say so.
+    pub fn write_grpc(&self, trailers: &mut HeaderMap) {
+        self.grpc_code().write(&format!("heddle: {}: {self}", self.classify().2), trailers);
+    }
+
+    fn write_proxy_status(&self, headers: &mut HeaderMap) {
+        let (_, error, part) = self.classify();
+        let details = format!("heddle; error={error}; details=\"{part}: {}\"", quoted(&self.to_string()));
         if let Ok(details) = HeaderValue::try_from(details) {
             headers.insert(HeaderName::from_static("proxy-status"), details);
         }
-        response
     }
 }
 
@@ -91,14 +132,29 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
             _ => (StatusCode::BAD_GATEWAY, "destination_ip_unroutable"),
         },
         Failure::ConnectTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
+        Failure::Tls { source: TlsFailure::Name(_) | TlsFailure::Certificate(_), .. } => {
+            (StatusCode::BAD_GATEWAY, "tls_certificate_error")
+        }
+        Failure::Tls { .. } => (StatusCode::BAD_GATEWAY, "tls_protocol_error"),
         Failure::Denied { .. } => (StatusCode::FORBIDDEN, "destination_ip_prohibited"),
         Failure::Closed { .. } | Failure::Broken { .. } => (StatusCode::BAD_GATEWAY, "connection_terminated"),
         Failure::Malformed { .. } | Failure::Http2 { .. } => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
+        Failure::Reset { .. } => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
         Failure::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
         Failure::ClientBody(BodyError::Idle) => (StatusCode::REQUEST_TIMEOUT, "http_request_error"),
         Failure::ClientBody(_) => (StatusCode::BAD_REQUEST, "http_request_error"),
     };
     (status, error, "upstream")
+}
+
+fn grpc_code_of_failure(failure: &Failure) -> Code {
+    match failure {
+        Failure::Timeout { .. } | Failure::ClientBody(BodyError::Idle) => Code::DeadlineExceeded,
+        Failure::Denied { .. } => Code::PermissionDenied,
+        Failure::Reset { code, .. } => Code::of_reset(*code),
+        Failure::ClientBody(_) => Code::Cancelled,
+        _ => Code::Unavailable,
+    }
 }
 
 /// The inside of a quoted string (RFC 8941, 3.3.3): printable ASCII, with quotes and backslashes escaped.
@@ -140,5 +196,33 @@ mod tests {
         assert_eq!(status(Failure::Timeout { address: address() }), 504);
         assert_eq!(status(Failure::NoPermit { address: address() }), 503);
         assert_eq!(status(Failure::Denied { address: address() }), 403);
+    }
+
+    #[test]
+    fn a_call_is_refused_in_grpcs_way() {
+        let response = Refusal::NoEndpoint { service: "us%ers".into() }.grpc_response();
+        assert_eq!((response.status().as_u16(), &response.headers()["content-type"]), (200, &GRPC));
+        assert_eq!(response.headers()["grpc-status"], "14");
+        assert_eq!(response.headers()["grpc-message"], "heddle: registry: no endpoint of us%25ers is eligible");
+        assert!(response.headers()["proxy-status"].to_str().unwrap().contains("destination_unavailable"));
+        assert!(http_body::Body::is_end_stream(response.body()));
+    }
+
+    #[test]
+    fn every_refusal_has_the_code_that_callers_act_on() {
+        let address = || "10.0.0.1:80".to_owned();
+        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let of = |failure| Refusal::Upstream(failure).grpc_code();
+        assert_eq!(of(Failure::Connect { address: address(), source: refused }), Code::Unavailable);
+        assert_eq!(of(Failure::ConnectTimeout { address: address() }), Code::Unavailable);
+        assert_eq!(of(Failure::NoPermit { address: address() }), Code::Unavailable);
+        assert_eq!(of(Failure::Timeout { address: address() }), Code::DeadlineExceeded);
+        assert_eq!(of(Failure::Denied { address: address() }), Code::PermissionDenied);
+        // REFUSED_STREAM and CANCEL.
+        assert_eq!(of(Failure::Reset { address: address(), code: 7 }), Code::Unavailable);
+        assert_eq!(of(Failure::Reset { address: address(), code: 8 }), Code::Cancelled);
+        assert_eq!(Refusal::Deadline.grpc_code(), Code::DeadlineExceeded);
+        assert_eq!(Refusal::UnknownService { host: "users".into() }.grpc_code(), Code::Unimplemented);
+        assert_eq!(Refusal::Loop.grpc_code(), Code::Internal);
     }
 }

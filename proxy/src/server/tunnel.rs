@@ -18,7 +18,7 @@ use crate::transport::{Direction, Parted, Stream};
 use crate::upstream::{Failure, Permit, Pool};
 
 /// How long a tunnel to a host that is no service may stand still: as one to a service by default.
-const IDLE_TO_HOST: Duration = Duration::from_secs(60 * 60);
+pub(super) const IDLE_TO_HOST: Duration = Duration::from_secs(60 * 60);
 
 /// A tunnel whose other end is there.
 pub struct Tunnel {

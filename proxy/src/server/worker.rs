@@ -15,11 +15,13 @@ use super::decide::{Choice, Decider};
 use super::passthrough::Passthrough;
 use super::refusal::Refusal;
 use super::route::{normalized, without_suffix};
+use crate::config::checked::TlsClient;
 use crate::policy::Facts;
 use crate::proto::headers::Signature;
 use crate::service::{Directory, Endpoint, Service, ServiceStats};
 use crate::timer::Timers;
 use crate::transport::Relays;
+use crate::transport::tls::Connector;
 use crate::upstream::h1::Scratch;
 use crate::upstream::{ConnectSettings, Pool, Pools, Target};
 
@@ -35,6 +37,8 @@ pub struct Shared {
     pub signature: Signature,
     /// Hosts `NAME.suffix` call the service `NAME`; empty for none.
     pub suffix: String,
+    /// Begin TLS to endpoints, by the settings of services.
+    pub connectors: HashMap<TlsClient, Arc<Connector>>,
     /// Connections of clients, by worker.
     pub connections: Vec<AtomicUsize>,
     /// Requests that reached no service, by worker: refused ones, and those passed through.
@@ -43,10 +47,24 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(directory: Arc<Directory>, signature: Signature, suffix: String, workers: usize) -> Arc<Self> {
+    pub fn new(
+        directory: Arc<Directory>,
+        signature: Signature,
+        suffix: String,
+        connectors: HashMap<TlsClient, Arc<Connector>>,
+        workers: usize,
+    ) -> Arc<Self> {
         let stats = || (0..workers).map(|_| Arc::default()).collect();
         let connections = (0..workers).map(|_| AtomicUsize::new(0)).collect();
-        Arc::new(Self { directory, signature, suffix, connections, unrouted: stats(), passed_through: stats() })
+        Arc::new(Self {
+            directory,
+            signature,
+            suffix,
+            connectors,
+            connections,
+            unrouted: stats(),
+            passed_through: stats(),
+        })
     }
 }
 
@@ -192,6 +210,7 @@ impl LocalService {
                 socket: endpoint.socket,
                 load: endpoint.load.clone(),
                 protocol: settings.protocol,
+                tls: settings.tls.as_ref().and_then(|tls| worker.shared.connectors.get(tls).cloned()),
                 // What the registry announces is what the operator announced.
                 connect: ConnectSettings { timeout: settings.connect_timeout, reach: None },
                 limits: settings.pool,

@@ -90,15 +90,21 @@ impl Stream {
         }
     }
 
-    /// Reads once more into what is [`ahead`](Self::ahead); false at the end of the stream.
+    /// Reads once more into what is [`ahead`](Self::ahead); false at the end of the stream. Nothing is lost when the
+    /// caller stops waiting.
     pub async fn read_ahead(&mut self) -> io::Result<bool> {
-        let mut bytes = BytesMut::with_capacity(START.max(self.ahead.len() + START / 4));
-        bytes.extend_from_slice(&self.take_ahead());
-        let before = bytes.len();
-        let read = std::future::poll_fn(|cx| pin!(self.read_buf(&mut bytes)).poll(cx)).await;
-        let grown = bytes.len() > before;
-        self.ahead = bytes.freeze();
-        read.map(|_| grown)
+        let mut more = BytesMut::with_capacity(START);
+        self.kind.read_buf(&mut more).await?;
+        let grown = !more.is_empty();
+        self.ahead = match self.take_ahead() {
+            ahead if ahead.is_empty() => more.freeze(),
+            ahead => {
+                let mut all = ahead.try_into_mut().unwrap_or_else(|ahead| BytesMut::from(&ahead[..]));
+                all.extend_from_slice(&more);
+                all.freeze()
+            }
+        };
+        Ok(grown)
     }
 
     /// Ready once there is something to read; false at the end of the stream. Holds no buffer while it waits. Over TLS
@@ -110,7 +116,11 @@ impl Stream {
         match &mut self.kind {
             // Peeked, because readiness alone may be reported of a socket on which nothing has arrived yet.
             Kind::Tcp(tcp) => tcp.poll_peek(cx, &mut ReadBuf::new(&mut [0])).map(|n| n.is_ok_and(|n| n > 0)),
-            Kind::Tls(tls) => tls.get_mut().0.poll_readable(cx),
+            Kind::Tls(tls) => {
+                let (inner, session) = tls.get_mut();
+                // What came along with the end of the handshake is here already.
+                if session.wants_read() { inner.poll_readable(cx) } else { Poll::Ready(true) }
+            }
             Kind::Other(io) => {
                 let mut byte = [0];
                 let mut read = ReadBuf::new(&mut byte);
@@ -129,10 +139,16 @@ impl AsyncRead for Stream {
             buf.put_slice(&self.ahead.split_to(length));
             return Poll::Ready(Ok(()));
         }
-        match &mut self.kind {
-            Kind::Tcp(tcp) => pin!(tcp).poll_read(cx, buf),
-            Kind::Tls(tls) => pin!(tls).poll_read(cx, buf),
-            Kind::Other(io) => io.as_mut().poll_read(cx, buf),
+        pin!(&mut self.kind).poll_read(cx, buf)
+    }
+}
+
+impl AsyncRead for Kind {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Self::Tcp(tcp) => pin!(tcp).poll_read(cx, buf),
+            Self::Tls(tls) => pin!(tls).poll_read(cx, buf),
+            Self::Other(io) => io.as_mut().poll_read(cx, buf),
         }
     }
 }

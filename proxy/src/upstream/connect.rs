@@ -11,6 +11,7 @@ use super::{Failure, Reach};
 use crate::service::Load;
 use crate::timer::Timers;
 use crate::transport::Stream;
+use crate::transport::tls::Connector;
 
 /// How to connect.
 #[derive(Debug, Clone)]
@@ -19,6 +20,13 @@ pub struct ConnectSettings {
     pub timeout: Duration,
     /// Which addresses may be connected to; none for all.
     pub reach: Option<Arc<Reach>>,
+}
+
+/// TLS to an endpoint: by whom, and the protocols to offer, the preferred one first.
+#[derive(Clone, Copy)]
+pub struct Offer<'a> {
+    pub connector: &'a Connector,
+    pub protocols: &'a [&'a [u8]],
 }
 
 /// The right to one of an endpoint's connections, given back when dropped.
@@ -40,30 +48,38 @@ impl Drop for Permit {
 }
 
 /// Connects to `host:port`, or to `socket` where the address is known. The address that was found allowed is the one
-/// that is connected to: a name is resolved once.
+/// that is connected to: a name is resolved once. Tells the stream, and whether TLS has agreed on HTTP/2.
 ///
 /// # Errors
 ///
-/// Refused, unreachable, denied, or not in time.
+/// Refused, unreachable, denied, no TLS, or all of it not in time.
 pub async fn connect(
     timers: &Rc<Timers>,
     address: &str,
     socket: Option<SocketAddr>,
     settings: &ConnectSettings,
-) -> Result<Stream, Failure> {
+    tls: Option<Offer<'_>>,
+) -> Result<(Stream, bool), Failure> {
     let attempt = async {
-        match socket {
+        let connected = match socket {
             Some(socket) => connect_to_any([socket].into_iter(), address, settings.reach.as_deref()).await,
             None => match tokio::net::lookup_host(address).await {
                 Ok(sockets) => connect_to_any(sockets, address, settings.reach.as_deref()).await,
                 Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
             },
+        };
+        let stream = connected?;
+        let _a_slower_connection_is_still_one = stream.set_nodelay(true);
+        match tls {
+            None => Ok((stream.into(), false)),
+            Some(Offer { connector, protocols }) => {
+                let secured = Box::pin(connector.connect(address, protocols, stream.into())).await;
+                secured.map_err(|source| Failure::Tls { address: address.to_owned(), source })
+            }
         }
     };
-    let stream = timers.within(settings.timeout, attempt).await;
-    let stream = stream.unwrap_or_else(|_| Err(Failure::ConnectTimeout { address: address.to_owned() }))?;
-    let _a_slower_connection_is_still_one = stream.set_nodelay(true);
-    Ok(stream.into())
+    let connected = timers.within(settings.timeout, attempt).await;
+    connected.unwrap_or_else(|_| Err(Failure::ConnectTimeout { address: address.to_owned() }))
 }
 
 /// Tries the allowed ones of these addresses in turn; the error of the last.

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,14 +12,16 @@ use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 
-use super::{Failure, Pool};
+use super::pool::Failed;
+use super::{Failure, Permit, Pool};
+use crate::proto::http2::{From, Incoming, Outgoing, describe, reset_code};
 use crate::proto::{Body, BodyError, Response};
-use crate::timer::{Deadline, Timers};
+use crate::timer::Timers;
 use crate::transport::Stream;
+use crate::transport::tls::TlsFailure;
 
 /// Runs hyper's tasks on this thread.
 #[derive(Clone)]
@@ -37,13 +39,13 @@ impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for LocalExecu
 pub(super) struct Shared {
     connections: RefCell<Vec<Rc<Connection>>>,
     /// Held while a connection is being opened: the others wait for it rather than open one each.
-    opening: tokio::sync::Mutex<()>,
+    pub(super) opening: tokio::sync::Mutex<()>,
 }
 
-type Driver = hyper::client::conn::http2::Connection<TokioIo<Stream>, Body, LocalExecutor>;
+type Driver = hyper::client::conn::http2::Connection<TokioIo<Stream>, Outgoing, LocalExecutor>;
 
 struct Connection {
-    sender: SendRequest<Body>,
+    sender: SendRequest<Outgoing>,
     /// Exchanges under way.
     streams: Cell<usize>,
     /// What moves the bytes; none once it has ended, since exchanges are told so by its being dropped.
@@ -59,8 +61,8 @@ impl Connection {
     }
 }
 
-/// An exchange under way.
-struct Exchange {
+/// An exchange under way, or about to begin.
+pub(super) struct Exchange {
     connection: Rc<Connection>,
     pool: Rc<Pool>,
 }
@@ -85,65 +87,22 @@ const STREAM_WINDOW: u32 = 1 << 20;
 const CONNECTION_WINDOW: u32 = 4 << 20;
 
 impl Shared {
-    /// See [`Pool::attempt`].
-    pub(super) async fn attempt(
-        &self,
-        pool: &Rc<Pool>,
-        head: &Parts,
-        body: Body,
-        resent: impl FnOnce(),
-    ) -> Result<Response, Failure> {
-        let may_be_sent_again = body.is_end_stream() && head.method.is_idempotent();
-        let request = request_for(head, pool, body)?;
-        let Some(pooled) = self.pooled() else {
-            let exchange = self.begin_on_new(pool).await?;
-            let mut sender = exchange.connection.sender.clone();
-            return answered(sender.send_request(request).await, exchange);
-        };
-        let exchange = Exchange::begin(pooled, pool);
-        let mut sender = exchange.connection.sender.clone();
-        let request = match sender.try_send_request(request).await {
-            Ok(response) => return answered(Ok(response), exchange),
-            Err(mut error) => match error.take_message() {
-                // The connection was found closed before the request was given to it.
-                Some(request) => request,
-                None if may_be_sent_again && exchange.connection.sender.is_closed() => {
-                    request_for(head, pool, Body::Empty)?
-                }
-                None => return answered(Err(error.into_error()), exchange),
-            },
-        };
-        resent();
-        let exchange = self.begin_on_new(pool).await?;
-        let mut sender = exchange.connection.sender.clone();
-        answered(sender.send_request(request).await, exchange)
-    }
-
-    /// A connection that takes another request.
-    fn pooled(&self) -> Option<Rc<Connection>> {
+    /// A place on a connection that takes another request.
+    pub(super) fn pooled(&self, pool: &Rc<Pool>) -> Option<Exchange> {
         let mut connections = self.connections.borrow_mut();
         connections.retain(|connection| !connection.sender.is_closed());
-        connections.iter().find(|connection| connection.has_room()).cloned()
+        let pooled = connections.iter().find(|connection| connection.has_room())?;
+        Some(Exchange::begin(pooled.clone(), pool))
     }
 
-    /// Begins an exchange on a new connection, or on one that somebody else has opened in the meantime.
-    async fn begin_on_new(&self, pool: &Rc<Pool>) -> Result<Exchange, Failure> {
-        let _turn = self.opening.lock().await;
-        let connection = match self.pooled() {
-            Some(opened) => opened,
-            None => self.open(pool).await?,
-        };
-        Ok(Exchange::begin(connection, pool))
-    }
-
-    async fn open(&self, pool: &Rc<Pool>) -> Result<Rc<Connection>, Failure> {
-        let (io, permit) = pool.connect().await?;
+    /// A place on a new connection, over this stream.
+    pub(super) async fn begin(&self, pool: &Rc<Pool>, io: Stream, permit: Permit) -> Result<Exchange, Failure> {
         let (sender, connection) = Builder::new(LocalExecutor)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .handshake(TokioIo::new(io))
             .await
-            .map_err(|error| failure(pool, describe(&error)))?;
+            .map_err(|error| broken(pool, &error))?;
         let driver = Rc::new(RefCell::new(Some(connection)));
         let driven = driver.clone();
         tokio::task::spawn_local(async move {
@@ -159,7 +118,7 @@ impl Shared {
         let since = Cell::new(pool.timers().now());
         let connection = Rc::new(Connection { sender, streams: Cell::new(0), driver, since });
         self.connections.borrow_mut().push(connection.clone());
-        Ok(connection)
+        Ok(Exchange::begin(connection, pool))
     }
 
     /// Closes what has been idle for too long.
@@ -174,28 +133,63 @@ impl Shared {
     }
 }
 
-fn answered(response: Result<http::Response<Incoming>, hyper::Error>, exchange: Exchange) -> Result<Response, Failure> {
-    let response = response.map_err(|error| failure(&exchange.pool, describe(&error)))?;
-    Ok(response.map(|incoming| {
+impl Exchange {
+    /// Sends a request and waits for the response's head.
+    pub(super) async fn run(self, head: &Parts, body: Body) -> Result<Response, Failed> {
+        let may_be_sent_again = body.is_end_stream() && head.method.is_idempotent();
+        let request = request_for(head, &self.pool, body)?;
+        let mut sender = self.connection.sender.clone();
+        let mut error = match sender.try_send_request(request).await {
+            Ok(response) => return Ok(answered(response, self)),
+            Err(error) => error,
+        };
+        let again = match error.take_message() {
+            // The connection was found closed before the request was given to it.
+            Some(request) => Some(request.into_body().0),
+            None => (may_be_sent_again && self.connection.sender.is_closed()).then_some(Body::Empty),
+        };
+        Err(Failed { failure: broken(&self.pool, &error.into_error()), again })
+    }
+}
+
+fn answered(response: http::Response<hyper::body::Incoming>, exchange: Exchange) -> Response {
+    response.map(|incoming| {
         if incoming.is_end_stream() {
             Body::Empty
         } else {
-            Body::Stream(Box::pin(ResponseBody::new(incoming, exchange)))
+            let incoming = Incoming::new(incoming, From::Endpoint);
+            Body::Stream(Box::pin(ResponseBody { incoming, _exchange: exchange }))
         }
-    }))
+    })
 }
 
 fn failure(pool: &Pool, what: String) -> Failure {
     Failure::Http2 { address: pool.target.address.to_string(), what }
 }
 
+/// Says what hyper found: a stream that was reset, or a connection that broke. That an endpoint wants another certificate of ours is known only when it answers.
+fn broken(pool: &Pool, error: &hyper::Error) -> Failure {
+    if let Some(code) = reset_code(error) {
+        return Failure::Reset { address: pool.target.address.to_string(), code };
+    }
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        if let Some(source) = error.downcast_ref().and_then(TlsFailure::of) {
+            return Failure::Tls { address: pool.target.address.to_string(), source };
+        }
+        source = error.source();
+    }
+    failure(pool, describe(error))
+}
+
 /// The request as HTTP/2 has it: an absolute target, no Host.
-fn request_for(head: &Parts, pool: &Pool, body: Body) -> Result<http::Request<Body>, Failure> {
-    let mut request = http::Request::new(body);
+fn request_for(head: &Parts, pool: &Pool, body: Body) -> Result<http::Request<Outgoing>, Failure> {
+    let mut request = http::Request::new(Outgoing(body));
     let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let authority = head.uri.authority().map(http::uri::Authority::as_str).or(host).unwrap_or(&pool.target.address);
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    let target = Uri::builder().scheme(Scheme::HTTP).authority(authority).path_and_query(path).build();
+    let scheme = if pool.target.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
+    let target = Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build();
     *request.uri_mut() = target.map_err(|error| failure(pool, error.to_string()))?;
     *request.method_mut() = head.method.clone();
     *request.version_mut() = Version::HTTP_2;
@@ -205,29 +199,10 @@ fn request_for(head: &Parts, pool: &Pool, body: Body) -> Result<http::Request<Bo
     Ok(request)
 }
 
-fn describe(error: &hyper::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
+/// The body of a response, which keeps its place on the connection until its end.
 struct ResponseBody {
     incoming: Incoming,
-    idle: Deadline,
-    idle_timeout: Duration,
     _exchange: Exchange,
-}
-
-impl ResponseBody {
-    fn new(incoming: Incoming, exchange: Exchange) -> Self {
-        let pool = &exchange.pool;
-        let idle_timeout = pool.target.stream_idle_timeout;
-        Self { incoming, idle: pool.timers().deadline(idle_timeout), idle_timeout, _exchange: exchange }
-    }
 }
 
 impl http_body::Body for ResponseBody {
@@ -235,17 +210,7 @@ impl http_body::Body for ResponseBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
-            Poll::Pending => {
-                ready!(this.idle.poll_passed(cx));
-                Poll::Ready(Some(Err(BodyError::Idle)))
-            }
-            Poll::Ready(frame) => {
-                this.idle.reset(this.idle_timeout);
-                Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError::Endpoint(describe(&error)))))
-            }
-        }
+        Pin::new(&mut self.incoming).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -12,12 +12,13 @@ mod reach;
 
 use std::io;
 
-pub use connect::{ConnectSettings, Permit, connect};
+pub use connect::{ConnectSettings, Offer, Permit, connect};
 pub use h2::LocalExecutor;
-pub use pool::{Pool, Pools, Target};
+pub use pool::{Pool, Pools, Reply, Target};
 pub use reach::Reach;
 
 use crate::proto::BodyError;
+use crate::transport::tls::TlsFailure;
 
 /// Why an attempt has no response.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,8 @@ pub enum Failure {
     ConnectTimeout { address: String },
     #[error("the name of {address} leads to addresses that this proxy may not connect to")]
     Denied { address: String },
+    #[error("no TLS with {address}: {source}")]
+    Tls { address: String, source: TlsFailure },
     /// The connection ended before the first byte of a response.
     #[error("{address} closed the connection without a response")]
     Closed { address: String },
@@ -41,6 +44,9 @@ pub enum Failure {
     Malformed { address: String, what: h1::Malformed },
     #[error("{address} broke HTTP/2: {what}")]
     Http2 { address: String, what: String },
+    /// The stream was reset before a response, with this HTTP/2 error code (RFC 9113, 7).
+    #[error("{address} reset the stream with HTTP/2 error {code}")]
+    Reset { address: String, code: u32 },
     #[error("no response from {address} in time")]
     Timeout { address: String },
     #[error("{0}")]

@@ -4,19 +4,22 @@ use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::UPGRADE;
 use http::request::Parts;
 use http::uri::Authority;
 
-use super::connect::{ConnectSettings, Permit, connect};
+use super::connect::{ConnectSettings, Offer, Permit, connect};
 use super::h1::{Connection, ExchangeError, Framing, ResponseBody, Scratch};
 use super::{Failure, h2};
-use crate::config::checked;
+use crate::config::checked::{self, UpstreamProtocol};
 use crate::proto::{Body, Response};
 use crate::service::{Endpoint, Load, Snapshot};
 use crate::timer::Timers;
 use crate::transport::Stream;
+use crate::transport::tls::{Connector, H2, HTTP_1_1, TlsFailure};
 
 /// Where the requests of one pool go.
 #[derive(Debug, Clone)]
@@ -27,11 +30,57 @@ pub struct Target {
     pub socket: Option<SocketAddr>,
     /// The endpoint's counters; of its own for a host that is no service.
     pub load: Load,
-    pub protocol: checked::UpstreamProtocol,
+    pub protocol: UpstreamProtocol,
+    /// Begins TLS; none where there is none.
+    pub tls: Option<Arc<Connector>>,
     pub connect: ConnectSettings,
     pub limits: checked::Pool,
     /// How long a body may stand still.
     pub stream_idle_timeout: Duration,
+}
+
+/// What an attempt has brought.
+pub struct Reply {
+    pub response: Response,
+    /// The connection, where the response has changed the protocol that is spoken on it: after a 101 to a request with
+    /// `Upgrade`, and only then. Whether it has changed to the right one is for the caller to see.
+    pub upgraded: Option<(Stream, Permit)>,
+}
+
+impl From<Response> for Reply {
+    fn from(response: Response) -> Self {
+        Self { response, upgraded: None }
+    }
+}
+
+impl Target {
+    /// Whether connections may turn out to carry HTTP/2.
+    pub fn may_speak_http2(&self) -> bool {
+        match self.protocol {
+            UpstreamProtocol::Negotiated => self.tls.is_some(),
+            UpstreamProtocol::Http1 => false,
+            UpstreamProtocol::Http2 => true,
+        }
+    }
+}
+
+/// A connection, or a part of one, that can carry an exchange.
+enum Open {
+    Http1(Connection),
+    Http2(h2::Exchange),
+}
+
+/// An exchange that has brought no response.
+pub(super) struct Failed {
+    pub failure: Failure,
+    /// The request's body, if the request can be sent again on another connection.
+    pub again: Option<Body>,
+}
+
+impl From<Failure> for Failed {
+    fn from(failure: Failure) -> Self {
+        Self { failure, again: None }
+    }
 }
 
 struct Idle {
@@ -48,6 +97,8 @@ pub struct Pool {
     /// The one used last is at the end, and used first: the others can grow old.
     idle: RefCell<Vec<Idle>>,
     h2: h2::Shared,
+    /// Whether HTTP/1.1 was agreed on last.
+    spoke_http1: Cell<bool>,
     /// Set when the target is gone: connections that come home are closed.
     retired: Cell<bool>,
 }
@@ -60,6 +111,7 @@ impl Pool {
             scratch: scratch.clone(),
             idle: RefCell::default(),
             h2: h2::Shared::default(),
+            spoke_http1: Cell::new(false),
             retired: Cell::new(false),
         })
     }
@@ -71,62 +123,120 @@ impl Pool {
     /// # Errors
     ///
     /// Why there is no response.
-    pub async fn attempt(
-        self: &Rc<Self>,
-        head: &Parts,
-        body: Body,
-        resent: impl FnOnce(),
-    ) -> Result<Response, Failure> {
-        if self.target.protocol == checked::UpstreamProtocol::Http2 {
-            return self.h2.attempt(self, head, body, resent).await;
-        }
-        let Some(connection) = self.take() else {
-            return self.exchange(self.connect_h1().await?, head, body).await.map_err(|error| self.failure(error));
+    pub async fn attempt(self: &Rc<Self>, head: &Parts, body: Body, resent: impl FnOnce()) -> Result<Reply, Failure> {
+        // Only HTTP/1.1 can be changed for another protocol.
+        let http1 = self.target.may_speak_http2() && head.headers.contains_key(UPGRADE);
+        let body = match self.pooled(http1) {
+            None => body,
+            Some(pooled) => match self.exchange(pooled, head, body).await {
+                Err(Failed { again: Some(body), .. }) => {
+                    resent();
+                    body
+                }
+                result => return result.map_err(|failed| failed.failure),
+            },
         };
-        match self.exchange(connection, head, body).await {
-            Err(ExchangeError::Closed { body: Some(body) }) if head.method.is_idempotent() => {
-                resent();
-                self.exchange(self.connect_h1().await?, head, body).await.map_err(|error| self.failure(error))
-            }
-            result => result.map_err(|error| self.failure(error)),
+        let opened = if http1 { self.open_http1().await? } else { self.open().await? };
+        self.exchange(opened, head, body).await.map_err(|failed| failed.failure)
+    }
+
+    async fn exchange(self: &Rc<Self>, on: Open, head: &Parts, body: Body) -> Result<Reply, Failed> {
+        match on {
+            Open::Http2(exchange) => exchange.run(head, body).await.map(Reply::from),
+            Open::Http1(connection) => self.exchange_h1(connection, head, body).await.map_err(|error| match error {
+                ExchangeError::Closed { body: again } => Failed {
+                    failure: Failure::Closed { address: self.target.address.to_string() },
+                    again: again.filter(|_| head.method.is_idempotent()),
+                },
+                error => self.failure(error).into(),
+            }),
         }
     }
 
-    async fn exchange(
+    /// A connection that is there already and takes another request; one of HTTP/1.1 if it has to be.
+    fn pooled(self: &Rc<Self>, http1: bool) -> Option<Open> {
+        let http2 = if http1 { None } else { self.h2.pooled(self) };
+        http2.map(Open::Http2).or_else(|| self.take().map(Open::Http1))
+    }
+
+    /// A new connection of HTTP/1.1.
+    async fn open_http1(&self) -> Result<Open, Failure> {
+        let (io, _, permit) = self.connect_with(&[HTTP_1_1]).await?;
+        Ok(Open::Http1(Connection::new(io, self.scratch.clone(), permit)))
+    }
+
+    /// A new connection, or a place on one that somebody else has opened in the meantime.
+    async fn open(self: &Rc<Self>) -> Result<Open, Failure> {
+        let mut turn = None;
+        if !self.expects_http1() {
+            turn = Some(self.h2.opening.lock().await);
+            if let Some(opened) = self.h2.pooled(self) {
+                return Ok(Open::Http2(opened));
+            }
+        }
+        // Who was before may have found out that each request needs a connection of its own.
+        let _turn = turn.filter(|_| !self.expects_http1());
+        let offered: &[&[u8]] = match self.target.protocol {
+            UpstreamProtocol::Negotiated => &[H2, HTTP_1_1],
+            UpstreamProtocol::Http1 => &[HTTP_1_1],
+            UpstreamProtocol::Http2 => &[H2],
+        };
+        let (io, agreed, permit) = self.connect_with(offered).await?;
+        // An endpoint that does not negotiate at all speaks what it is said to.
+        if agreed || self.target.protocol == UpstreamProtocol::Http2 {
+            self.spoke_http1.set(false);
+            return self.h2.begin(self, io, permit).await.map(Open::Http2);
+        }
+        self.spoke_http1.set(true);
+        Ok(Open::Http1(Connection::new(io, self.scratch.clone(), permit)))
+    }
+
+    /// Whether a new connection is for one request at a time, as far as is known: what was agreed on last is most
+    /// likely agreed on again.
+    fn expects_http1(&self) -> bool {
+        !self.target.may_speak_http2() || self.target.protocol == UpstreamProtocol::Negotiated && self.spoke_http1.get()
+    }
+
+    async fn exchange_h1(
         self: &Rc<Self>,
         mut connection: Connection,
         request: &Parts,
         body: Body,
-    ) -> Result<Response, ExchangeError> {
+    ) -> Result<Reply, ExchangeError> {
         let authority = request.uri.authority().map_or(&*self.target.address, Authority::as_str);
         let mut head = connection.exchange(request, authority, body).await?;
         let mut headers = std::mem::take(&mut head.headers);
         if head.framing == Framing::Chunked {
             headers.remove(http::header::CONTENT_LENGTH);
         }
-        let body = ResponseBody::read(connection, &head, self, &self.timers, self.target.stream_idle_timeout);
+        let (body, upgraded) = if head.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            (Body::Empty, Some(connection.into_stream()))
+        } else {
+            (ResponseBody::read(connection, &head, self), None)
+        };
         let mut response = Response::new(body);
         *response.status_mut() = head.status;
         *response.headers_mut() = headers;
-        Ok(response)
+        Ok(Reply { response, upgraded })
     }
 
-    async fn connect_h1(&self) -> Result<Connection, Failure> {
-        let (io, permit) = self.connect().await?;
-        Ok(Connection::new(io, self.scratch.clone(), permit))
-    }
-
-    /// A new connection, which the endpoint's limit allows.
+    /// A new connection for bytes of any protocol, which the endpoint's limit allows.
     ///
     /// # Errors
     ///
     /// When there are as many already, or none comes about in time.
     pub async fn connect(&self) -> Result<(Stream, Permit), Failure> {
+        self.connect_with(&[]).await.map(|(io, _, permit)| (io, permit))
+    }
+
+    /// As [`Pool::connect`], with these protocols offered where there is TLS; and whether HTTP/2 was agreed on.
+    async fn connect_with(&self, protocols: &[&[u8]]) -> Result<(Stream, bool, Permit), Failure> {
         let target = &self.target;
         let permit = Permit::take(&target.load, target.limits.max_connections)
             .ok_or_else(|| Failure::NoPermit { address: target.address.to_string() })?;
-        let io = connect(&self.timers, &target.address, target.socket, &target.connect).await?;
-        Ok((io, permit))
+        let tls = target.tls.as_ref().map(|connector| Offer { connector, protocols });
+        let (io, http2) = connect(&self.timers, &target.address, target.socket, &target.connect, tls).await?;
+        Ok((io, http2, permit))
     }
 
     fn take(&self) -> Option<Connection> {
@@ -176,7 +286,10 @@ impl Pool {
         let address = self.target.address.to_string();
         match error {
             ExchangeError::Closed { .. } => Failure::Closed { address },
-            ExchangeError::Broken(source) => Failure::Broken { address, source },
+            ExchangeError::Broken(source) => match TlsFailure::of(&source) {
+                Some(source) => Failure::Tls { address, source },
+                None => Failure::Broken { address, source },
+            },
             ExchangeError::Malformed(what) => Failure::Malformed { address, what },
             ExchangeError::ClientBody(error) => Failure::ClientBody(error),
         }

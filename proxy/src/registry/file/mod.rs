@@ -1,9 +1,8 @@
 //! A file with services and endpoints, followed as it changes.
 //!
-//! The folder is watched, not the file, so that every way of replacing a file is seen: written in place, renamed over,
-//! and the swap of the `..data` link of a mounted ConfigMap. Some mounts announce nothing, so the file is also read
-//! anew once in a while; what counts is its content, by its hash. A change is read again after a moment and taken only
-//! when it stands still, since a file that is written in place can be caught half written.
+//! Changes are noticed in every way that [`crate::watch`] knows, and the file is also read anew once in a while; what
+//! counts is its content, by its hash. A change is read again after a moment and taken only when it stands still, since
+//! a file that is written in place can be caught half written.
 //!
 //! The file is taken as a whole or not at all: while it is broken, missing or empty, its last good content stays in
 //! force, and the log says where the fault is and what was expected.
@@ -11,20 +10,17 @@
 mod content;
 
 use std::io;
-use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
-use tokio::sync::Notify;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::apply::{Entry, Event};
 use super::{Feed, Source};
 use crate::config::checked;
+use crate::watch::Changes;
 pub(super) use content::entries;
 pub use content::{ContentError, Format, parse};
 
@@ -120,13 +116,7 @@ impl Seen {
 impl Source for File {
     async fn run(mut self, feed: Feed) {
         let path = self.config.path.clone();
-        let path = path.as_path();
-        let changed = Arc::new(Notify::new());
-        let watcher = watch(path, changed.clone());
-        if let Err(error) = &watcher {
-            let every = self.config.rescan;
-            tracing::warn!(target: "heddle::registry", "{}: changes are not announced, it is read every {every:?}: {error}", path.display());
-        }
+        let mut changes = Changes::of_files(vec![path.clone()]);
         let mut seen = None;
         loop {
             if let Some((is, content)) = self.settled(seen.as_ref()).await {
@@ -139,22 +129,7 @@ impl Source for File {
                     tracing::warn!(target: "heddle::registry", "{}: {error}; {stays}", path.display());
                 }
             }
-            // Announced or not: what counts is the content.
-            let _ = timeout(self.config.rescan, changed.notified()).await;
+            changes.next(self.config.rescan).await;
         }
     }
-}
-
-/// Announces what happens in the folder of `path`, for as long as the watcher lives.
-fn watch(path: &Path, changed: Arc<Notify>) -> notify::Result<RecommendedWatcher> {
-    let mut watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
-        // Reading the file is itself an event, of which there must be no end.
-        if !event.is_ok_and(|event| event.kind.is_access()) {
-            changed.notify_one();
-        }
-    })?;
-    let folder =
-        path.parent().filter(|folder| !folder.as_os_str().is_empty()).map_or(PathBuf::from("."), Path::to_owned);
-    watcher.watch(&folder, RecursiveMode::NonRecursive)?;
-    Ok(watcher)
 }

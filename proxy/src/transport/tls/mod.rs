@@ -1,5 +1,74 @@
 //! TLS, by rustls with aws-lc-rs: ended for clients, begun to endpoints.
+//!
+//! A [`Terminator`] ends the TLS of one listener's clients, and a [`Connector`] begins TLS to endpoints. Both work from
+//! one immutable snapshot that is replaced as a whole when a file has changed, so that a handshake sees the certificates
+//! of one moment, and connections that are open go on with those that they began with. What the files held is
+//! [`Files`]' to know: it reads each once, however many listeners and services use it, and follows them.
 
+mod certificate;
+mod choice;
+mod client;
+mod files;
+mod hello;
 mod server;
 
-pub use server::{Terminator, TlsError};
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rustls::crypto::CryptoProvider;
+
+pub use certificate::Certificate;
+pub use client::{Connector, TlsFailure};
+pub use files::{Files, Held, watch};
+pub use hello::{Hello, client_hello};
+pub use server::{HandshakeError, Terminator};
+
+/// HTTP/2 over TLS, as it is called in a handshake (RFC 9113, 3.1).
+pub const H2: &[u8] = b"h2";
+
+/// HTTP/1.1, as it is called in a handshake (RFC 7301, 6).
+pub const HTTP_1_1: &[u8] = b"http/1.1";
+
+/// A file that cannot be used, and why.
+#[derive(Debug, thiserror::Error)]
+#[error("{}: {reason}", file.display())]
+pub struct FileError {
+    pub file: PathBuf,
+    pub reason: Reason,
+}
+
+/// What is wrong with a file.
+#[derive(Debug, thiserror::Error)]
+pub enum Reason {
+    #[error("cannot be read: {0}")]
+    Read(#[from] io::Error),
+    #[error("not PEM: {0}")]
+    Pem(rustls::pki_types::pem::Error),
+    #[error("holds no certificate; expected PEM with at least one")]
+    NoCertificate,
+    #[error("holds no key; expected PEM with one in PKCS#8, SEC1 or PKCS#1, and not encrypted")]
+    NoKey,
+    #[error("not a certificate that can be used: {0}")]
+    Certificate(String),
+    #[error("not a key that can be used: {0}")]
+    Key(rustls::Error),
+    #[error("the key is not that of the certificate {}", .0.display())]
+    OtherKey(PathBuf),
+    #[error("the system has no certificates of authorities; expected some, or a file in ca")]
+    NoSystemRoots,
+    #[error("{0}")]
+    Unusable(String),
+}
+
+impl Reason {
+    fn of(self, file: impl Into<PathBuf>) -> FileError {
+        FileError { file: file.into(), reason: self }
+    }
+}
+
+/// The cryptography in use. Said each time, because a process default would be whoever's set it first.
+fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: std::sync::OnceLock<Arc<CryptoProvider>> = std::sync::OnceLock::new();
+    PROVIDER.get_or_init(|| Arc::new(rustls::crypto::aws_lc_rs::default_provider())).clone()
+}

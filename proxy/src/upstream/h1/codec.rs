@@ -6,7 +6,7 @@
 use std::mem::MaybeUninit;
 
 use bytes::{Buf, Bytes};
-use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TRANSFER_ENCODING};
+use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 
@@ -36,6 +36,8 @@ pub enum Malformed {
     Trailers,
     #[error("an upgrade that nobody asked for")]
     Upgrade,
+    #[error("a success that is not the upgrade that was asked for")]
+    NoUpgrade,
 }
 
 /// How the end of a body is known.
@@ -59,7 +61,8 @@ pub struct Head {
 }
 
 /// Writes a request's head. `body` is how the body will be framed, or none without a body; `address` stands for the
-/// host where the request names none. Hop-by-hop headers have been removed before.
+/// host where the request names none. Hop-by-hop headers have been removed before, but for those that ask for an upgrade
+/// and `TE`, which is for HTTP/2: it is left out here.
 pub fn encode_request(head: &Parts, address: &str, body: Option<Framing>, out: &mut Vec<u8>) {
     out.extend_from_slice(head.method.as_str().as_bytes());
     out.push(b' ');
@@ -81,7 +84,8 @@ pub fn encode_request(head: &Parts, address: &str, body: Option<Framing>, out: &
         (None, None) => out.extend_from_slice(address.as_bytes()),
     }
     for (name, value) in &head.headers {
-        if *name != HOST && *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING {
+        // What TE says is of use on HTTP/2 only, which the request was made ready for too.
+        if *name != HOST && *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING && *name != TE {
             out.extend_from_slice(b"\r\n");
             out.extend_from_slice(name.as_str().as_bytes());
             out.extend_from_slice(b": ");

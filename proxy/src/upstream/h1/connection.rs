@@ -5,9 +5,10 @@ use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
-use std::time::Duration;
 
 use bytes::{Buf, Bytes, BytesMut};
+use http::StatusCode;
+use http::header::UPGRADE;
 use http::request::Parts;
 use http_body::{Body as _, Frame, SizeHint};
 use tokio::io::{AsyncReadExt, AsyncWrite};
@@ -16,8 +17,8 @@ use super::codec::{
     BodyDecoder, Framing, Head, Malformed, Piece, decode_response, encode_chunk_size, encode_last_chunk, encode_request,
 };
 use crate::proto::{Body, BodyError};
-use crate::timer::{Deadline, Timers};
 use crate::transport::Stream;
+use crate::transport::tls::TlsFailure;
 use crate::upstream::{Permit, Pool};
 
 /// The thread's read buffer. Connections hold the bytes that they have not used yet, never a buffer to read into.
@@ -77,7 +78,7 @@ pub struct Connection {
     sending: Sending,
     /// The endpoint takes no more bytes; its response may still be read.
     deaf: bool,
-    _permit: Permit,
+    permit: Permit,
 }
 
 /// Where the request's body stands.
@@ -98,7 +99,7 @@ impl Connection {
             chunk_open: false,
             sending: Sending::Done,
             deaf: false,
-            _permit: permit,
+            permit,
         }
     }
 
@@ -129,8 +130,10 @@ impl Connection {
         }
         loop {
             match decode_response(&mut self.input, &request.method) {
-                Ok(Some(head)) if head.status == http::StatusCode::SWITCHING_PROTOCOLS => {
-                    return Poll::Ready(Err(ExchangeError::Malformed(Malformed::Upgrade)));
+                Ok(Some(head)) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
+                    let asked = request.headers.contains_key(UPGRADE) && self.has_sent_all();
+                    let unasked = || ExchangeError::Malformed(Malformed::Upgrade);
+                    return Poll::Ready(asked.then_some(head).ok_or_else(unasked));
                 }
                 // Interim responses are for us, who have announced no interest in any (RFC 9110, 15.2).
                 Ok(Some(head)) if head.status.is_informational() => continue,
@@ -142,7 +145,9 @@ impl Connection {
                 Ok(true) => {}
                 Ok(false) if self.input.is_empty() => return Poll::Ready(Err(self.closed())),
                 Ok(false) => return Poll::Ready(Err(ExchangeError::Broken(io::ErrorKind::UnexpectedEof.into()))),
-                Err(_) if self.input.is_empty() => return Poll::Ready(Err(self.closed())),
+                Err(error) if self.input.is_empty() && TlsFailure::of(&error).is_none() => {
+                    return Poll::Ready(Err(self.closed()));
+                }
                 Err(error) => return Poll::Ready(Err(ExchangeError::Broken(error))),
             }
         }
@@ -239,13 +244,21 @@ impl Connection {
         matches!(self.sending, Sending::Done)
     }
 
+    /// Whether the endpoint has taken the whole request.
+    fn has_sent_all(&self) -> bool {
+        self.is_sent() && !self.deaf && self.written == self.output.len() && self.data.is_empty()
+    }
+
     /// Whether the connection can carry another exchange, now that the response has been read to its end.
     fn is_reusable(&self) -> bool {
-        self.is_sent()
-            && !self.deaf
-            && self.input.is_empty()
-            && self.written == self.output.len()
-            && self.data.is_empty()
+        self.has_sent_all() && self.input.is_empty()
+    }
+
+    /// What is left when the connection is no longer HTTP: the stream, with all that has arrived since the last head.
+    pub fn into_stream(self) -> (Stream, Permit) {
+        let mut stream = self.io;
+        stream.put_back(self.input);
+        (stream, self.permit)
     }
 }
 
@@ -256,19 +269,11 @@ pub struct ResponseBody {
     decoder: BodyDecoder,
     keep_alive: bool,
     pool: Rc<Pool>,
-    idle: Deadline,
-    idle_timeout: Duration,
 }
 
 impl ResponseBody {
     /// What follows this head on this connection, as a body: held in full where all of it has arrived.
-    pub fn read(
-        mut connection: Connection,
-        head: &Head,
-        pool: &Rc<Pool>,
-        timers: &Rc<Timers>,
-        idle_timeout: Duration,
-    ) -> Body {
+    pub fn read(mut connection: Connection, head: &Head, pool: &Rc<Pool>) -> Body {
         if let Framing::Length(length) = head.framing
             && connection.input.len() as u64 == length
         {
@@ -283,8 +288,6 @@ impl ResponseBody {
             decoder: BodyDecoder::new(head.framing),
             keep_alive: head.keep_alive,
             pool: pool.clone(),
-            idle: timers.deadline(idle_timeout),
-            idle_timeout,
         }))
     }
 
@@ -325,14 +328,7 @@ impl http_body::Body for ResponseBody {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let Poll::Ready(piece) = this.poll_piece(cx) else {
-            return this.idle.poll_passed(cx).map(|()| {
-                this.connection = None;
-                Some(Err(BodyError::Idle))
-            });
-        };
-        this.idle.reset(this.idle_timeout);
-        let piece = match piece {
+        let piece = match ready!(this.poll_piece(cx)) {
             Ok(piece) => piece,
             Err(error) => {
                 this.connection = None;

@@ -1,0 +1,190 @@
+//! What a layer of a connection is: found out from where it is, from its first bytes, or from the lack of them.
+//!
+//! Where the listener says what is spoken, nobody waits: clients of HTTP speak first, and what a TCP listener takes is
+//! not looked at. Where anything may be spoken, the protocol may be one in which the server speaks first. A client that
+//! has not said within `detect_timeout` what it speaks is therefore passed on to its service, which it waits for. The
+//! same holds inside of a tunnel to a service. Only where there is no service does silence change nothing, since nobody
+//! could break it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::AsyncWriteExt;
+
+use super::connection::{Connection, Inside, is_readable};
+use super::listener::Refused;
+use super::refusal::Refusal;
+use crate::config::checked::{ListenerTls, Protocol};
+use crate::policy::Peer;
+use crate::transport::Stream;
+use crate::transport::detect::{Spoken, spoken_of_any, spoken_of_known};
+use crate::transport::tls::{Hello, client_hello};
+
+/// A client's first TLS message is within one record where it is of any use (RFC 8446, 5.1).
+const LONGEST_HELLO: usize = 16 * 1024;
+
+/// How long a client may take to be told that it is refused.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// What a layer is.
+pub enum Layer {
+    Http1,
+    Http2,
+    Socks5,
+    /// TLS that ends here.
+    Tls,
+    /// Bytes for the connection's service.
+    Opaque,
+    /// TLS that passes on untouched, as this connection: it knows the server's name, and the service of that name.
+    OpaqueTls(Box<Connection>),
+}
+
+/// What may be spoken on a layer.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Expected {
+    Opaque,
+    Tls,
+    /// What clients of HTTP speak.
+    Known,
+    Any,
+}
+
+fn expected(connection: &Connection) -> Expected {
+    let settings = &connection.listener.settings;
+    if connection.tunnel.is_some() {
+        return Expected::Any;
+    }
+    match (settings.protocol, &settings.tls) {
+        (Protocol::Auto, _) => Expected::Any,
+        (_, ListenerTls::Terminate(_)) if !connection.ends_tls => Expected::Tls,
+        (Protocol::Tcp, ListenerTls::Passthrough) => Expected::Tls,
+        (Protocol::Tcp, _) => Expected::Opaque,
+        (Protocol::Http, _) => Expected::Known,
+    }
+}
+
+/// What the layer is; none when the connection has ended, took too long to say, or was refused.
+pub async fn find(connection: &Connection, stream: &mut Stream) -> Option<Layer> {
+    let settings = &connection.listener.settings;
+    let expected = expected(connection);
+    let spoken = match expected {
+        Expected::Opaque => return Some(Layer::Opaque),
+        _ if connection.ends_tls && connection.peer.as_ref().is_some_and(|peer| peer.http2) => Spoken::Http2,
+        Expected::Any if connection.is_bound() => {
+            // By a clock of its own, since the worker's is too coarse for a moment that servers wait, too.
+            let found = tokio::time::timeout(settings.detect_timeout, begin(stream, spoken_of_any));
+            found.await.unwrap_or(Some(Spoken::Other))?
+        }
+        Expected::Any | Expected::Known | Expected::Tls => {
+            if !is_readable(connection, stream, settings.idle_timeout).await {
+                return None;
+            }
+            let tell = if expected == Expected::Any { spoken_of_any } else { spoken_of_known };
+            connection.worker.timers.within(settings.header_timeout, begin(stream, tell)).await.ok()??
+        }
+    };
+    match (expected, spoken) {
+        (_, Spoken::Tls) => tls(connection, stream, expected).await,
+        (Expected::Tls, Spoken::Http1 | Spoken::Http2) => {
+            let refusal = Refusal::PlainToTls;
+            connection.worker.unrouted.ended(refusal.status().as_u16(), Duration::ZERO);
+            say(connection, stream, &refusal.last_bytes()).await;
+            refuse(connection, Refused::Protocol)
+        }
+        (Expected::Tls, Spoken::Socks5 | Spoken::Other) => refuse(connection, Refused::Protocol),
+        (_, Spoken::Http1) => Some(Layer::Http1),
+        (_, Spoken::Http2) => Some(Layer::Http2),
+        // A tunnel within a tunnel is not opened: the service may speak SOCKS5 itself.
+        (_, Spoken::Socks5) if connection.tunnel.is_none() => Some(Layer::Socks5),
+        (_, Spoken::Socks5 | Spoken::Other) => opaque(connection),
+    }
+}
+
+/// Reads until it is told what is spoken; none when the stream ends before.
+async fn begin(stream: &mut Stream, tell: fn(&[u8]) -> Option<Spoken>) -> Option<Spoken> {
+    loop {
+        if let Some(spoken) = tell(stream.ahead()) {
+            return Some(spoken);
+        }
+        if !stream.read_ahead().await.ok()? {
+            return (!stream.ahead().is_empty()).then_some(Spoken::Other);
+        }
+    }
+}
+
+fn opaque(connection: &Connection) -> Option<Layer> {
+    if connection.is_bound() { Some(Layer::Opaque) } else { refuse(connection, Refused::Protocol) }
+}
+
+fn refuse<T>(connection: &Connection, reason: Refused) -> Option<T> {
+    connection.listener.refused(reason);
+    tracing::debug!(target: "heddle::server", client = %connection.client, "refused: {reason}");
+    None
+}
+
+/// What becomes of TLS.
+async fn tls(connection: &Connection, stream: &mut Stream, expected: Expected) -> Option<Layer> {
+    let listener = &connection.listener;
+    let is_outside = connection.tunnel.is_none() && !connection.ends_tls;
+    if is_outside && matches!(listener.settings.tls, ListenerTls::Terminate(_)) {
+        return Some(Layer::Tls);
+    }
+    let passes = listener.settings.tls == ListenerTls::Passthrough && is_outside;
+    if expected == Expected::Known && !passes {
+        // HTTP/1 has a status for those who speak TLS where there is none.
+        return Some(Layer::Http1);
+    }
+    let Hello::Whole(name) = hello(connection, stream).await? else { return opaque(connection) };
+    let ends = connection
+        .tunnel
+        .as_ref()
+        .is_some_and(|tunnel| !connection.ends_tls && listener.tls.covers(name.as_deref().unwrap_or(&tunnel.host)));
+    if ends {
+        return Some(Layer::Tls);
+    }
+    let mut onward = connection.clone();
+    let before = connection.peer.as_deref();
+    onward.peer = Some(Arc::new(Peer {
+        server_name: name.as_deref().map(Arc::from),
+        identity: before.and_then(|peer| peer.identity.clone()),
+        http2: false,
+    }));
+    if passes
+        && let Some(host) = name.as_deref()
+        && let Some(service) = connection.worker.service_of_host(host)
+    {
+        onward.tunnel = Some(Inside { service, host: host.into() });
+    }
+    if onward.is_bound() {
+        return Some(Layer::OpaqueTls(Box::new(onward)));
+    }
+    say(connection, stream, &UNRECOGNIZED_NAME).await;
+    refuse(connection, Refused::ServerName)
+}
+
+/// A fatal alert that nobody of that name is here (RFC 8446, 6.2; RFC 6066, 3).
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// What a client begins TLS with; none when it takes too long.
+async fn hello(connection: &Connection, stream: &mut Stream) -> Option<Hello> {
+    let read = async {
+        loop {
+            match client_hello(stream.ahead()) {
+                Hello::Incomplete if stream.ahead().len() > LONGEST_HELLO => return Some(Hello::Other),
+                Hello::Incomplete if stream.read_ahead().await.ok()? => {}
+                Hello::Incomplete => return Some(Hello::Other),
+                hello => return Some(hello),
+            }
+        }
+    };
+    connection.worker.timers.within(connection.listener.settings.header_timeout, read).await.ok()?
+}
+
+/// Says something last.
+async fn say(connection: &Connection, stream: &mut Stream, bytes: &[u8]) {
+    let said = async {
+        stream.write_all(bytes).await?;
+        stream.shutdown().await
+    };
+    let _who_is_gone_needs_no_reason = connection.worker.timers.within(FAREWELL, said).await;
+}

@@ -1,0 +1,172 @@
+//! Learning of changes to files and folders.
+//!
+//! Folders are watched, not files, so that every way of replacing a file is seen: written in place, renamed over, and
+//! the swap of the `..data` link of a mounted ConfigMap. Where a path leads over symbolic links, the folder that each
+//! link is in is watched too: whoever points a link elsewhere changes nothing in the folder that it pointed to. Some
+//! mounts announce nothing, so whoever follows something also looks by itself once in a while; what counts is the
+//! content.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use notify::event::{AccessKind, AccessMode, EventKind};
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use tokio::sync::Notify;
+use tokio::time::timeout;
+
+/// A change is told of once all has been quiet for this long: a file written in place is not read half-way.
+const QUIET: Duration = Duration::from_millis(30);
+
+/// However restless the folders are, a change is told of after this time.
+const RESTLESS: Duration = Duration::from_millis(500);
+
+/// Links that a path may lead over, as Linux has it.
+const MAX_LINKS: usize = 40;
+
+/// The folders that are watched, with device and number of each; none while there is no such folder.
+type Places = BTreeMap<PathBuf, Option<(u64, u64)>>;
+
+/// Tells of changes, for as long as it lives.
+#[derive(Debug)]
+pub struct Changes {
+    what: What,
+    /// What is watched.
+    places: Option<Places>,
+    watcher: Option<RecommendedWatcher>,
+    announced: Arc<Notify>,
+}
+
+#[derive(Debug)]
+enum What {
+    Files(Vec<PathBuf>),
+    Folder(PathBuf),
+}
+
+impl Changes {
+    /// Of these files, which need not exist yet.
+    pub fn of_files(files: Vec<PathBuf>) -> Self {
+        Self::of(What::Files(files))
+    }
+
+    /// Of what is in this folder, which need not exist yet. Not of what is below it.
+    pub fn of_folder(folder: PathBuf) -> Self {
+        Self::of(What::Folder(folder))
+    }
+
+    fn of(what: What) -> Self {
+        Self { what, places: None, watcher: None, announced: Arc::default() }
+    }
+
+    /// Waits for a change, at most until it is time to look anyway. Ready at once when it is called first, and when
+    /// other folders have to be watched than before: what changed before they were watched is found then.
+    pub async fn next(&mut self, rescan: Duration) {
+        let places = self.find_places();
+        if self.places.as_ref() != Some(&places) {
+            self.watcher = watch(&places, &self.announced);
+            self.places = Some(places);
+        } else if timeout(rescan, self.announced.notified()).await.is_ok() {
+            let quiet = async { while timeout(QUIET, self.announced.notified()).await.is_ok() {} };
+            let _as_quiet_as_it_gets = timeout(RESTLESS, quiet).await;
+        }
+    }
+
+    fn find_places(&self) -> Places {
+        let folders: BTreeSet<PathBuf> = match &self.what {
+            What::Files(files) => files.iter().flat_map(|file| folders_of(file)).collect(),
+            What::Folder(folder) => folders_of(&folder.join("any")),
+        };
+        folders.into_iter().map(|folder| (place(&folder), folder)).map(|(place, folder)| (folder, place)).collect()
+    }
+}
+
+/// Has every change in these folders announced; none where that cannot be done, and looking anyway has to do.
+fn watch(places: &Places, announced: &Arc<Notify>) -> Option<RecommendedWatcher> {
+    let announced = announced.clone();
+    let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+        if !event.is_ok_and(|event| is_read(&event)) {
+            announced.notify_one();
+        }
+    });
+    let report = |what: &Path, error: notify::Error| {
+        tracing::warn!(target: "heddle::watch", "{}: changes are not announced, and noticed later: {error}", what.display());
+    };
+    let mut watcher = watcher.map_err(|error| report(Path::new("files"), error)).ok()?;
+    for folder in places.iter().filter(|(_, place)| place.is_some()).map(|(folder, _)| folder) {
+        if let Err(error) = watcher.watch(folder, RecursiveMode::NonRecursive) {
+            report(folder, error);
+        }
+    }
+    Some(watcher)
+}
+
+/// Reading must not announce a change.
+fn is_read(event: &notify::Event) -> bool {
+    event.kind.is_access() && event.kind != EventKind::Access(AccessKind::Close(AccessMode::Write))
+}
+
+/// Device and number of a folder; none while there is none.
+fn place(folder: &Path) -> Option<(u64, u64)> {
+    let metadata = fs::metadata(folder).ok()?;
+    Some((metadata.dev(), metadata.ino()))
+}
+
+/// The folder that a file is in, and that of each symbolic link on the way to it.
+fn folders_of(file: &Path) -> BTreeSet<PathBuf> {
+    let mut folders = BTreeSet::from([folder_of(file)]);
+    let mut left: Vec<PathBuf> = parts(file);
+    let mut at = PathBuf::new();
+    let mut links = 0;
+    while let Some(part) = left.pop() {
+        let next = at.join(part);
+        match fs::read_link(&next) {
+            Ok(target) if links < MAX_LINKS => {
+                links += 1;
+                folders.insert(folder_of(&next));
+                left.extend(parts(&target));
+            }
+            _ => at = next,
+        }
+    }
+    folders.insert(folder_of(&at));
+    folders
+}
+
+/// The parts of a path, the first one last.
+fn parts(path: &Path) -> Vec<PathBuf> {
+    path.components().rev().map(|part: Component<'_>| PathBuf::from(part.as_os_str())).collect()
+}
+
+fn folder_of(file: &Path) -> PathBuf {
+    file.parent().filter(|folder| !folder.as_os_str().is_empty()).map_or(PathBuf::from("."), Path::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn the_folders_of_all_links_are_watched() {
+        let root = tempfile::tempdir().unwrap();
+        let root = root.path().canonicalize().unwrap();
+        let at = |path: &str| root.join(path);
+        fs::create_dir_all(at("store/v1")).unwrap();
+        fs::create_dir_all(at("mounted/..1")).unwrap();
+        fs::write(at("mounted/..1/file"), "1").unwrap();
+        symlink("..1", at("mounted/..data")).unwrap();
+        symlink("..data/file", at("mounted/file")).unwrap();
+        symlink(at("store/v1"), at("current")).unwrap();
+        symlink("loop", at("loop")).unwrap();
+        let of = |path: &str| folders_of(&at(path)).into_iter().collect::<Vec<_>>();
+        assert_eq!(of("mounted/file"), [at("mounted"), at("mounted/..1")]);
+        assert_eq!(of("current/file"), [root.clone(), at("current"), at("store/v1")]);
+        assert_eq!(of("store/none"), [at("store")]);
+        assert!(of("loop/file").contains(&root));
+        assert_eq!(folders_of(Path::new("file")).into_iter().collect::<Vec<_>>(), [Path::new(".")]);
+    }
+}
