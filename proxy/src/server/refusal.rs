@@ -3,11 +3,16 @@
 //! A refusal is a status, a line of plain text, and a `Proxy-Status` header (RFC 9209) whose `error` is one of the
 //! registered types and whose `details` begin with the part of Heddle that refused.
 
+use std::io::ErrorKind;
+use std::time::Instant;
+
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
 
+use super::socks::Reply;
 use crate::proto::{Body, BodyError, Response};
+use crate::service::ServiceStats;
 use crate::transport::tls::TlsFailure;
 use crate::upstream::Failure;
 
@@ -65,6 +70,24 @@ impl Refusal {
         bytes
     }
 
+    /// Counts it, and says why.
+    pub fn record(&self, stats: &ServiceStats, started: Instant) {
+        let status = self.status().as_u16();
+        stats.ended(status, started.elapsed());
+        tracing::debug!(target: "heddle::server", status, "{self}");
+    }
+
+    /// What a client of SOCKS5 is told (RFC 1928, 6).
+    pub fn socks_reply(&self) -> Reply {
+        match self {
+            Self::UnknownService { .. } | Self::PortDenied { .. } => Reply::NotAllowed,
+            Self::NoEndpoint { .. } | Self::Declined { .. } => Reply::HostUnreachable,
+            Self::Unsupported(_) => Reply::CommandNotSupported,
+            Self::Upstream(failure) => reply_to_failure(failure),
+            _ => Reply::Failed,
+        }
+    }
+
     pub fn status(&self) -> StatusCode {
         self.classify().0
     }
@@ -90,7 +113,7 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
         Failure::NoPermit { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
         Failure::Resolve { .. } => (StatusCode::BAD_GATEWAY, "dns_error"),
         Failure::Connect { source, .. } => match source.kind() {
-            std::io::ErrorKind::ConnectionRefused => (StatusCode::BAD_GATEWAY, "connection_refused"),
+            ErrorKind::ConnectionRefused => (StatusCode::BAD_GATEWAY, "connection_refused"),
             _ => (StatusCode::BAD_GATEWAY, "destination_ip_unroutable"),
         },
         Failure::ConnectTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
@@ -106,6 +129,22 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
         Failure::ClientBody(_) => (StatusCode::BAD_REQUEST, "http_request_error"),
     };
     (status, error, "upstream")
+}
+
+fn reply_to_failure(failure: &Failure) -> Reply {
+    match failure {
+        Failure::Denied { .. } => Reply::NotAllowed,
+        Failure::Resolve { .. } => Reply::HostUnreachable,
+        Failure::ConnectTimeout { .. } => Reply::TimedOut,
+        Failure::Connect { source, .. } => match source.kind() {
+            ErrorKind::ConnectionRefused => Reply::Refused,
+            ErrorKind::NetworkUnreachable => Reply::NetworkUnreachable,
+            ErrorKind::HostUnreachable => Reply::HostUnreachable,
+            ErrorKind::TimedOut => Reply::TimedOut,
+            _ => Reply::Failed,
+        },
+        _ => Reply::Failed,
+    }
 }
 
 /// The inside of a quoted string (RFC 8941, 3.3.3): printable ASCII, with quotes and backslashes escaped.
@@ -147,5 +186,29 @@ mod tests {
         assert_eq!(status(Failure::Timeout { address: address() }), 504);
         assert_eq!(status(Failure::NoPermit { address: address() }), 503);
         assert_eq!(status(Failure::Denied { address: address() }), 403);
+    }
+
+    #[test]
+    fn clients_of_socks_are_told_the_same_in_their_own_words() {
+        let address = || "10.0.0.1:80".to_owned();
+        let connect = |kind: ErrorKind| Failure::Connect { address: address(), source: kind.into() };
+        for (refusal, reply) in [
+            (connect(ErrorKind::ConnectionRefused).into(), Reply::Refused),
+            (connect(ErrorKind::NetworkUnreachable).into(), Reply::NetworkUnreachable),
+            (connect(ErrorKind::HostUnreachable).into(), Reply::HostUnreachable),
+            (connect(ErrorKind::PermissionDenied).into(), Reply::Failed),
+            (
+                Failure::Resolve { address: address(), source: ErrorKind::NotFound.into() }.into(),
+                Reply::HostUnreachable,
+            ),
+            (Failure::ConnectTimeout { address: address() }.into(), Reply::TimedOut),
+            (Failure::Denied { address: address() }.into(), Reply::NotAllowed),
+            (Refusal::PortDenied { port: 25 }, Reply::NotAllowed),
+            (Refusal::UnknownService { host: "nobody".to_owned() }, Reply::NotAllowed),
+            (Refusal::Unsupported("a tunnel within a tunnel"), Reply::CommandNotSupported),
+            (Refusal::BadRequest("no host"), Reply::Failed),
+        ] {
+            assert_eq!(refusal.socks_reply(), reply, "{refusal}");
+        }
     }
 }
