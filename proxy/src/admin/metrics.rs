@@ -49,6 +49,7 @@ impl Collector for Figures {
         let mut families = Families(encoder);
         of_process(&mut families, state)?;
         of_workers(&mut families, state)?;
+        of_listeners(&mut families, state)?;
         of_services(&mut families, state)?;
         of_registry(&mut families, state)?;
         of_plugins(&mut families, state)
@@ -88,6 +89,20 @@ fn of_workers(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "heddle_passed_through_requests",
         "Requests for hosts that are no service, by class of status.",
         by_class(&sum(&workers.passed_through)),
+    )
+}
+
+fn of_listeners(families: &mut Families<'_>, state: &State) -> fmt::Result {
+    let refusals = state.listeners.iter().flat_map(|listener| {
+        let address = listener.settings.address.to_string();
+        listener
+            .refusals()
+            .map(move |(reason, count)| ([("listener", address.clone()), ("reason", reason.to_string())], count))
+    });
+    families.counters(
+        "heddle_refused_connections",
+        "Connections that were closed without having been served.",
+        refusals,
     )
 }
 

@@ -164,8 +164,7 @@ impl Call {
 
     /// Answers with a refusal.
     fn refused(&self, refusal: &Refusal, stats: &ServiceStats) -> Answer {
-        stats.ended(refusal.status().as_u16(), self.started.elapsed());
-        tracing::debug!(target: "heddle::server", status = refusal.status().as_u16(), "{refusal}");
+        refusal.record(stats, self.started);
         if self.is_grpc { refusal.grpc_response().into() } else { refusal.response().into() }
     }
 }

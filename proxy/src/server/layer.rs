@@ -7,7 +7,7 @@
 //! could break it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 
@@ -87,7 +87,7 @@ pub async fn find(connection: &Connection, stream: &mut Stream) -> Option<Layer>
         (_, Spoken::Tls) => tls(connection, stream, expected).await,
         (Expected::Tls, Spoken::Http1 | Spoken::Http2) => {
             let refusal = Refusal::PlainToTls;
-            connection.worker.unrouted.ended(refusal.status().as_u16(), Duration::ZERO);
+            refusal.record(&connection.worker.unrouted, Instant::now());
             say(connection, stream, &refusal.last_bytes()).await;
             refuse(connection, Refused::Protocol)
         }
@@ -129,8 +129,8 @@ async fn tls(connection: &Connection, stream: &mut Stream, expected: Expected) -
     if is_outside && matches!(listener.settings.tls, ListenerTls::Terminate(_)) {
         return Some(Layer::Tls);
     }
-    let passes = listener.settings.tls == ListenerTls::Passthrough && is_outside;
-    if expected == Expected::Known && !passes {
+    let passes = is_outside && listener.settings.tls == ListenerTls::Passthrough;
+    if expected == Expected::Known {
         // HTTP/1 has a status for those who speak TLS where there is none.
         return Some(Layer::Http1);
     }

@@ -4,12 +4,17 @@
 //! registered types and whose `details` begin with the part of Heddle that refused. To a gRPC call it is the same said in
 //! gRPC's way; the figures count it by its HTTP status all the same.
 
+use std::io::ErrorKind;
+use std::time::Instant;
+
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
 use crate::proto::grpc::{Code, GRPC};
+use super::socks::Reply;
 use crate::proto::{Body, BodyError, Response};
+use crate::service::ServiceStats;
 use crate::transport::tls::TlsFailure;
 use crate::upstream::Failure;
 
@@ -84,6 +89,24 @@ impl Refusal {
         bytes
     }
 
+    /// Counts it, and says why.
+    pub fn record(&self, stats: &ServiceStats, started: Instant) {
+        let status = self.status().as_u16();
+        stats.ended(status, started.elapsed());
+        tracing::debug!(target: "heddle::server", status, "{self}");
+    }
+
+    /// What a client of SOCKS5 is told (RFC 1928, 6).
+    pub fn socks_reply(&self) -> Reply {
+        match self {
+            Self::UnknownService { .. } | Self::PortDenied { .. } => Reply::NotAllowed,
+            Self::NoEndpoint { .. } | Self::Declined { .. } => Reply::HostUnreachable,
+            Self::Unsupported(_) => Reply::CommandNotSupported,
+            Self::Upstream(failure) => reply_to_failure(failure),
+            _ => Reply::Failed,
+        }
+    }
+
     pub fn status(&self) -> StatusCode {
         self.classify().0
     }
@@ -128,7 +151,7 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
         Failure::NoPermit { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
         Failure::Resolve { .. } => (StatusCode::BAD_GATEWAY, "dns_error"),
         Failure::Connect { source, .. } => match source.kind() {
-            std::io::ErrorKind::ConnectionRefused => (StatusCode::BAD_GATEWAY, "connection_refused"),
+            ErrorKind::ConnectionRefused => (StatusCode::BAD_GATEWAY, "connection_refused"),
             _ => (StatusCode::BAD_GATEWAY, "destination_ip_unroutable"),
         },
         Failure::ConnectTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
@@ -154,6 +177,22 @@ fn grpc_code_of_failure(failure: &Failure) -> Code {
         Failure::Reset { code, .. } => Code::of_reset(*code),
         Failure::ClientBody(_) => Code::Cancelled,
         _ => Code::Unavailable,
+    }
+}
+
+fn reply_to_failure(failure: &Failure) -> Reply {
+    match failure {
+        Failure::Denied { .. } => Reply::NotAllowed,
+        Failure::Resolve { .. } => Reply::HostUnreachable,
+        Failure::ConnectTimeout { .. } => Reply::TimedOut,
+        Failure::Connect { source, .. } => match source.kind() {
+            ErrorKind::ConnectionRefused => Reply::Refused,
+            ErrorKind::NetworkUnreachable => Reply::NetworkUnreachable,
+            ErrorKind::HostUnreachable => Reply::HostUnreachable,
+            ErrorKind::TimedOut => Reply::TimedOut,
+            _ => Reply::Failed,
+        },
+        _ => Reply::Failed,
     }
 }
 
@@ -224,5 +263,29 @@ mod tests {
         assert_eq!(Refusal::Deadline.grpc_code(), Code::DeadlineExceeded);
         assert_eq!(Refusal::UnknownService { host: "users".into() }.grpc_code(), Code::Unimplemented);
         assert_eq!(Refusal::Loop.grpc_code(), Code::Internal);
+    }
+
+    #[test]
+    fn clients_of_socks_are_told_the_same_in_their_own_words() {
+        let address = || "10.0.0.1:80".to_owned();
+        let connect = |kind: ErrorKind| Failure::Connect { address: address(), source: kind.into() };
+        for (refusal, reply) in [
+            (connect(ErrorKind::ConnectionRefused).into(), Reply::Refused),
+            (connect(ErrorKind::NetworkUnreachable).into(), Reply::NetworkUnreachable),
+            (connect(ErrorKind::HostUnreachable).into(), Reply::HostUnreachable),
+            (connect(ErrorKind::PermissionDenied).into(), Reply::Failed),
+            (
+                Failure::Resolve { address: address(), source: ErrorKind::NotFound.into() }.into(),
+                Reply::HostUnreachable,
+            ),
+            (Failure::ConnectTimeout { address: address() }.into(), Reply::TimedOut),
+            (Failure::Denied { address: address() }.into(), Reply::NotAllowed),
+            (Refusal::PortDenied { port: 25 }, Reply::NotAllowed),
+            (Refusal::UnknownService { host: "nobody".to_owned() }, Reply::NotAllowed),
+            (Refusal::Unsupported("a tunnel within a tunnel"), Reply::CommandNotSupported),
+            (Refusal::BadRequest("no host"), Reply::Failed),
+        ] {
+            assert_eq!(refusal.socks_reply(), reply, "{refusal}");
+        }
     }
 }

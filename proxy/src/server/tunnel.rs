@@ -5,6 +5,7 @@
 //! the fewest connections.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -53,6 +54,11 @@ impl Tunnel {
         stats.tunnels.opened.add(1);
         let record = Record { stats: stats.clone(), end: Cell::new(TunnelEnd::Stopped) };
         Self { other, idle_timeout, record, _held: (permit, in_flight) }
+    }
+
+    /// The proxy's own address on the other side.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        self.other.as_tcp()?.local_addr().ok()
     }
 
     /// Passes on bytes until the tunnel ends.
