@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::Failure;
@@ -39,7 +40,7 @@ impl Drop for Permit {
 }
 
 /// Connects to `host:port`, or to `socket` where the address is known. The address that was found allowed is the one
-/// that is connected to: a name is resolved once.
+/// that is connected to: a name is resolved once. `first` goes before everything else.
 ///
 /// # Errors
 ///
@@ -49,20 +50,23 @@ pub async fn connect(
     address: &str,
     socket: Option<SocketAddr>,
     settings: ConnectSettings,
+    first: &[u8],
 ) -> Result<Stream, Failure> {
     let attempt = async {
-        match socket {
+        let mut stream = match socket {
             Some(socket) => connect_to_any([socket].into_iter(), address, settings.allowed).await,
             None => match tokio::net::lookup_host(address).await {
                 Ok(sockets) => connect_to_any(sockets, address, settings.allowed).await,
                 Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
             },
-        }
+        }?;
+        let _a_slower_connection_is_still_one = stream.set_nodelay(true);
+        let said = stream.write_all(first).await;
+        said.map_err(|source| Failure::Connect { address: address.to_owned(), source })?;
+        Ok(stream.into())
     };
-    let stream = timers.within(settings.timeout, attempt).await;
-    let stream = stream.unwrap_or_else(|_| Err(Failure::ConnectTimeout { address: address.to_owned() }))?;
-    let _a_slower_connection_is_still_one = stream.set_nodelay(true);
-    Ok(stream.into())
+    let connected = timers.within(settings.timeout, attempt).await;
+    connected.unwrap_or_else(|_| Err(Failure::ConnectTimeout { address: address.to_owned() }))
 }
 
 /// Tries the allowed ones of these addresses in turn; the error of the last.

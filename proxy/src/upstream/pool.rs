@@ -116,16 +116,26 @@ impl Pool {
         Ok(Connection::new(io, self.scratch.clone(), permit))
     }
 
-    /// A new connection, which the endpoint's limit allows.
+    /// A new connection for exchanges.
+    pub(super) async fn connect(&self) -> Result<(Stream, Permit), Failure> {
+        self.connect_saying(&[]).await
+    }
+
+    /// A new connection for a tunnel, on which no protocol is agreed on. `header` goes before everything else.
     ///
     /// # Errors
     ///
-    /// When there are as many already, or none comes about in time.
-    pub async fn connect(&self) -> Result<(Stream, Permit), Failure> {
+    /// When there are as many connections as the endpoint's limit allows, or none comes about in time.
+    pub async fn connect_tunnel(&self, header: &[u8]) -> Result<(Stream, Permit), Failure> {
+        self.connect_saying(header).await
+    }
+
+    /// A new connection, which the endpoint's limit allows.
+    async fn connect_saying(&self, first: &[u8]) -> Result<(Stream, Permit), Failure> {
         let target = &self.target;
         let permit = Permit::take(&target.load, target.limits.max_connections)
             .ok_or_else(|| Failure::NoPermit { address: target.address.to_string() })?;
-        let io = connect(&self.timers, &target.address, target.socket, target.connect).await?;
+        let io = connect(&self.timers, &target.address, target.socket, target.connect, first).await?;
         Ok((io, permit))
     }
 
