@@ -163,6 +163,14 @@ pub(super) async fn refuse(worker: &Worker, stream: &mut Stream, refusal: &Refus
     let _who_is_gone_needs_no_reason = worker.timers.within(LINGER, say).await;
 }
 
+/// Closes a connection of which not everything has been read, or may not have been.
+pub(super) async fn close(worker: &Worker, mut stream: Stream, all_read: bool) {
+    let ended = worker.timers.within(LINGER, stream.shutdown()).await;
+    if !all_read && matches!(ended, Ok(Ok(()))) {
+        linger(worker, &mut stream).await;
+    }
+}
+
 /// Takes what a client still sends whose request was answered before its end. Were the socket closed instead, the
 /// client would be told that the connection was reset, and might never see the answer (RFC 9112, 9.6).
 async fn linger(worker: &Worker, stream: &mut Stream) {

@@ -5,6 +5,7 @@
 //! begins TLS, and [`Relays`] join two streams for bytes that are nobody's business.
 
 pub mod detect;
+pub mod proxy_protocol;
 pub mod relay;
 pub mod stream;
 pub mod tls;

@@ -12,7 +12,7 @@ mod reach;
 
 use std::io;
 
-pub use connect::{ConnectSettings, Offer, Permit, connect};
+pub use connect::{ConnectSettings, Offer, Opening, Permit, connect};
 pub use h2::LocalExecutor;
 pub use pool::{Pool, Pools, Reply, Target};
 pub use reach::Reach;
