@@ -15,6 +15,10 @@ pub enum BodyError {
     Endpoint(String),
     #[error("the body stood still for too long")]
     Idle,
+    #[error("the body is not as long as its head says")]
+    Length,
+    #[error("the body is larger than this listener takes")]
+    TooLarge,
 }
 
 /// A body that arrives while it is passed on, in frames of data with an optional frame of trailers at the end.

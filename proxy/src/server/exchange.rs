@@ -162,7 +162,8 @@ async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body
     }
 }
 
-fn refused(refusal: &Refusal, stats: &ServiceStats, started: Instant) -> Response {
+/// Records a request that is refused, and says why.
+pub fn refused(refusal: &Refusal, stats: &ServiceStats, started: Instant) -> Response {
     stats.ended(refusal.status().as_u16(), started.elapsed());
     tracing::debug!(target: "heddle::server", status = refusal.status().as_u16(), "{refusal}");
     refusal.response()

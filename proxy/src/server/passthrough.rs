@@ -11,9 +11,9 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use crate::config::checked::{Pool as Limits, UpstreamProtocol};
+use crate::proto::h1::Scratch;
 use crate::service::Load;
 use crate::timer::Timers;
-use crate::upstream::h1::Scratch;
 use crate::upstream::{ConnectSettings, Pool, Target};
 
 /// Outside a mesh, as Envoy has it.

@@ -15,8 +15,16 @@ use crate::upstream::Failure;
 pub enum Refusal {
     #[error("{0}")]
     BadRequest(&'static str),
-    #[error("a request head of more than 64 KiB or 100 headers")]
+    #[error("a request head of more bytes or headers than this listener takes")]
     HeadTooLarge,
+    #[error("a request target that is longer than this listener takes")]
+    TargetTooLong,
+    #[error("a request body that is larger than this listener takes")]
+    BodyTooLarge,
+    #[error("a request head that took too long to arrive")]
+    HeadTimeout,
+    #[error("a version of HTTP other than 1.0, 1.1 and 2")]
+    Version,
     #[error("no service is called {host:?}, and requests for other hosts are not passed through here")]
     UnknownService { host: String },
     #[error("the request has been through this proxy before")]
@@ -37,6 +45,10 @@ impl Refusal {
         match self {
             Self::BadRequest(_) => (StatusCode::BAD_REQUEST, "http_request_error", "router"),
             Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", "router"),
+            Self::TargetTooLong => (StatusCode::URI_TOO_LONG, "http_request_error", "router"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_error", "router"),
+            Self::HeadTimeout => (StatusCode::REQUEST_TIMEOUT, "http_request_error", "router"),
+            Self::Version => (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "http_request_error", "router"),
             Self::UnknownService { .. } => (StatusCode::NOT_FOUND, "destination_not_found", "router"),
             Self::Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected", "router"),
             Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "http_request_denied", "router"),
@@ -44,19 +56,6 @@ impl Refusal {
             Self::Declined { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "balancer"),
             Self::Upstream(failure) => classify_failure(failure),
         }
-    }
-
-    /// The response as bytes, for a connection that ends with it because what came was no request.
-    pub fn last_bytes(&self) -> Vec<u8> {
-        let (head, body) = self.response().into_parts();
-        let mut bytes = format!("HTTP/1.1 {}\r\nconnection: close\r\n", head.status).into_bytes();
-        for (name, value) in &head.headers {
-            bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
-        }
-        let text = if let Body::Full(text) = body { text } else { Bytes::new() };
-        bytes.extend(format!("content-length: {}\r\n\r\n", text.len()).into_bytes());
-        bytes.extend(text);
-        bytes
     }
 
     pub fn status(&self) -> StatusCode {
@@ -93,6 +92,7 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
         Failure::Malformed { .. } | Failure::Http2 { .. } => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
         Failure::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
         Failure::ClientBody(BodyError::Idle) => (StatusCode::REQUEST_TIMEOUT, "http_request_error"),
+        Failure::ClientBody(BodyError::TooLarge) => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_error"),
         Failure::ClientBody(_) => (StatusCode::BAD_REQUEST, "http_request_error"),
     };
     (status, error, "upstream")

@@ -15,10 +15,10 @@ use super::decide::{Choice, Decider};
 use super::passthrough::Passthrough;
 use super::route::{normalized, without_suffix};
 use crate::policy::Facts;
+use crate::proto::h1::{Date, Scratch};
 use crate::proto::headers::Signature;
 use crate::service::{Directory, Endpoint, Service, ServiceStats};
 use crate::timer::Timers;
-use crate::upstream::h1::Scratch;
 use crate::upstream::{ConnectSettings, Pool, Pools, Target};
 
 /// How often idle connections are looked through.
@@ -55,6 +55,8 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     pub timers: Rc<Timers>,
     pub scratch: Rc<Scratch>,
+    /// For responses that have none.
+    pub date: Date,
     pub passthrough: Passthrough,
     pub unrouted: Arc<ServiceStats>,
     pub passed_through: Arc<ServiceStats>,
@@ -70,6 +72,7 @@ impl Worker {
             number,
             timers: Rc::default(),
             scratch: Rc::default(),
+            date: Date::default(),
             passthrough: Passthrough::default(),
             unrouted: of(&shared.unrouted),
             passed_through: of(&shared.passed_through),
