@@ -236,6 +236,12 @@ impl Way<'_> {
     }
 }
 
+/// Records a request that is refused, and says why.
+pub fn refused(refusal: &Refusal, stats: &ServiceStats, started: Instant) -> Response {
+    refusal.record(stats, started);
+    refusal.response()
+}
+
 fn prepare_request(head: &mut Parts, connection: &Connection, pool: &Pool, upgrade: Option<&Upgrade>) {
     let trailers = pool.target.may_speak_http2() && takes_trailers(&head.headers);
     strip_hop_by_hop(&mut head.headers);

@@ -5,7 +5,6 @@
 //! their way is next door: [`route`] names the service, [`decide`] the endpoint, [`refusal`] says no. A [`worker`] is
 //! the thread that all of it happens on.
 
-mod activity;
 mod attempt;
 pub mod connection;
 pub mod decide;

@@ -11,8 +11,8 @@ use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
-use crate::proto::grpc::{Code, GRPC};
 use super::socks::Reply;
+use crate::proto::grpc::{Code, GRPC};
 use crate::proto::{Body, BodyError, Response};
 use crate::service::ServiceStats;
 use crate::transport::tls::TlsFailure;
@@ -25,8 +25,16 @@ pub enum Refusal {
     BadRequest(&'static str),
     #[error("plain HTTP was sent where TLS is spoken; expected https://")]
     PlainToTls,
-    #[error("a request head of more than 64 KiB or 100 headers")]
+    #[error("a request head of more bytes or headers than this listener takes")]
     HeadTooLarge,
+    #[error("a request target that is longer than this listener takes")]
+    TargetTooLong,
+    #[error("a request body that is larger than this listener takes")]
+    BodyTooLarge,
+    #[error("a request head that took too long to arrive")]
+    HeadTimeout,
+    #[error("a version of HTTP other than 1.0, 1.1 and 2")]
+    Version,
     #[error("no service is called {host:?}, and requests for other hosts are not passed through here")]
     UnknownService { host: String },
     #[error("port {port} is not among those that this proxy may connect to")]
@@ -51,6 +59,10 @@ impl Refusal {
         match self {
             Self::BadRequest(_) | Self::PlainToTls => (StatusCode::BAD_REQUEST, "http_request_error", "router"),
             Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", "router"),
+            Self::TargetTooLong => (StatusCode::URI_TOO_LONG, "http_request_error", "router"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_error", "router"),
+            Self::HeadTimeout => (StatusCode::REQUEST_TIMEOUT, "http_request_error", "router"),
+            Self::Version => (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "http_request_error", "router"),
             Self::UnknownService { .. } => (StatusCode::NOT_FOUND, "destination_not_found", "router"),
             Self::PortDenied { .. } => (StatusCode::FORBIDDEN, "http_request_denied", "router"),
             Self::Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected", "router"),
@@ -66,27 +78,14 @@ impl Refusal {
     /// is what callers try again.
     fn grpc_code(&self) -> Code {
         match self {
-            Self::BadRequest(_) | Self::PlainToTls | Self::Loop => Code::Internal,
-            Self::HeadTooLarge => Code::ResourceExhausted,
+            Self::BadRequest(_) | Self::PlainToTls | Self::Version | Self::Loop => Code::Internal,
+            Self::HeadTooLarge | Self::TargetTooLong | Self::BodyTooLarge => Code::ResourceExhausted,
             Self::UnknownService { .. } | Self::Unsupported(_) => Code::Unimplemented,
             Self::PortDenied { .. } => Code::PermissionDenied,
             Self::NoEndpoint { .. } | Self::Declined { .. } => Code::Unavailable,
-            Self::Deadline => Code::DeadlineExceeded,
+            Self::HeadTimeout | Self::Deadline => Code::DeadlineExceeded,
             Self::Upstream(failure) => grpc_code_of_failure(failure),
         }
-    }
-
-    /// The response as bytes, for a connection that ends with it because what came was no request.
-    pub fn last_bytes(&self) -> Vec<u8> {
-        let (head, body) = self.response().into_parts();
-        let mut bytes = format!("HTTP/1.1 {}\r\nconnection: close\r\n", head.status).into_bytes();
-        for (name, value) in &head.headers {
-            bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
-        }
-        let text = if let Body::Full(text) = body { text } else { Bytes::new() };
-        bytes.extend(format!("content-length: {}\r\n\r\n", text.len()).into_bytes());
-        bytes.extend(text);
-        bytes
     }
 
     /// Counts it, and says why.
@@ -165,6 +164,7 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
         Failure::Reset { .. } => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
         Failure::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
         Failure::ClientBody(BodyError::Idle) => (StatusCode::REQUEST_TIMEOUT, "http_request_error"),
+        Failure::ClientBody(BodyError::TooLarge) => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_error"),
         Failure::ClientBody(_) => (StatusCode::BAD_REQUEST, "http_request_error"),
     };
     (status, error, "upstream")
@@ -229,7 +229,7 @@ mod tests {
     fn failures_of_endpoints_have_the_statuses_that_gateways_use() {
         let address = || "10.0.0.1:80".to_owned();
         let status = |failure| Refusal::Upstream(failure).status().as_u16();
-        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let refused = std::io::Error::from(ErrorKind::ConnectionRefused);
         assert_eq!(status(Failure::Connect { address: address(), source: refused }), 502);
         assert_eq!(status(Failure::ConnectTimeout { address: address() }), 504);
         assert_eq!(status(Failure::Timeout { address: address() }), 504);
@@ -250,7 +250,7 @@ mod tests {
     #[test]
     fn every_refusal_has_the_code_that_callers_act_on() {
         let address = || "10.0.0.1:80".to_owned();
-        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let refused = std::io::Error::from(ErrorKind::ConnectionRefused);
         let of = |failure| Refusal::Upstream(failure).grpc_code();
         assert_eq!(of(Failure::Connect { address: address(), source: refused }), Code::Unavailable);
         assert_eq!(of(Failure::ConnectTimeout { address: address() }), Code::Unavailable);

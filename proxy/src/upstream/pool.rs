@@ -12,9 +12,10 @@ use http::request::Parts;
 use http::uri::Authority;
 
 use super::connect::{ConnectSettings, Offer, Opening, Permit, connect};
-use super::h1::{Connection, ExchangeError, Framing, ResponseBody, Scratch};
+use super::h1::{Connection, ExchangeError, ResponseBody};
 use super::{Failure, h2};
 use crate::config::checked::{self, UpstreamProtocol};
+use crate::proto::h1::{Framing, Scratch};
 use crate::proto::{Body, Response};
 use crate::service::{Endpoint, Load, Snapshot};
 use crate::timer::Timers;
