@@ -20,7 +20,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::thread;
 
-use http::{Endpoint, Message, OK, Proxy, Wire, one_listener, wait_until};
+use http::{Endpoint, Message, OK, Proxy, Wire, one_listener, users, wait_until};
 use http2::{Http2Endpoint, Manners};
 use rustls::ServerConfig;
 use rustls::pki_types::pem::PemObject;
@@ -141,10 +141,8 @@ fn an_endpoint_has_to_be_who_it_should_be() {
     refused(&by_name, "");
     refused(&unknown, "");
     refused(&expired, "");
-    // The system's authorities know none of these.
-    get(&proxy_to(by_address.address, "tls = true")).assert_refused(502, "upstream", "tls_certificate_error");
     // An endpoint without TLS, and TLS where none is expected.
-    let plain = Endpoint::saying(OK);
+    let plain = Endpoint::start(|_, mut wire| wire.send(OK));
     get(&proxy_to(plain.address, &trusting(&authority, ""))).assert_refused(502, "upstream", "tls_protocol_error");
     assert_eq!(get(&proxy_to(by_address.address, "")).status(), 400);
 }
@@ -168,7 +166,7 @@ fn the_proxy_proves_who_it_is() {
         server.keys(),
         authority.file()
     );
-    let behind = Proxy::with(&[&endpoint], &required, "");
+    let behind = Proxy::start(&format!("via = \"behind\"\n{}{}", one_listener(&required), users(&[&endpoint], "")));
     for protocol in ["http1", "http2", "negotiated"] {
         let answer = |client: &str| {
             let service = format!("{}protocol = \"{protocol}\"", trusting(&authority, client));
@@ -190,15 +188,17 @@ fn the_system_says_whom_to_trust() {
         nginx.address
     );
     fs::write(&config, text).expect("written");
-    let mut command = process::command(&["run", "--config", &config.display().to_string()]);
-    command.env("HEDDLE_LOG", "info").env("SSL_CERT_FILE", authority.file()).env_remove("SSL_CERT_DIR");
-    let heddle = process::Heddle::start(command);
-    let address = heddle.address("listening on ");
-    let answer = process::wait_for("it is ready", || {
-        let answer = process::get(address, "/");
-        (answer.status != 503).then_some(answer)
-    });
-    assert_eq!(answer.status, 200, "{answer:?}");
+    for (trusted, status) in [(&authority, 200), (&Authority::named("stranger"), 502)] {
+        let mut command = process::command(&["run", "--config", &config.display().to_string()]);
+        command.env("HEDDLE_LOG", "info").env("SSL_CERT_FILE", trusted.file()).env_remove("SSL_CERT_DIR");
+        let heddle = process::Heddle::start(command);
+        let address = heddle.address("listening on ");
+        let answer = process::wait_for("it is ready", || {
+            let answer = process::get(address, "/");
+            (answer.status != 503).then_some(answer)
+        });
+        assert_eq!(answer.status, status, "{answer:?}");
+    }
 }
 
 #[test]
