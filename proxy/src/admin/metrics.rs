@@ -1,8 +1,9 @@
 //! The figures, in the text format of OpenMetrics.
 //!
 //! Nothing is counted here: each scrape reads the counters that workers, plugins and the registry keep anyway. Labels
-//! take values from bounded sets only: services and sources that the registry has announced, policies that are loaded, classes of
-//! statuses, kinds of faults; never a path, a client or an endpoint.
+//! take values from bounded sets only: services and sources that the registry has announced, policies that are loaded,
+//! listeners and certificates that are configured, classes of statuses, kinds of faults; never a path, a client or an
+//! endpoint.
 
 mod encode;
 
@@ -20,6 +21,7 @@ use super::process;
 use crate::app::State;
 use crate::plugin::{FaultKind, Plugin};
 use crate::service::{DURATION_BUCKETS, Service, ServiceStats, Snapshot, StatsTotal, TunnelEnd, TunnelTotal};
+use crate::transport::tls::Held;
 
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -50,6 +52,7 @@ impl Collector for Figures {
         of_process(&mut families, state)?;
         of_workers(&mut families, state)?;
         of_listeners(&mut families, state)?;
+        of_tls(&mut families, state)?;
         of_services(&mut families, state)?;
         of_registry(&mut families, state)?;
         of_plugins(&mut families, state)
@@ -113,6 +116,26 @@ fn of_listeners(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "heddle_refused_connections",
         "Connections that were closed without having been served.",
         refusals,
+    )
+}
+
+fn of_tls(families: &mut Families<'_>, state: &State) -> fmt::Result {
+    let held = state.certificates.load();
+    families.gauges(
+        "heddle_certificate_expiry_timestamp_seconds",
+        "When a certificate that is in use expires, since 1970.",
+        held.iter().map(|Held { file, certificate }| {
+            let labels = [("certificate", file.display().to_string()), ("names", certificate.names.join(","))];
+            (labels, seconds(certificate.expires))
+        }),
+    )?;
+    families.counters(
+        "heddle_tls_handshake_failures",
+        "Handshakes with clients that failed, by listener.",
+        state
+            .terminators
+            .iter()
+            .map(|(address, terminator)| ([("listener", address.to_string())], terminator.failures())),
     )
 }
 

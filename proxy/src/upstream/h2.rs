@@ -21,7 +21,6 @@ use crate::proto::http2::{From, Incoming, Outgoing, describe, reset_code};
 use crate::proto::{Body, BodyError, Response};
 use crate::timer::Timers;
 use crate::transport::Stream;
-use crate::transport::tls::TlsFailure;
 
 /// Runs hyper's tasks on this thread.
 #[derive(Clone)]
@@ -50,6 +49,8 @@ struct Connection {
     streams: Cell<usize>,
     /// What moves the bytes; none once it has ended, since exchanges are told so by its being dropped.
     driver: Rc<RefCell<Option<Driver>>>,
+    /// What TLS had to say at its end.
+    fault: Rc<RefCell<Option<rustls::Error>>>,
     /// Tick at which the last exchange ended.
     since: Cell<u64>,
 }
@@ -102,21 +103,23 @@ impl Shared {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .handshake(TokioIo::new(io))
             .await
-            .map_err(|error| broken(pool, &error))?;
+            .map_err(|error| failure(pool, describe(&error)))?;
         let driver = Rc::new(RefCell::new(Some(connection)));
-        let driven = driver.clone();
+        let fault: Rc<RefCell<Option<rustls::Error>>> = Rc::default();
+        let (driven, found) = (driver.clone(), Rc::clone(&fault));
         tokio::task::spawn_local(async move {
-            poll_fn(|cx| match &mut *driven.borrow_mut() {
-                Some(driver) => Pin::new(driver).poll(cx).map(drop),
-                None => Poll::Ready(()),
+            let end = poll_fn(|cx| match &mut *driven.borrow_mut() {
+                Some(driver) => Pin::new(driver).poll(cx),
+                None => Poll::Ready(Ok(())),
             })
             .await;
+            *found.borrow_mut() = end.err().and_then(|error| tls_fault(&error));
             // Dropped after it was taken out, should that wake somebody who looks.
             let ended = driven.borrow_mut().take();
             drop((ended, permit));
         });
         let since = Cell::new(pool.timers().now());
-        let connection = Rc::new(Connection { sender, streams: Cell::new(0), driver, since });
+        let connection = Rc::new(Connection { sender, streams: Cell::new(0), driver, fault, since });
         self.connections.borrow_mut().push(connection.clone());
         Ok(Exchange::begin(connection, pool))
     }
@@ -148,7 +151,12 @@ impl Exchange {
             Some(request) => Some(request.into_body().0),
             None => (may_be_sent_again && self.connection.sender.is_closed()).then_some(Body::Empty),
         };
-        Err(Failed { failure: broken(&self.pool, &error.into_error()), again })
+        // That an endpoint wants another certificate of ours is known only when it answers.
+        let failure = match self.connection.fault.borrow().clone() {
+            Some(fault) => Failure::Tls { address: self.pool.target.address.to_string(), source: fault.into() },
+            None => broken(&self.pool, &error.into_error()),
+        };
+        Err(Failed { failure, again })
     }
 }
 
@@ -167,19 +175,24 @@ fn failure(pool: &Pool, what: String) -> Failure {
     Failure::Http2 { address: pool.target.address.to_string(), what }
 }
 
-/// Says what hyper found: a stream that was reset, or a connection that broke. That an endpoint wants another certificate of ours is known only when it answers.
+/// What hyper found: a stream that was reset, or a connection that broke.
 fn broken(pool: &Pool, error: &hyper::Error) -> Failure {
-    if let Some(code) = reset_code(error) {
-        return Failure::Reset { address: pool.target.address.to_string(), code };
+    match reset_code(error) {
+        Some(code) => Failure::Reset { address: pool.target.address.to_string(), code },
+        None => failure(pool, describe(error)),
     }
+}
+
+/// What TLS has to do with an error of hyper's.
+fn tls_fault(error: &hyper::Error) -> Option<rustls::Error> {
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
-        if let Some(source) = error.downcast_ref().and_then(TlsFailure::of) {
-            return Failure::Tls { address: pool.target.address.to_string(), source };
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return error.get_ref()?.downcast_ref().cloned();
         }
         source = error.source();
     }
-    failure(pool, describe(error))
+    None
 }
 
 /// The request as HTTP/2 has it: an absolute target, no Host.

@@ -66,6 +66,7 @@ impl Target {
 }
 
 /// A connection, or a part of one, that can carry an exchange.
+#[expect(clippy::large_enum_variant, reason = "it is never kept, and a box would be made for every request")]
 enum Open {
     Http1(Connection),
     Http2(h2::Exchange),
