@@ -30,7 +30,9 @@ struct Tool {
 const TEST_TOOLS: &[Tool] = &[
     Tool { name: "etcd", present: has_etcd, packages: &["etcd-server", "etcd-client"] },
     Tool { name: "curl", present: || on_path("curl").is_some(), packages: &["curl"] },
-    Tool { name: "Python's requests", present: has_requests, packages: &["python3-requests"] },
+    Tool { name: "Python's requests", present: || has_module("requests"), packages: &["python3-requests"] },
+    Tool { name: "Python's grpcio", present: || has_module("grpc"), packages: &["python3-grpcio"] },
+    Tool { name: "Python's websockets", present: || has_module("websockets"), packages: &["python3-websockets"] },
 ];
 
 /// Makes `cargo build` possible, and says with which toolchain the plugins are built.
@@ -151,9 +153,10 @@ fn is_root() -> bool {
 }
 
 /// Debian's own Python sees Debian's packages, also where another comes first.
-fn has_requests() -> bool {
+fn has_module(name: &str) -> bool {
     let imports = |python: &str| {
-        Command::new(python).args(["-c", "import requests"]).output().is_ok_and(|output| output.status.success())
+        let import = Command::new(python).args(["-c", &format!("import {name}")]).output();
+        import.is_ok_and(|output| output.status.success())
     };
     ["python3", "/usr/bin/python3"].iter().any(|python| imports(python))
 }
