@@ -1,7 +1,6 @@
 //! What listeners and services say about transports: TLS, TCP, tunnels, limits.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -512,5 +511,5 @@ fn paths_to_certificates_start_from_the_folder_of_the_file() {
     std::fs::copy(folder.path().join("cert.pem"), folder.path().join("tls/ca.pem")).unwrap();
     let text = format!("{LISTENER}[service.users.tls]\nca = \"tls/ca.pem\"");
     let ca = parse_beside(&folder, &text).unwrap().services.get("users").tls.clone().unwrap().ca;
-    assert_eq!(ca, Some(PathBuf::from(folder.path().join("tls/ca.pem"))));
+    assert_eq!(ca, Some(folder.path().join("tls/ca.pem")));
 }
