@@ -1,7 +1,6 @@
 //! What listeners and services say about transports: TLS, TCP, tunnels, limits.
 
 use std::net::IpAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -278,14 +277,15 @@ fn keys_that_make_no_sense_for_a_protocol() {
                 ":5: listener[0].passthrough: a connection to a tcp listener names no host; expected it on a listener whose protocol is http or auto",
                 ":5: listener[0].passthrough: nothing passes through: service takes all requests of this listener; expected only one of the two keys",
                 ":6: listener[0].detect_timeout: nothing is detected on a tcp listener; expected it with protocol = \"auto\"",
-                ":7: listener[0].idle_timeout: a tcp listener sees no requests to wait for; expected tunnel_idle_timeout in the table of the service",
-                ":8: listener[0].header_timeout: nothing is read on this listener before the connection is passed on; expected it beside proxy_protocol or tls = \"passthrough\"",
+                ":7: listener[0].idle_timeout: nothing is read on this listener before a connection is passed on; expected it beside proxy_protocol or tls, or tunnel_idle_timeout in the table of the service",
+                ":8: listener[0].header_timeout: nothing is read on this listener before a connection is passed on; expected it beside proxy_protocol or tls",
             ],
         ),
         (
-            "protocol = \"tcp\"\nservice = \"db\"\nproxy_protocol = [\"::1\"]\nheader_timeout = \"1s\"\npassthrough = false",
+            "protocol = \"tcp\"\nservice = \"db\"\nproxy_protocol = [\"::1\"]\nheader_timeout = \"1s\"\nidle_timeout = \"1s\"\npassthrough = false",
             &[],
         ),
+        ("protocol = \"tcp\"\ntls = \"passthrough\"\nheader_timeout = \"1s\"\nidle_timeout = \"1s\"", &[]),
         (
             "tls = \"passthrough\"",
             &[
@@ -512,5 +512,5 @@ fn paths_to_certificates_start_from_the_folder_of_the_file() {
     std::fs::copy(folder.path().join("cert.pem"), folder.path().join("tls/ca.pem")).unwrap();
     let text = format!("{LISTENER}[service.users.tls]\nca = \"tls/ca.pem\"");
     let ca = parse_beside(&folder, &text).unwrap().services.get("users").tls.clone().unwrap().ca;
-    assert_eq!(ca, Some(PathBuf::from(folder.path().join("tls/ca.pem"))));
+    assert_eq!(ca, Some(folder.path().join("tls/ca.pem")));
 }
