@@ -159,11 +159,11 @@ async fn find_spoken(connection: &Connection, stream: &mut Stream) -> Option<Spo
     let timers = &connection.worker.timers;
     let detected = async {
         loop {
-            if !stream.read_ahead().await.ok()? {
-                return None;
-            }
             if let Some(spoken) = spoken(stream.ahead()) {
                 return Some(spoken);
+            }
+            if !stream.read_ahead().await.ok()? {
+                return None;
             }
         }
     };

@@ -98,10 +98,10 @@ fn listeners() {
             &[":1: listener: a table is not a list; expected a list, in square brackets"],
         ),
         (
-            "[[listener]]\naddress = \"localhost:4140\"\nprotocol = \"tcp\"\n",
+            "[[listener]]\naddress = \"localhost:4140\"\nprotocol = \"udp\"\n",
             &[
                 r#":2: listener[0].address: "localhost:4140" is not an address; expected IP:PORT such as "127.0.0.1:4140""#,
-                r#":3: listener[0].protocol: "tcp" is not a protocol; expected "http""#,
+                r#":3: listener[0].protocol: "udp" is not a protocol; expected "http" or "tcp" or "auto""#,
             ],
         ),
         (
@@ -202,7 +202,7 @@ fn unknown_keys() {
         (
             "[service.users]\n\"a b\" = 1\nPool = 1",
             &[
-                r#":4: service.users."a b": unknown key; expected one of balancer, protocol, connect_timeout, request_timeout, stream_idle_timeout, pool, endpoints"#,
+                r#":4: service.users."a b": unknown key; expected one of balancer, protocol, connect_timeout, request_timeout, stream_idle_timeout, tunnel_idle_timeout, proxy_protocol, pool, endpoints"#,
                 r#":5: service.users.Pool: unknown key; did you mean "pool"?"#,
             ],
         ),
