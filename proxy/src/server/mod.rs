@@ -6,6 +6,7 @@
 //! the thread that all of it happens on.
 
 mod attempt;
+mod client_body;
 pub mod connection;
 pub mod decide;
 pub mod destination;
