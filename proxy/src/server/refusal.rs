@@ -180,7 +180,7 @@ mod tests {
     fn failures_of_endpoints_have_the_statuses_that_gateways_use() {
         let address = || "10.0.0.1:80".to_owned();
         let status = |failure| Refusal::Upstream(failure).status().as_u16();
-        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let refused = std::io::Error::from(ErrorKind::ConnectionRefused);
         assert_eq!(status(Failure::Connect { address: address(), source: refused }), 502);
         assert_eq!(status(Failure::ConnectTimeout { address: address() }), 504);
         assert_eq!(status(Failure::Timeout { address: address() }), 504);
