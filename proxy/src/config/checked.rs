@@ -1,6 +1,7 @@
 //! The configuration after checking: every name resolved, every default filled in, nothing left to go wrong.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -183,6 +184,12 @@ impl Network {
     }
 }
 
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
 /// Which header carries the client's address, the host it asked for and the scheme.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forwarded {
@@ -250,8 +257,8 @@ pub struct EtcdLogin {
     pub password: String,
 }
 
-impl std::fmt::Debug for EtcdLogin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for EtcdLogin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EtcdLogin").field("user", &self.user).finish_non_exhaustive()
     }
 }

@@ -15,6 +15,19 @@ pub enum BodyError {
     Endpoint(String),
     #[error("the body stood still for too long")]
     Idle,
+    /// The side that the body comes from has reset its HTTP/2 stream, with this error code (RFC 9113, 7).
+    #[error("the stream was reset with HTTP/2 error {0}")]
+    Reset(u32),
+    /// Nobody wants the rest of the body any more.
+    #[error("the exchange was given up")]
+    GivenUp,
+    /// The request has taken longer than it may.
+    #[error("the deadline of the request has passed")]
+    Deadline,
+    #[error("the body is not as long as its head says")]
+    Length,
+    #[error("the body is larger than this listener takes")]
+    TooLarge,
 }
 
 /// A body that arrives while it is passed on, in frames of data with an optional frame of trailers at the end.

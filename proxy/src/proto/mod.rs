@@ -4,7 +4,11 @@
 //! speaks a protocol version appears outside the files that speak it.
 
 pub mod body;
+pub mod grpc;
+pub mod h1;
 pub mod headers;
+pub mod http2;
+pub mod upgrade;
 
 pub use body::{Body, BodyError};
 

@@ -1,37 +1,34 @@
 //! The path of one request, from its head to its response's head.
 
-use std::cell::Cell;
-use std::future::poll_fn;
-use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
 use http::header::{HOST, TE};
 use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderValue, Method, Version};
-use http_body::{Body as HttpBody, Frame, SizeHint};
 
+use super::attempt::{Attempt, Upload};
 use super::connection::{Connection, Inside};
 use super::destination::{self, Destination};
 use super::passthrough;
-use super::record::Record;
+use super::record::{Limits, Record};
 use super::refusal::Refusal;
 use super::route::{Named, named, target};
-use super::tunnel::Tunnel;
+use super::tunnel::{self, Tunnel};
 use super::worker::LocalService;
 use crate::config::checked::{Forwarded, UpstreamProtocol};
 use crate::policy::Facts;
-use crate::proto::body::Stream;
 use crate::proto::headers::{
     ClientSide, forward, identify, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers,
 };
-use crate::proto::{Body, BodyError, Request, Response};
-use crate::service::ServiceStats;
-use crate::timer::Timers;
-use crate::upstream::{Failure, Pool};
+use crate::proto::upgrade::{ExtendedConnect, Upgrade};
+use crate::proto::{Body, Request, Response, grpc};
+use crate::service::{InFlight, ServiceStats};
+use crate::timer::{Deadline, Timers};
+use crate::upstream::h1::Malformed;
+use crate::upstream::{Failure, Pool, Reply};
 
 /// What a request is answered with.
 pub struct Answer {
@@ -56,21 +53,21 @@ impl From<Response> for Answer {
 
 /// Serves one request.
 pub async fn serve(connection: Rc<Connection>, request: Request) -> Answer {
-    let started = Instant::now();
-    let (head, body) = request.into_parts();
-    if head.method == Method::CONNECT {
-        return connect(&connection, &head, &body, started).await;
+    let (mut head, body) = request.into_parts();
+    let mut call = Call::new(&head);
+    if head.method == Method::CONNECT && head.extensions.get::<ExtendedConnect>().is_none() {
+        return connect(&connection, &head, &body, &call).await;
     }
-    let response = match find_destination(&connection, &head) {
-        Ok(Destination::Service(service)) => to_service(&connection, &service, head, body, started).await,
-        Ok(Destination::Host(pool)) => to_host(&connection, &pool, head, body, started).await,
-        Err(refusal) => refused(&refusal, &connection.worker.unrouted, started),
-    };
-    response.into()
+    let terms = call.read_terms(&connection, &mut head, &body);
+    match terms.and_then(|()| find_destination(&connection, &head)) {
+        Ok(Destination::Service(local)) => to_service(&connection, &local, head, body, call).await,
+        Ok(Destination::Host(pool)) => to_host(&connection, &pool, head, body, call).await,
+        Err(refusal) => call.refused(&refusal, &connection.worker.unrouted),
+    }
 }
 
 /// Opens a tunnel (RFC 9110, 9.3.6).
-async fn connect(connection: &Connection, head: &Parts, body: &Body, started: Instant) -> Answer {
+async fn connect(connection: &Connection, head: &Parts, body: &Body, call: &Call) -> Answer {
     let opened = match target(head, body) {
         Ok(_) if connection.worker.shared.signature.is_on(&head.headers) => Err(Refusal::Loop),
         Ok((host, port)) => destination::open(connection, host, port).await,
@@ -78,7 +75,7 @@ async fn connect(connection: &Connection, head: &Parts, body: &Body, started: In
     };
     match opened {
         Ok(next) => Answer { response: Response::default(), next: Some(next) },
-        Err(refusal) => refused(&refusal, &connection.worker.unrouted, started).into(),
+        Err(refusal) => call.refused(&refusal, &connection.worker.unrouted),
     }
 }
 
@@ -90,67 +87,167 @@ fn find_destination(connection: &Connection, head: &Parts) -> Result<Destination
     destination::find(connection, host, absolute.map(|target| target.port_u16().unwrap_or(80)))
 }
 
-async fn to_service(
-    connection: &Connection,
-    local: &Rc<LocalService>,
-    head: Parts,
-    body: Body,
-    started: Instant,
-) -> Response {
+async fn to_service(connection: &Connection, local: &Rc<LocalService>, head: Parts, body: Body, call: Call) -> Answer {
     let Connection { worker, client, peer, .. } = connection;
-    let service = &local.service;
+    let settings = &local.service.settings;
+    if call.upgrade.is_some() && settings.protocol == UpstreamProtocol::Http2 {
+        return call.refused(&Refusal::Unsupported("a change of protocol on HTTP/2 to an endpoint"), &local.stats);
+    }
     let mut facts = Facts::new(head, client.ip(), peer.clone());
     let endpoint = match local.decide(&mut facts) {
         Ok(endpoint) => endpoint,
-        Err(refusal) => return refused(&refusal, &local.stats, started),
+        Err(refusal) => return call.refused(&refusal, &local.stats),
     };
     let mut head = facts.head;
-    let in_flight = endpoint.load.begin();
     let pool = local.pool(&endpoint, worker);
-    prepare_request(&mut head, connection, &pool);
-    identify(&mut head.headers, connection.peer.as_ref().and_then(|peer| peer.identity.as_deref()));
-    let attempt = Attempt { pool: &pool, stats: &local.stats, timeout: service.settings.request_timeout };
-    match attempt.run(&worker.timers, &head, body, service.settings.stream_idle_timeout).await {
-        Ok(response) => {
-            let micros = u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX);
-            endpoint.load.observe_latency(micros);
-            let record = Record { stats: local.stats.clone(), started, _in_flight: Some(in_flight) };
-            record.at_end_of(prepare_response(response))
-        }
-        Err(failure) => {
-            local.stats.failed_attempts.add(1);
-            refused(&Refusal::Upstream(failure), &local.stats, started)
-        }
-    }
+    prepare_request(&mut head, connection, &pool, call.upgrade.as_ref());
+    identify(&mut head.headers, peer.as_ref().and_then(|peer| peer.identity.as_deref()));
+    let way = Way {
+        pool: &pool,
+        stats: &local.stats,
+        request_timeout: settings.request_timeout,
+        stream_idle_timeout: settings.stream_idle_timeout,
+        tunnel_idle_timeout: settings.tunnel_idle_timeout,
+    };
+    way.go(connection, &head, body, call).await
 }
 
-async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body: Body, started: Instant) -> Response {
-    let worker = &connection.worker;
-    prepare_request(&mut head, connection, pool);
+async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body: Body, call: Call) -> Answer {
+    prepare_request(&mut head, connection, pool, call.upgrade.as_ref());
     // Who the client is, is for services only.
     identify(&mut head.headers, None);
-    let stats = &worker.passed_through;
-    let attempt = Attempt { pool, stats, timeout: passthrough::REQUEST_TIMEOUT };
-    match attempt.run(&worker.timers, &head, body, pool.target.stream_idle_timeout).await {
-        Ok(response) => {
-            let record = Record { stats: stats.clone(), started, _in_flight: None };
-            record.at_end_of(prepare_response(response))
+    let way = Way {
+        pool,
+        stats: &connection.worker.passed_through,
+        request_timeout: passthrough::REQUEST_TIMEOUT,
+        stream_idle_timeout: pool.target.stream_idle_timeout,
+        tunnel_idle_timeout: tunnel::IDLE_TO_HOST,
+    };
+    way.go(connection, &head, body, call).await
+}
+
+/// What holds for a request from its head to the end of its response.
+struct Call {
+    started: Instant,
+    /// Whether the client expects errors to be told in gRPC's way.
+    is_grpc: bool,
+    version: Version,
+    /// When the response must have ended: by the listener's setting, or by what a gRPC caller says, if that is sooner.
+    /// It is kept on the coarse clock of [`Timers`], up to a tenth of a second late.
+    deadline: Option<Deadline>,
+    /// The protocol that the client wants to change to.
+    upgrade: Option<Upgrade>,
+}
+
+impl Call {
+    fn new(head: &Parts) -> Self {
+        let is_grpc = grpc::is_call(&head.headers);
+        Self { started: Instant::now(), is_grpc, version: head.version, deadline: None, upgrade: None }
+    }
+
+    /// Reads how long the client waits, and what it wants to change to. An extended CONNECT becomes the request that
+    /// asks an endpoint for the same.
+    fn read_terms(&mut self, connection: &Connection, head: &mut Parts, body: &Body) -> Result<(), Refusal> {
+        let mut limit = connection.listener.settings.request_deadline;
+        if self.is_grpc {
+            let timeout = grpc::timeout(&head.headers).map_err(|_| Refusal::BadRequest("a malformed grpc-timeout"))?;
+            limit = limit.into_iter().chain(timeout).min();
         }
-        Err(failure) => {
-            stats.failed_attempts.add(1);
-            refused(&Refusal::Upstream(failure), stats, started)
-        }
+        self.deadline = limit.map(|limit| connection.worker.timers.deadline(limit));
+        self.upgrade = match head.extensions.remove::<ExtendedConnect>() {
+            Some(connect) => Some(Upgrade::by_connect(&connect, head).map_err(Refusal::Unsupported)?),
+            None if matches!(body, Body::Empty) => Upgrade::asked_by(head),
+            None => None,
+        };
+        Ok(())
+    }
+
+    /// Answers with a refusal.
+    fn refused(&self, refusal: &Refusal, stats: &ServiceStats) -> Answer {
+        refusal.record(stats, self.started);
+        if self.is_grpc { refusal.grpc_response().into() } else { refusal.response().into() }
     }
 }
 
-fn refused(refusal: &Refusal, stats: &ServiceStats, started: Instant) -> Response {
+/// Where a request goes, and how long that may take.
+struct Way<'a> {
+    pool: &'a Rc<Pool>,
+    stats: &'a Arc<ServiceStats>,
+    request_timeout: Duration,
+    stream_idle_timeout: Duration,
+    tunnel_idle_timeout: Duration,
+}
+
+impl Way<'_> {
+    async fn go(self, connection: &Connection, head: &Parts, body: Body, mut call: Call) -> Answer {
+        let timers = &connection.worker.timers;
+        let load = &self.pool.target.load;
+        let in_flight = load.begin();
+        let attempt = Attempt {
+            pool: self.pool,
+            stats: self.stats,
+            timeout: self.request_timeout,
+            body_timeout: self.stream_idle_timeout.min(connection.listener.settings.body_timeout),
+            deadline: call.deadline.as_mut(),
+        };
+        let answered = match attempt.run(timers, head, body).await {
+            Ok((reply, upload)) => {
+                load.observe_latency(u32::try_from(call.started.elapsed().as_micros()).unwrap_or(u32::MAX));
+                self.answer(reply, upload, in_flight, &mut call, timers)
+            }
+            Err(refusal) => Err(refusal),
+        };
+        answered.unwrap_or_else(|refusal| {
+            self.stats.failed_attempts.add(1);
+            call.refused(&refusal, self.stats)
+        })
+    }
+
+    fn answer(
+        &self,
+        reply: Reply,
+        upload: Option<Upload>,
+        in_flight: InFlight,
+        call: &mut Call,
+        timers: &Rc<Timers>,
+    ) -> Result<Answer, Refusal> {
+        let Reply { response, upgraded } = reply;
+        let address = || self.pool.target.address.to_string();
+        if let Some((other, permit)) = upgraded {
+            let upgrade = call.upgrade.as_ref().filter(|upgrade| upgrade.is_granted_by(response.headers()));
+            let upgrade = upgrade.ok_or_else(|| Failure::Malformed { address: address(), what: Malformed::Upgrade })?;
+            let response = upgrade.tell(response);
+            self.stats.ended(response.status().as_u16(), call.started.elapsed());
+            let tunnel = Tunnel::new(other, permit, Some(in_flight), self.stats, self.tunnel_idle_timeout);
+            return Ok(Answer { response, next: Some(Next::Relay(Box::new(tunnel))) });
+        }
+        if call.upgrade.as_ref().is_some_and(Upgrade::is_by_connect) && response.status().is_success() {
+            // The client would take it for a tunnel.
+            return Err(Failure::Malformed { address: address(), what: Malformed::NoUpgrade }.into());
+        }
+        let record = Record { stats: self.stats.clone(), started: call.started, _in_flight: Some(in_flight) };
+        let limits = Limits {
+            idle_timeout: self.stream_idle_timeout,
+            deadline: call.deadline.take(),
+            tells_in_trailers: call.is_grpc && call.version == Version::HTTP_2,
+            upload,
+        };
+        Ok(record.at_end_of(prepare_response(response), limits, timers).into())
+    }
+}
+
+/// Records a request that is refused, and says why.
+pub fn refused(refusal: &Refusal, stats: &ServiceStats, started: Instant) -> Response {
     refusal.record(stats, started);
     refusal.response()
 }
 
-fn prepare_request(head: &mut Parts, connection: &Connection, pool: &Pool) {
+fn prepare_request(head: &mut Parts, connection: &Connection, pool: &Pool, upgrade: Option<&Upgrade>) {
     let trailers = pool.target.may_speak_http2() && takes_trailers(&head.headers);
     strip_hop_by_hop(&mut head.headers);
+    if let Some(upgrade) = upgrade {
+        upgrade.ask(&mut head.headers);
+    }
     strip_expect(&mut head.headers);
     if trailers {
         // The one value that HTTP/2 knows (RFC 9113, 8.2.2); gRPC servers ask for it.
@@ -173,104 +270,4 @@ fn prepare_response(mut response: Response) -> Response {
     strip_hop_by_hop(response.headers_mut());
     *response.version_mut() = Version::HTTP_11;
     response
-}
-
-/// One attempt of a request, with its deadline.
-struct Attempt<'a> {
-    pool: &'a Rc<Pool>,
-    stats: &'a ServiceStats,
-    /// From the end of the request to the response's head.
-    timeout: Duration,
-}
-
-impl Attempt<'_> {
-    async fn run(
-        self,
-        timers: &Rc<Timers>,
-        head: &Parts,
-        body: Body,
-        stream_idle_timeout: Duration,
-    ) -> Result<Response, Failure> {
-        let (body, upload) = Upload::follow(body, timers, stream_idle_timeout);
-        let mut attempt = pin!(self.pool.attempt(head, body, || self.stats.resent.add(1)));
-        let mut deadline = timers.deadline(self.timeout);
-        poll_fn(|cx| {
-            if let Poll::Ready(result) = attempt.as_mut().poll(cx) {
-                return Poll::Ready(result);
-            }
-            loop {
-                ready!(deadline.poll_passed(cx));
-                // While the request is still being sent, its own progress counts.
-                match upload.as_ref().and_then(|upload| upload.time_left(timers, self.timeout)) {
-                    Some(left) => deadline.reset(left),
-                    None if upload.as_ref().is_some_and(|upload| upload.waiting.get()) => {
-                        return Poll::Ready(Err(Failure::ClientBody(BodyError::Idle)));
-                    }
-                    None => {
-                        return Poll::Ready(Err(Failure::Timeout { address: self.pool.target.address.to_string() }));
-                    }
-                }
-            }
-        })
-        .await
-    }
-}
-
-/// How the sending of a request's body gets on.
-struct Upload {
-    /// Tick of the last frame.
-    last: Cell<u64>,
-    done: Cell<bool>,
-    /// The next frame is the client's to send.
-    waiting: Cell<bool>,
-    idle_timeout: Duration,
-}
-
-impl Upload {
-    /// Follows a body that is yet to arrive; one that is here needs nobody to follow it.
-    fn follow(body: Body, timers: &Rc<Timers>, idle_timeout: Duration) -> (Body, Option<Rc<Self>>) {
-        let Body::Stream(stream) = body else { return (body, None) };
-        let upload = Rc::new(Self {
-            last: Cell::new(timers.now()),
-            done: Cell::new(false),
-            waiting: Cell::new(false),
-            idle_timeout,
-        });
-        let body = Followed { stream, upload: upload.clone(), timers: timers.clone() };
-        (Body::Stream(Box::pin(body)), Some(upload))
-    }
-
-    /// How much longer the response may take to come, if the last frame gives it any time at all.
-    fn time_left(&self, timers: &Timers, timeout: Duration) -> Option<Duration> {
-        let allowed = if self.done.get() { timeout } else { self.idle_timeout };
-        allowed.checked_sub(timers.since(self.last.get())).filter(|left| !left.is_zero())
-    }
-}
-
-struct Followed {
-    stream: Stream,
-    upload: Rc<Upload>,
-    timers: Rc<Timers>,
-}
-
-impl HttpBody for Followed {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = self.stream.as_mut().poll_frame(cx);
-        self.upload.waiting.set(frame.is_pending());
-        let frame = ready!(frame);
-        self.upload.last.set(self.timers.now());
-        self.upload.done.set(frame.is_none() || self.stream.is_end_stream());
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.stream.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.stream.size_hint()
-    }
 }

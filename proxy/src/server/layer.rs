@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 
 use super::connection::{Connection, Inside, is_readable};
+use super::h1;
 use super::listener::Refused;
 use super::refusal::Refusal;
 use crate::config::checked::{ListenerTls, Protocol};
@@ -88,7 +89,7 @@ pub async fn find(connection: &Connection, stream: &mut Stream) -> Option<Layer>
         (Expected::Tls, Spoken::Http1 | Spoken::Http2) => {
             let refusal = Refusal::PlainToTls;
             refusal.record(&connection.worker.unrouted, Instant::now());
-            say(connection, stream, &refusal.last_bytes()).await;
+            say(connection, stream, &h1::last_bytes(&connection.worker, &refusal)).await;
             refuse(connection, Refused::Protocol)
         }
         (Expected::Tls, Spoken::Socks5 | Spoken::Other) => refuse(connection, Refused::Protocol),

@@ -6,7 +6,7 @@
 //! where that leads, [`decide`] chooses the endpoint, [`refusal`] says no. A [`worker`] is the thread that all of it
 //! happens on.
 
-mod activity;
+mod attempt;
 pub mod connection;
 pub mod decide;
 pub mod destination;

@@ -1,16 +1,18 @@
 //! Answers that the proxy gives itself, each with its reason: the one place where errors become responses.
 //!
 //! A refusal is a status, a line of plain text, and a `Proxy-Status` header (RFC 9209) whose `error` is one of the
-//! registered types and whose `details` begin with the part of Heddle that refused.
+//! registered types and whose `details` begin with the part of Heddle that refused. To a gRPC call it is the same said in
+//! gRPC's way; the figures count it by its HTTP status all the same.
 
 use std::io::ErrorKind;
 use std::time::Instant;
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{CONTENT_TYPE, HeaderName, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
 use super::socks::Reply;
+use crate::proto::grpc::{Code, GRPC};
 use crate::proto::{Body, BodyError, Response};
 use crate::service::ServiceStats;
 use crate::transport::tls::TlsFailure;
@@ -23,8 +25,16 @@ pub enum Refusal {
     BadRequest(&'static str),
     #[error("plain HTTP was sent where TLS is spoken; expected https://")]
     PlainToTls,
-    #[error("a request head of more than 64 KiB or 100 headers")]
+    #[error("a request head of more bytes or headers than this listener takes")]
     HeadTooLarge,
+    #[error("a request target that is longer than this listener takes")]
+    TargetTooLong,
+    #[error("a request body that is larger than this listener takes")]
+    BodyTooLarge,
+    #[error("a request head that took too long to arrive")]
+    HeadTimeout,
+    #[error("a version of HTTP other than 1.0, 1.1 and 2")]
+    Version,
     #[error("no service is called {host:?}, and requests for other hosts are not passed through here")]
     UnknownService { host: String },
     #[error("port {port} is not among those that this proxy may connect to")]
@@ -37,6 +47,8 @@ pub enum Refusal {
     NoEndpoint { service: String },
     #[error("the balancer of {service} picked no endpoint")]
     Declined { service: String },
+    #[error("the request has taken longer than it may")]
+    Deadline,
     #[error("{0}")]
     Upstream(#[from] Failure),
 }
@@ -47,27 +59,33 @@ impl Refusal {
         match self {
             Self::BadRequest(_) | Self::PlainToTls => (StatusCode::BAD_REQUEST, "http_request_error", "router"),
             Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", "router"),
+            Self::TargetTooLong => (StatusCode::URI_TOO_LONG, "http_request_error", "router"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_error", "router"),
+            Self::HeadTimeout => (StatusCode::REQUEST_TIMEOUT, "http_request_error", "router"),
+            Self::Version => (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "http_request_error", "router"),
             Self::UnknownService { .. } => (StatusCode::NOT_FOUND, "destination_not_found", "router"),
             Self::PortDenied { .. } => (StatusCode::FORBIDDEN, "http_request_denied", "router"),
             Self::Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected", "router"),
             Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "http_request_denied", "router"),
             Self::NoEndpoint { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "registry"),
             Self::Declined { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "balancer"),
+            Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", "deadline"),
             Self::Upstream(failure) => classify_failure(failure),
         }
     }
 
-    /// The response as bytes, for a connection that ends with it because what came was no request.
-    pub fn last_bytes(&self) -> Vec<u8> {
-        let (head, body) = self.response().into_parts();
-        let mut bytes = format!("HTTP/1.1 {}\r\nconnection: close\r\n", head.status).into_bytes();
-        for (name, value) in &head.headers {
-            bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    /// The same for a gRPC call. What is certain to have had no effect, or will pass by itself, is `UNAVAILABLE`: that
+    /// is what callers try again.
+    fn grpc_code(&self) -> Code {
+        match self {
+            Self::BadRequest(_) | Self::PlainToTls | Self::Version | Self::Loop => Code::Internal,
+            Self::HeadTooLarge | Self::TargetTooLong | Self::BodyTooLarge => Code::ResourceExhausted,
+            Self::UnknownService { .. } | Self::Unsupported(_) => Code::Unimplemented,
+            Self::PortDenied { .. } => Code::PermissionDenied,
+            Self::NoEndpoint { .. } | Self::Declined { .. } => Code::Unavailable,
+            Self::HeadTimeout | Self::Deadline => Code::DeadlineExceeded,
+            Self::Upstream(failure) => grpc_code_of_failure(failure),
         }
-        let text = if let Body::Full(text) = body { text } else { Bytes::new() };
-        bytes.extend(format!("content-length: {}\r\n\r\n", text.len()).into_bytes());
-        bytes.extend(text);
-        bytes
     }
 
     /// Counts it, and says why.
@@ -94,17 +112,36 @@ impl Refusal {
 
     /// The response that says so.
     pub fn response(&self) -> Response {
-        let (status, error, part) = self.classify();
-        let text = self.to_string();
-        let mut response = Response::new(Body::Full(Bytes::from(format!("heddle: {part}: {text}\n"))));
+        let (status, _, part) = self.classify();
+        let mut response = Response::new(Body::Full(Bytes::from(format!("heddle: {part}: {self}\n"))));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        let details = format!("heddle; error={error}; details=\"{part}: {}\"", quoted(&text));
+        self.write_proxy_status(headers);
+        response
+    }
+
+    /// The response that says so to a gRPC call: trailers without a message before them, which come in the head.
+    pub fn grpc_response(&self) -> Response {
+        let mut response = Response::default();
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, GRPC);
+        self.write_grpc(headers);
+        self.write_proxy_status(headers);
+        response
+    }
+
+    /// The trailers that say so.
+    pub fn write_grpc(&self, trailers: &mut HeaderMap) {
+        self.grpc_code().write(&format!("heddle: {}: {self}", self.classify().2), trailers);
+    }
+
+    fn write_proxy_status(&self, headers: &mut HeaderMap) {
+        let (_, error, part) = self.classify();
+        let details = format!("heddle; error={error}; details=\"{part}: {}\"", quoted(&self.to_string()));
         if let Ok(details) = HeaderValue::try_from(details) {
             headers.insert(HeaderName::from_static("proxy-status"), details);
         }
-        response
     }
 }
 
@@ -124,11 +161,23 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
         Failure::Denied { .. } => (StatusCode::FORBIDDEN, "destination_ip_prohibited"),
         Failure::Closed { .. } | Failure::Broken { .. } => (StatusCode::BAD_GATEWAY, "connection_terminated"),
         Failure::Malformed { .. } | Failure::Http2 { .. } => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
+        Failure::Reset { .. } => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
         Failure::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
         Failure::ClientBody(BodyError::Idle) => (StatusCode::REQUEST_TIMEOUT, "http_request_error"),
+        Failure::ClientBody(BodyError::TooLarge) => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_error"),
         Failure::ClientBody(_) => (StatusCode::BAD_REQUEST, "http_request_error"),
     };
     (status, error, "upstream")
+}
+
+fn grpc_code_of_failure(failure: &Failure) -> Code {
+    match failure {
+        Failure::Timeout { .. } | Failure::ClientBody(BodyError::Idle) => Code::DeadlineExceeded,
+        Failure::Denied { .. } => Code::PermissionDenied,
+        Failure::Reset { code, .. } => Code::of_reset(*code),
+        Failure::ClientBody(_) => Code::Cancelled,
+        _ => Code::Unavailable,
+    }
 }
 
 fn reply_to_failure(failure: &Failure) -> Reply {
@@ -186,6 +235,34 @@ mod tests {
         assert_eq!(status(Failure::Timeout { address: address() }), 504);
         assert_eq!(status(Failure::NoPermit { address: address() }), 503);
         assert_eq!(status(Failure::Denied { address: address() }), 403);
+    }
+
+    #[test]
+    fn a_call_is_refused_in_grpcs_way() {
+        let response = Refusal::NoEndpoint { service: "us%ers".into() }.grpc_response();
+        assert_eq!((response.status().as_u16(), &response.headers()["content-type"]), (200, &GRPC));
+        assert_eq!(response.headers()["grpc-status"], "14");
+        assert_eq!(response.headers()["grpc-message"], "heddle: registry: no endpoint of us%25ers is eligible");
+        assert!(response.headers()["proxy-status"].to_str().unwrap().contains("destination_unavailable"));
+        assert!(http_body::Body::is_end_stream(response.body()));
+    }
+
+    #[test]
+    fn every_refusal_has_the_code_that_callers_act_on() {
+        let address = || "10.0.0.1:80".to_owned();
+        let refused = std::io::Error::from(ErrorKind::ConnectionRefused);
+        let of = |failure| Refusal::Upstream(failure).grpc_code();
+        assert_eq!(of(Failure::Connect { address: address(), source: refused }), Code::Unavailable);
+        assert_eq!(of(Failure::ConnectTimeout { address: address() }), Code::Unavailable);
+        assert_eq!(of(Failure::NoPermit { address: address() }), Code::Unavailable);
+        assert_eq!(of(Failure::Timeout { address: address() }), Code::DeadlineExceeded);
+        assert_eq!(of(Failure::Denied { address: address() }), Code::PermissionDenied);
+        // REFUSED_STREAM and CANCEL.
+        assert_eq!(of(Failure::Reset { address: address(), code: 7 }), Code::Unavailable);
+        assert_eq!(of(Failure::Reset { address: address(), code: 8 }), Code::Cancelled);
+        assert_eq!(Refusal::Deadline.grpc_code(), Code::DeadlineExceeded);
+        assert_eq!(Refusal::UnknownService { host: "users".into() }.grpc_code(), Code::Unimplemented);
+        assert_eq!(Refusal::Loop.grpc_code(), Code::Internal);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -12,16 +12,15 @@ use http::request::Parts;
 use http::uri::{PathAndQuery, Scheme};
 use http::{Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
-use hyper::body::Incoming;
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 
 use super::pool::Failed;
 use super::{Failure, Permit, Pool};
+use crate::proto::http2::{From, Incoming, Outgoing, describe, reset_code};
 use crate::proto::{Body, BodyError, Response};
-use crate::timer::{Deadline, Timers};
+use crate::timer::Timers;
 use crate::transport::Stream;
-use crate::transport::tls::TlsFailure;
 
 /// Runs hyper's tasks on this thread.
 #[derive(Clone)]
@@ -42,14 +41,16 @@ pub(super) struct Shared {
     pub(super) opening: tokio::sync::Mutex<()>,
 }
 
-type Driver = hyper::client::conn::http2::Connection<TokioIo<Stream>, Body, LocalExecutor>;
+type Driver = hyper::client::conn::http2::Connection<TokioIo<Stream>, Outgoing, LocalExecutor>;
 
 struct Connection {
-    sender: SendRequest<Body>,
+    sender: SendRequest<Outgoing>,
     /// Exchanges under way.
     streams: Cell<usize>,
     /// What moves the bytes; none once it has ended, since exchanges are told so by its being dropped.
     driver: Rc<RefCell<Option<Driver>>>,
+    /// What TLS had to say at its end.
+    fault: Rc<RefCell<Option<rustls::Error>>>,
     /// Tick at which the last exchange ended.
     since: Cell<u64>,
 }
@@ -102,21 +103,23 @@ impl Shared {
             .initial_connection_window_size(CONNECTION_WINDOW)
             .handshake(TokioIo::new(io))
             .await
-            .map_err(|error| broken(pool, &error))?;
+            .map_err(|error| failure(pool, describe(&error)))?;
         let driver = Rc::new(RefCell::new(Some(connection)));
-        let driven = driver.clone();
+        let fault: Rc<RefCell<Option<rustls::Error>>> = Rc::default();
+        let (driven, found) = (driver.clone(), Rc::clone(&fault));
         tokio::task::spawn_local(async move {
-            poll_fn(|cx| match &mut *driven.borrow_mut() {
-                Some(driver) => Pin::new(driver).poll(cx).map(drop),
-                None => Poll::Ready(()),
+            let end = poll_fn(|cx| match &mut *driven.borrow_mut() {
+                Some(driver) => Pin::new(driver).poll(cx),
+                None => Poll::Ready(Ok(())),
             })
             .await;
+            *found.borrow_mut() = end.err().and_then(|error| tls_fault(&error));
             // Dropped after it was taken out, should that wake somebody who looks.
             let ended = driven.borrow_mut().take();
             drop((ended, permit));
         });
         let since = Cell::new(pool.timers().now());
-        let connection = Rc::new(Connection { sender, streams: Cell::new(0), driver, since });
+        let connection = Rc::new(Connection { sender, streams: Cell::new(0), driver, fault, since });
         self.connections.borrow_mut().push(connection.clone());
         Ok(Exchange::begin(connection, pool))
     }
@@ -145,19 +148,25 @@ impl Exchange {
         };
         let again = match error.take_message() {
             // The connection was found closed before the request was given to it.
-            Some(request) => Some(request.into_body()),
+            Some(request) => Some(request.into_body().0),
             None => (may_be_sent_again && self.connection.sender.is_closed()).then_some(Body::Empty),
         };
-        Err(Failed { failure: broken(&self.pool, &error.into_error()), again })
+        // That an endpoint wants another certificate of ours is known only when it answers.
+        let failure = match self.connection.fault.borrow().clone() {
+            Some(fault) => Failure::Tls { address: self.pool.target.address.to_string(), source: fault.into() },
+            None => broken(&self.pool, &error.into_error()),
+        };
+        Err(Failed { failure, again })
     }
 }
 
-fn answered(response: http::Response<Incoming>, exchange: Exchange) -> Response {
+fn answered(response: http::Response<hyper::body::Incoming>, exchange: Exchange) -> Response {
     response.map(|incoming| {
         if incoming.is_end_stream() {
             Body::Empty
         } else {
-            Body::Stream(Box::pin(ResponseBody::new(incoming, exchange)))
+            let incoming = Incoming::new(incoming, From::Endpoint);
+            Body::Stream(Box::pin(ResponseBody { incoming, _exchange: exchange }))
         }
     })
 }
@@ -166,21 +175,29 @@ fn failure(pool: &Pool, what: String) -> Failure {
     Failure::Http2 { address: pool.target.address.to_string(), what }
 }
 
-/// Says what hyper found. That an endpoint wants another certificate of ours is known only when it answers.
+/// What hyper found: a stream that was reset, or a connection that broke.
 fn broken(pool: &Pool, error: &hyper::Error) -> Failure {
+    match reset_code(error) {
+        Some(code) => Failure::Reset { address: pool.target.address.to_string(), code },
+        None => failure(pool, describe(error)),
+    }
+}
+
+/// What TLS has to do with an error of hyper's.
+fn tls_fault(error: &hyper::Error) -> Option<rustls::Error> {
     let mut source = std::error::Error::source(error);
     while let Some(error) = source {
-        if let Some(source) = error.downcast_ref().and_then(TlsFailure::of) {
-            return Failure::Tls { address: pool.target.address.to_string(), source };
+        if let Some(error) = error.downcast_ref::<std::io::Error>() {
+            return error.get_ref()?.downcast_ref().cloned();
         }
         source = error.source();
     }
-    failure(pool, describe(error))
+    None
 }
 
 /// The request as HTTP/2 has it: an absolute target, no Host.
-fn request_for(head: &Parts, pool: &Pool, body: Body) -> Result<http::Request<Body>, Failure> {
-    let mut request = http::Request::new(body);
+fn request_for(head: &Parts, pool: &Pool, body: Body) -> Result<http::Request<Outgoing>, Failure> {
+    let mut request = http::Request::new(Outgoing(body));
     let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
     let authority = head.uri.authority().map(http::uri::Authority::as_str).or(host).unwrap_or(&pool.target.address);
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -195,29 +212,10 @@ fn request_for(head: &Parts, pool: &Pool, body: Body) -> Result<http::Request<Bo
     Ok(request)
 }
 
-fn describe(error: &hyper::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text = format!("{text}: {error}");
-        source = error.source();
-    }
-    text
-}
-
+/// The body of a response, which keeps its place on the connection until its end.
 struct ResponseBody {
     incoming: Incoming,
-    idle: Deadline,
-    idle_timeout: Duration,
     _exchange: Exchange,
-}
-
-impl ResponseBody {
-    fn new(incoming: Incoming, exchange: Exchange) -> Self {
-        let pool = &exchange.pool;
-        let idle_timeout = pool.target.stream_idle_timeout;
-        Self { incoming, idle: pool.timers().deadline(idle_timeout), idle_timeout, _exchange: exchange }
-    }
 }
 
 impl http_body::Body for ResponseBody {
@@ -225,17 +223,7 @@ impl http_body::Body for ResponseBody {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let this = &mut *self;
-        match Pin::new(&mut this.incoming).poll_frame(cx) {
-            Poll::Pending => {
-                ready!(this.idle.poll_passed(cx));
-                Poll::Ready(Some(Err(BodyError::Idle)))
-            }
-            Poll::Ready(frame) => {
-                this.idle.reset(this.idle_timeout);
-                Poll::Ready(frame.map(|frame| frame.map_err(|error| BodyError::Endpoint(describe(&error)))))
-            }
-        }
+        Pin::new(&mut self.incoming).poll_frame(cx)
     }
 
     fn is_end_stream(&self) -> bool {

@@ -12,9 +12,9 @@ mod reach;
 
 use std::io;
 
-pub use connect::{ConnectSettings, Offer, Permit, connect};
+pub use connect::{ConnectSettings, Offer, Opening, Permit, connect};
 pub use h2::LocalExecutor;
-pub use pool::{Pool, Pools, Target};
+pub use pool::{Pool, Pools, Reply, Target};
 pub use reach::Reach;
 
 use crate::proto::BodyError;
@@ -44,6 +44,9 @@ pub enum Failure {
     Malformed { address: String, what: h1::Malformed },
     #[error("{address} broke HTTP/2: {what}")]
     Http2 { address: String, what: String },
+    /// The stream was reset before a response, with this HTTP/2 error code (RFC 9113, 7).
+    #[error("{address} reset the stream with HTTP/2 error {code}")]
+    Reset { address: String, code: u32 },
     #[error("no response from {address} in time")]
     Timeout { address: String },
     #[error("{0}")]

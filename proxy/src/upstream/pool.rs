@@ -7,13 +7,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::header::UPGRADE;
 use http::request::Parts;
 use http::uri::Authority;
 
-use super::connect::{ConnectSettings, Offer, Permit, connect};
-use super::h1::{Connection, ExchangeError, Framing, ResponseBody, Scratch};
+use super::connect::{ConnectSettings, Offer, Opening, Permit, connect};
+use super::h1::{Connection, ExchangeError, ResponseBody};
 use super::{Failure, h2};
 use crate::config::checked::{self, UpstreamProtocol};
+use crate::proto::h1::{Framing, Scratch};
 use crate::proto::{Body, Response};
 use crate::service::{Endpoint, Load, Snapshot};
 use crate::timer::Timers;
@@ -38,6 +40,20 @@ pub struct Target {
     pub stream_idle_timeout: Duration,
 }
 
+/// What an attempt has brought.
+pub struct Reply {
+    pub response: Response,
+    /// The connection, where the response has changed the protocol that is spoken on it: after a 101 to a request with
+    /// `Upgrade`, and only then. Whether it has changed to the right one is for the caller to see.
+    pub upgraded: Option<(Stream, Permit)>,
+}
+
+impl From<Response> for Reply {
+    fn from(response: Response) -> Self {
+        Self { response, upgraded: None }
+    }
+}
+
 impl Target {
     /// Whether connections may turn out to carry HTTP/2.
     pub fn may_speak_http2(&self) -> bool {
@@ -50,6 +66,7 @@ impl Target {
 }
 
 /// A connection, or a part of one, that can carry an exchange.
+#[expect(clippy::large_enum_variant, reason = "it is never kept, and a box would be made for every request")]
 enum Open {
     Http1(Connection),
     Http2(h2::Exchange),
@@ -108,13 +125,10 @@ impl Pool {
     /// # Errors
     ///
     /// Why there is no response.
-    pub async fn attempt(
-        self: &Rc<Self>,
-        head: &Parts,
-        body: Body,
-        resent: impl FnOnce(),
-    ) -> Result<Response, Failure> {
-        let body = match self.pooled() {
+    pub async fn attempt(self: &Rc<Self>, head: &Parts, body: Body, resent: impl FnOnce()) -> Result<Reply, Failure> {
+        // Only HTTP/1.1 can be changed for another protocol.
+        let http1 = self.target.may_speak_http2() && head.headers.contains_key(UPGRADE);
+        let body = match self.pooled(http1) {
             None => body,
             Some(pooled) => match self.exchange(pooled, head, body).await {
                 Err(Failed { again: Some(body), .. }) => {
@@ -124,13 +138,13 @@ impl Pool {
                 result => return result.map_err(|failed| failed.failure),
             },
         };
-        let opened = self.open().await?;
+        let opened = if http1 { self.open_http1().await? } else { self.open().await? };
         self.exchange(opened, head, body).await.map_err(|failed| failed.failure)
     }
 
-    async fn exchange(self: &Rc<Self>, on: Open, head: &Parts, body: Body) -> Result<Response, Failed> {
+    async fn exchange(self: &Rc<Self>, on: Open, head: &Parts, body: Body) -> Result<Reply, Failed> {
         match on {
-            Open::Http2(exchange) => exchange.run(head, body).await,
+            Open::Http2(exchange) => exchange.run(head, body).await.map(Reply::from),
             Open::Http1(connection) => self.exchange_h1(connection, head, body).await.map_err(|error| match error {
                 ExchangeError::Closed { body: again } => Failed {
                     failure: Failure::Closed { address: self.target.address.to_string() },
@@ -141,9 +155,16 @@ impl Pool {
         }
     }
 
-    /// A connection that is there already and takes another request.
-    fn pooled(self: &Rc<Self>) -> Option<Open> {
-        self.h2.pooled(self).map(Open::Http2).or_else(|| self.take().map(Open::Http1))
+    /// A connection that is there already and takes another request; one of HTTP/1.1 if it has to be.
+    fn pooled(self: &Rc<Self>, http1: bool) -> Option<Open> {
+        let http2 = if http1 { None } else { self.h2.pooled(self) };
+        http2.map(Open::Http2).or_else(|| self.take().map(Open::Http1))
+    }
+
+    /// A new connection of HTTP/1.1.
+    async fn open_http1(&self) -> Result<Open, Failure> {
+        let (io, _, permit) = self.connect_with(&[HTTP_1_1]).await?;
+        Ok(Open::Http1(Connection::new(io, self.scratch.clone(), permit)))
     }
 
     /// A new connection, or a place on one that somebody else has opened in the meantime.
@@ -183,36 +204,46 @@ impl Pool {
         mut connection: Connection,
         request: &Parts,
         body: Body,
-    ) -> Result<Response, ExchangeError> {
+    ) -> Result<Reply, ExchangeError> {
         let authority = request.uri.authority().map_or(&*self.target.address, Authority::as_str);
         let mut head = connection.exchange(request, authority, body).await?;
         let mut headers = std::mem::take(&mut head.headers);
         if head.framing == Framing::Chunked {
             headers.remove(http::header::CONTENT_LENGTH);
         }
-        let body = ResponseBody::read(connection, &head, self, &self.timers, self.target.stream_idle_timeout);
+        let (body, upgraded) = if head.status == http::StatusCode::SWITCHING_PROTOCOLS {
+            (Body::Empty, Some(connection.into_stream()))
+        } else {
+            (ResponseBody::read(connection, &head, self), None)
+        };
         let mut response = Response::new(body);
         *response.status_mut() = head.status;
         *response.headers_mut() = headers;
-        Ok(response)
+        Ok(Reply { response, upgraded })
     }
 
-    /// A new connection for bytes of any protocol, which the endpoint's limit allows.
+    /// A new connection for a tunnel, on which no protocol is agreed on. `header` goes before everything else.
     ///
     /// # Errors
     ///
-    /// When there are as many already, or none comes about in time.
-    pub async fn connect(&self) -> Result<(Stream, Permit), Failure> {
-        self.connect_with(&[]).await.map(|(io, _, permit)| (io, permit))
+    /// When there are as many connections as the endpoint's limit allows, or none comes about in time.
+    pub async fn connect_tunnel(&self, header: &[u8]) -> Result<(Stream, Permit), Failure> {
+        self.connect_saying(header, &[]).await.map(|(io, _, permit)| (io, permit))
     }
 
-    /// As [`Pool::connect`], with these protocols offered where there is TLS; and whether HTTP/2 was agreed on.
+    /// A new connection for exchanges, with these protocols offered where there is TLS; and whether HTTP/2 was agreed
+    /// on.
     async fn connect_with(&self, protocols: &[&[u8]]) -> Result<(Stream, bool, Permit), Failure> {
+        self.connect_saying(&[], protocols).await
+    }
+
+    async fn connect_saying(&self, header: &[u8], protocols: &[&[u8]]) -> Result<(Stream, bool, Permit), Failure> {
         let target = &self.target;
         let permit = Permit::take(&target.load, target.limits.max_connections)
             .ok_or_else(|| Failure::NoPermit { address: target.address.to_string() })?;
         let tls = target.tls.as_ref().map(|connector| Offer { connector, protocols });
-        let (io, http2) = connect(&self.timers, &target.address, target.socket, &target.connect, tls).await?;
+        let opening = Opening { header, tls };
+        let (io, http2) = connect(&self.timers, &target.address, target.socket, &target.connect, opening).await?;
         Ok((io, http2, permit))
     }
 

@@ -90,6 +90,7 @@ impl Proxy {
     pub fn until_parked(&self) {
         let mut slow = Wire::connect(*self.addresses.last().expect("a listener"));
         slow.send("GET / HTTP/1.1\r\n");
+        assert_eq!(slow.response().status(), 408);
         slow.expect_end();
     }
 

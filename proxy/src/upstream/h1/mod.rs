@@ -3,5 +3,5 @@
 mod codec;
 mod connection;
 
-pub use codec::{Framing, Malformed};
-pub use connection::{Connection, ExchangeError, ResponseBody, Scratch};
+pub use codec::Malformed;
+pub use connection::{Connection, ExchangeError, ResponseBody};

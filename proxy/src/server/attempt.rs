@@ -1,0 +1,161 @@
+//! One attempt of a request, with its deadlines.
+//!
+//! A response may begin before the request has ended, and both go on. So the request's body reports how it gets on:
+//! while it moves, a response may take its time, and nothing that moves in either direction is taken for idle. And it
+//! can be given up from outside: where the response has ended or nobody waits for it any longer, the rest of the
+//! request is of no use, and an endpoint is told so at once.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http::request::Parts;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+
+use super::refusal::Refusal;
+use crate::proto::body::Stream;
+use crate::proto::{Body, BodyError};
+use crate::service::ServiceStats;
+use crate::timer::{Deadline, Timers};
+use crate::upstream::{Failure, Pool, Reply};
+
+/// One attempt of a request.
+pub(super) struct Attempt<'a> {
+    pub pool: &'a Rc<Pool>,
+    pub stats: &'a ServiceStats,
+    /// From the end of the request to the response's head.
+    pub timeout: Duration,
+    /// How long the request's body may stand still before there is a response.
+    pub body_timeout: Duration,
+    /// When the whole exchange must have ended.
+    pub deadline: Option<&'a mut Deadline>,
+}
+
+impl Attempt<'_> {
+    /// The response, and the request's body where that is still under way.
+    pub async fn run(
+        mut self,
+        timers: &Rc<Timers>,
+        head: &Parts,
+        body: Body,
+    ) -> Result<(Reply, Option<Upload>), Refusal> {
+        let (body, upload) = follow(body, timers);
+        let mut attempt = pin!(self.pool.attempt(head, body, || self.stats.resent.add(1)));
+        let mut limit = timers.deadline(self.timeout);
+        let reply = poll_fn(|cx| {
+            if let Poll::Ready(result) = attempt.as_mut().poll(cx) {
+                return Poll::Ready(result.map_err(Refusal::Upstream));
+            }
+            if self.deadline.as_mut().is_some_and(|deadline| deadline.poll_passed(cx).is_ready()) {
+                return Poll::Ready(Err(Refusal::Deadline));
+            }
+            loop {
+                ready!(limit.poll_passed(cx));
+                let Some(upload) = upload.as_ref() else { break };
+                // While the request is still being sent, its own progress counts.
+                let allowed = if upload.progress.done.get() { self.timeout } else { self.body_timeout };
+                match upload.time_left(timers, allowed) {
+                    Some(left) => limit.reset(left),
+                    None if upload.progress.waiting.get() => {
+                        return Poll::Ready(Err(Refusal::Upstream(Failure::ClientBody(BodyError::Idle))));
+                    }
+                    None => break,
+                }
+            }
+            let address = self.pool.target.address.to_string();
+            Poll::Ready(Err(Refusal::Upstream(Failure::Timeout { address })))
+        })
+        .await?;
+        Ok((reply, upload))
+    }
+}
+
+/// How the sending of a request's body gets on.
+struct Progress {
+    /// Tick of the last frame.
+    last: Cell<u64>,
+    done: Cell<bool>,
+    /// The next frame is the client's to send.
+    waiting: Cell<bool>,
+    given_up: Cell<bool>,
+    /// Who waits for the next frame.
+    waker: RefCell<Option<Waker>>,
+}
+
+/// Follows a body that is yet to arrive; one that is here needs nobody to follow it.
+fn follow(body: Body, timers: &Rc<Timers>) -> (Body, Option<Upload>) {
+    let Body::Stream(stream) = body else { return (body, None) };
+    let progress = Rc::new(Progress {
+        last: Cell::new(timers.now()),
+        done: Cell::new(false),
+        waiting: Cell::new(false),
+        given_up: Cell::new(false),
+        waker: RefCell::default(),
+    });
+    let body = Followed { stream, progress: progress.clone(), timers: timers.clone() };
+    (Body::Stream(Box::pin(body)), Some(Upload { progress }))
+}
+
+/// A request's body on its way to an endpoint, seen from the response. When this is dropped the rest is given up.
+pub(super) struct Upload {
+    progress: Rc<Progress>,
+}
+
+impl Upload {
+    /// How much of `allowed` is left since the last frame, if any.
+    pub fn time_left(&self, timers: &Timers, allowed: Duration) -> Option<Duration> {
+        allowed.checked_sub(timers.since(self.progress.last.get())).filter(|left| !left.is_zero())
+    }
+}
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.progress.given_up.set(true);
+        if let Some(waker) = self.progress.waker.take() {
+            waker.wake();
+        }
+    }
+}
+
+struct Followed {
+    stream: Stream,
+    progress: Rc<Progress>,
+    timers: Rc<Timers>,
+}
+
+impl HttpBody for Followed {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let this = &mut *self;
+        let progress = &*this.progress;
+        if progress.given_up.get() {
+            return Poll::Ready(Some(Err(BodyError::GivenUp)));
+        }
+        let frame = this.stream.as_mut().poll_frame(cx);
+        progress.waiting.set(frame.is_pending());
+        let Poll::Ready(frame) = frame else {
+            let mut waker = progress.waker.borrow_mut();
+            if waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+                *waker = Some(cx.waker().clone());
+            }
+            return Poll::Pending;
+        };
+        progress.last.set(this.timers.now());
+        progress.done.set(frame.is_none() || this.stream.is_end_stream());
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.stream.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.stream.size_hint()
+    }
+}
