@@ -1,4 +1,5 @@
 //! What 10 GiB cost over TCP, in a tunnel and over HTTP, in each direction: throughput, CPU time, and the most memory.
+//! And what memory a reader takes that is given them at 10 KB a second, for half a minute.
 
 #![allow(
     clippy::disallowed_methods,
@@ -39,4 +40,14 @@ fn main() {
             );
         }
     }
+    std::thread::scope(|scope| {
+        for way in [Way::Tcp, Way::Connect, Way::Http] {
+            scope.spawn(move || {
+                let far = Far::start();
+                let proxy = Proxy::start(way, &far);
+                proxy.sip(GIB << 30, 300);
+                println!("{way:?}, slowly: {} KiB at most", proxy.heddle.peak_memory());
+            });
+        }
+    });
 }

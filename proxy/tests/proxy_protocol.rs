@@ -23,7 +23,7 @@ const V1: &[u8] = b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 80\r\n";
 /// Version 2 with this command and family.
 fn v2(command: u8, family: u8, rest: &[u8]) -> Vec<u8> {
     let length = u8::try_from(rest.len()).expect("short");
-    [b"\r\n\r\n\0\r\nQUIT\n", &[command, family, 0, length], rest].concat()
+    [&b"\r\n\r\n\0\r\nQUIT\n"[..], &[command, family, 0, length], rest].concat()
 }
 
 /// From 192.0.2.7:4711 to 192.0.2.1:80, and something more.

@@ -325,16 +325,16 @@ mod tests {
         /// Anything is taken without harm, and once a verdict is given more bytes change nothing.
         #[test]
         fn a_verdict_is_final(
-            start in prop_oneof![Just(&b""[..]), Just(b"PROXY TCP4 "), Just(b"PROXY UNKNOWN"), Just(SIGNATURE)],
+            start in prop_oneof![Just(""), Just("PROXY TCP4 "), Just("PROXY UNKNOWN"), Just("\r\n\r\n\0\r\nQUIT\n!\x11\0")],
             bytes in prop::collection::vec(any::<u8>(), 0..200),
         ) {
-            let bytes = [start, &bytes].concat();
+            let bytes = [start.as_bytes(), &bytes].concat();
             let verdict = decode(&bytes);
             let first = (0..=bytes.len()).find_map(|cut| match decode(&bytes[..cut]) {
                 Ok(None) => None,
                 decided => Some(decided),
             });
-            prop_assert_eq!(first.unwrap_or(Ok(None)), verdict.clone());
+            prop_assert_eq!(first.unwrap_or(Ok(None)), verdict);
             if let Ok(Some(header)) = verdict {
                 prop_assert!(header.length <= bytes.len());
             }

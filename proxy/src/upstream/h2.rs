@@ -15,6 +15,7 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 
+use super::fault::{Fault, Noting};
 use super::pool::Failed;
 use super::{Failure, Permit, Pool};
 use crate::proto::http2::{From, Incoming, Outgoing, describe, reset_code};
@@ -41,7 +42,7 @@ pub(super) struct Shared {
     pub(super) opening: tokio::sync::Mutex<()>,
 }
 
-type Driver = hyper::client::conn::http2::Connection<TokioIo<Stream>, Outgoing, LocalExecutor>;
+type Driver = hyper::client::conn::http2::Connection<TokioIo<Noting>, Outgoing, LocalExecutor>;
 
 struct Connection {
     sender: SendRequest<Outgoing>,
@@ -50,7 +51,7 @@ struct Connection {
     /// What moves the bytes; none once it has ended, since exchanges are told so by its being dropped.
     driver: Rc<RefCell<Option<Driver>>>,
     /// What TLS had to say at its end.
-    fault: Rc<RefCell<Option<rustls::Error>>>,
+    fault: Fault,
     /// Tick at which the last exchange ended.
     since: Cell<u64>,
 }
@@ -98,22 +99,21 @@ impl Shared {
 
     /// A place on a new connection, over this stream.
     pub(super) async fn begin(&self, pool: &Rc<Pool>, io: Stream, permit: Permit) -> Result<Exchange, Failure> {
+        let fault = Fault::default();
         let (sender, connection) = Builder::new(LocalExecutor)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .handshake(TokioIo::new(io))
+            .handshake(TokioIo::new(Noting { stream: io, fault: fault.clone() }))
             .await
             .map_err(|error| failure(pool, describe(&error)))?;
         let driver = Rc::new(RefCell::new(Some(connection)));
-        let fault: Rc<RefCell<Option<rustls::Error>>> = Rc::default();
-        let (driven, found) = (driver.clone(), Rc::clone(&fault));
+        let driven = driver.clone();
         tokio::task::spawn_local(async move {
-            let end = poll_fn(|cx| match &mut *driven.borrow_mut() {
-                Some(driver) => Pin::new(driver).poll(cx),
-                None => Poll::Ready(Ok(())),
+            poll_fn(|cx| match &mut *driven.borrow_mut() {
+                Some(driver) => Pin::new(driver).poll(cx).map(drop),
+                None => Poll::Ready(()),
             })
             .await;
-            *found.borrow_mut() = end.err().and_then(|error| tls_fault(&error));
             // Dropped after it was taken out, should that wake somebody who looks.
             let ended = driven.borrow_mut().take();
             drop((ended, permit));
@@ -181,18 +181,6 @@ fn broken(pool: &Pool, error: &hyper::Error) -> Failure {
         Some(code) => Failure::Reset { address: pool.target.address.to_string(), code },
         None => failure(pool, describe(error)),
     }
-}
-
-/// What TLS has to do with an error of hyper's.
-fn tls_fault(error: &hyper::Error) -> Option<rustls::Error> {
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        if let Some(error) = error.downcast_ref::<std::io::Error>() {
-            return error.get_ref()?.downcast_ref().cloned();
-        }
-        source = error.source();
-    }
-    None
 }
 
 /// The request as HTTP/2 has it: an absolute target, no Host.

@@ -5,6 +5,7 @@
 //! and can be written again, and an idle connection holds no buffer. HTTP/2 is hyper's.
 
 mod connect;
+mod fault;
 pub mod h1;
 mod h2;
 mod pool;
