@@ -126,7 +126,7 @@ async fn follow(connection: Rc<Connection>, stream: Stream, next: Next) -> Optio
 
 /// Serves what is spoken on a stream; the stream inside, if it opens one.
 async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(Rc<Connection>, Stream)> {
-    match layer::find(&connection, &mut stream).await? {
+    match Box::pin(layer::find(&connection, &mut stream)).await? {
         Layer::Http1 => {
             let (stream, next) = Box::pin(h1::serve(connection.clone(), stream)).await?;
             Box::pin(follow(connection, stream, next)).await
