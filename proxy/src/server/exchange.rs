@@ -162,8 +162,7 @@ async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body
     }
 }
 
-/// Records a request that is refused, and says why.
-pub fn refused(refusal: &Refusal, stats: &ServiceStats, started: Instant) -> Response {
+fn refused(refusal: &Refusal, stats: &ServiceStats, started: Instant) -> Response {
     stats.ended(refusal.status().as_u16(), started.elapsed());
     tracing::debug!(target: "heddle::server", status = refusal.status().as_u16(), "{refusal}");
     refusal.response()

@@ -8,7 +8,7 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -19,11 +19,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 
 use self::watch::{Open, ResponseBody, Watch, Watched, Written};
+use super::client_body::within_limits;
 use super::connection::Connection;
 use super::exchange::{self, Answer};
 use super::refusal::Refusal;
 use crate::config::checked::Listener;
-use crate::proto::BodyError;
+use crate::proto::{BodyError, Request};
 use crate::transport::Stream;
 use crate::upstream::LocalExecutor;
 
@@ -131,20 +132,26 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
 }
 
 async fn answer(connection: Rc<Connection>, request: http::Request<Incoming>, open: &Open) -> Answer {
-    if let Some(refusal) = too_large(&request, &connection.listener.settings) {
-        return exchange::refused(&refusal, &connection.worker.unrouted, Instant::now()).into();
+    let limited = too_large(&request, &connection.listener.settings);
+    let (head, incoming) = request.into_parts();
+    let body = limited.and_then(|()| within_limits(open.request_body(ClientBody(incoming)), &connection));
+    match body {
+        Ok(body) => exchange::serve(connection, Request::from_parts(head, body)).await,
+        Err(refusal) => {
+            connection.worker.unrouted.ended(refusal.status().as_u16(), Duration::ZERO);
+            refusal.response().into()
+        }
     }
-    exchange::serve(connection, request.map(|incoming| open.request_body(ClientBody(incoming)))).await
 }
 
 /// What the library does not limit: it knows the size of all headers together.
-fn too_large(request: &http::Request<Incoming>, settings: &Listener) -> Option<Refusal> {
+fn too_large(request: &http::Request<Incoming>, settings: &Listener) -> Result<(), Refusal> {
     let uri = request.uri();
     let target = uri.path_and_query().map_or(0, |path| path.as_str().len());
     if target.max(uri.authority().map_or(0, |authority| authority.as_str().len())) > settings.max_uri_bytes {
-        return Some(Refusal::TargetTooLong);
+        return Err(Refusal::TargetTooLong);
     }
-    (request.headers().len() > settings.max_headers).then_some(Refusal::HeadTooLarge)
+    if request.headers().len() > settings.max_headers { Err(Refusal::HeadTooLarge) } else { Ok(()) }
 }
 
 /// hyper's body as ours.

@@ -5,6 +5,7 @@
 //! their way is next door: [`route`] names the service, [`decide`] the endpoint, [`refusal`] says no. A [`worker`] is
 //! the thread that all of it happens on.
 
+mod client_body;
 pub mod connection;
 pub mod decide;
 pub mod exchange;

@@ -22,13 +22,14 @@ use http_body::Body as _;
 use tokio::io::AsyncWriteExt;
 
 use self::codec::{After, Asks, Head, Limits, decode_request, encode_response, response_form};
-use self::socket::{Socket, Writer};
+use self::socket::{Begun, Socket, Writer};
+use super::client_body::{whole_within_limits, within_limits};
 use super::connection::{Connection, is_readable};
 use super::exchange::{self, Answer, Next};
 use super::refusal::Refusal;
 use super::worker::Worker;
-use crate::proto::Request;
 use crate::proto::h1::Sender;
+use crate::proto::{Body, Request};
 use crate::timer::Deadline;
 use crate::transport::Stream;
 
@@ -215,7 +216,15 @@ impl<'a> Serving<'a> {
     /// Has a request answered; none when the client goes away in the meantime.
     async fn answer(&mut self, head: Head) -> Option<(Answer, Asks)> {
         let Head { parts, framing, asks, .. } = head;
-        let body = self.socket.begin_body(framing, asks.to_continue);
+        let body = match self.socket.begin_body(framing, asks.to_continue) {
+            Begun::Whole(bytes) if bytes.is_empty() => Ok(Body::Empty),
+            Begun::Whole(bytes) => whole_within_limits(bytes, self.connection),
+            Begun::Rest(body) => within_limits(body, self.connection),
+        };
+        let body = match body {
+            Ok(body) => body,
+            Err(refusal) => return Some((self.refuse(&refusal), asks)),
+        };
         let mut exchange = pin!(exchange::serve(self.connection.clone(), Request::from_parts(parts, body)));
         poll_fn(|cx| {
             self.socket.attend(cx);
@@ -235,10 +244,11 @@ impl<'a> Serving<'a> {
         .await
     }
 
-    /// Says why what has arrived is no request.
+    /// Says why a request goes nowhere, or why what has arrived is none.
     fn refuse(&self, refusal: &Refusal) -> Answer {
-        let unrouted = &self.connection.worker.unrouted;
-        exchange::refused(refusal, unrouted, std::time::Instant::now()).into()
+        self.connection.worker.unrouted.ended(refusal.status().as_u16(), Duration::ZERO);
+        tracing::debug!(target: "heddle::server", status = refusal.status().as_u16(), "{refusal}");
+        refusal.response().into()
     }
 
     /// Writes the response; whether the client has it.

@@ -121,11 +121,8 @@ impl Open {
     }
 
     /// The request's body, whose frames are the connection's progress.
-    pub fn request_body(&self, body: impl HttpBody<Data = Bytes, Error = BodyError> + 'static) -> Body {
-        if body.is_end_stream() {
-            return Body::Empty;
-        }
-        Body::Stream(Box::pin(RequestBody { body: Box::pin(body), watch: self.watch.clone() }))
+    pub fn request_body<B>(&self, body: B) -> RequestBody<B> {
+        RequestBody { body, watch: self.watch.clone() }
     }
 
     fn set_untaken(&mut self, untaken: bool) {
@@ -149,17 +146,17 @@ impl Drop for Open {
 }
 
 /// Tells of a request's body that it is being read.
-struct RequestBody<B> {
-    body: Pin<Box<B>>,
+pub struct RequestBody<B> {
+    body: B,
     watch: Rc<Watch>,
 }
 
-impl<B: HttpBody<Data = Bytes, Error = BodyError>> HttpBody for RequestBody<B> {
+impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> HttpBody for RequestBody<B> {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = ready!(self.body.as_mut().poll_frame(cx));
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         self.watch.got_on();
         Poll::Ready(frame)
     }
