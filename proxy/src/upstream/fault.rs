@@ -7,7 +7,7 @@ use std::cell::RefCell;
 use std::io;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -29,10 +29,12 @@ impl Noting {
         }
     }
 
-    /// Looks what the other side said before it closed the connection that could not be written to.
+    /// Waits for what the other side said before it closed the connection that cannot be written to. As it is closed,
+    /// there is something to be read, or the end.
     fn after_write<T>(&mut self, cx: &mut Context<'_>, result: Poll<io::Result<T>>) -> Poll<io::Result<T>> {
-        if let Poll::Ready(Err(_)) = &result
-            && let Poll::Ready(Err(error)) = Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut [0]))
+        if matches!(result, Poll::Ready(Err(_)))
+            && self.stream.as_tls().is_some()
+            && let Err(error) = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut ReadBuf::new(&mut [0])))
         {
             self.note(&error);
         }
