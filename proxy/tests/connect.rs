@@ -20,17 +20,20 @@ use http2::{Http2Client, Http2Endpoint, Manners};
 use rustls::ClientConnection;
 use tls::Authority;
 
+/// For clients that speak first, however slow the machine is.
+const PATIENT: &str = "detect_timeout = \"10s\"";
+
 /// A proxy with `users` at these endpoints, and certificates for what is inside of tunnels.
 fn with_certificate(endpoints: &[&Endpoint], authority: &Authority, names: &[&str]) -> Proxy {
     let pair = authority.issue("inside", names);
     let certificate = format!("[[certificate]]\ncertificate = {:?}\nkey = {:?}\n", pair.certificate, pair.key);
-    Proxy::start(&format!("{certificate}{}{}", one_listener(""), users(endpoints, "")))
+    Proxy::start(&format!("{certificate}{}{}", one_listener(PATIENT), users(endpoints, "")))
 }
 
 #[test]
 fn each_request_in_a_tunnel_to_a_service_is_balanced() {
     let (a, b) = (named("a"), named("b"));
-    let proxy = Proxy::with(&[&a, &b], "", "");
+    let proxy = Proxy::with(&[&a, &b], PATIENT, "");
     let at = format!("http://{}", proxy.addresses[0]);
     let answers = curl(&["--proxytunnel", "--proxy", &at, "http://users.mesh/[1-4]"], &[]);
     let by: Vec<&str> = answers.lines().filter_map(|line| line.split(' ').next()).collect();
@@ -43,7 +46,7 @@ fn each_request_in_a_tunnel_to_a_service_is_balanced() {
 fn inside_of_a_tunnel_the_host_leads_nowhere_else() {
     let (endpoint, other) = (named("users"), named("other"));
     let others = format!("[service.other]\nendpoints = [\"{}\"]\n", other.address);
-    let proxy = Proxy::start(&format!("{}{}{others}", one_listener(""), users(&[&endpoint], "")));
+    let proxy = Proxy::start(&format!("{}{}{others}", one_listener(PATIENT), users(&[&endpoint], "")));
     let mut client = proxy.client();
     assert_eq!(client.connect_to("users:80").status(), 200);
     client.send("GET / HTTP/1.1\r\nHost: other\r\n\r\n");
@@ -56,7 +59,7 @@ fn http2_inside_of_a_tunnel_is_served_too() {
     let endpoint = Http2Endpoint::start(Manners::default());
     let proxy = Proxy::start(&format!(
         "{}[service.users]\nendpoints = [\"{}\"]\nprotocol = \"http2\"\n",
-        one_listener(""),
+        one_listener(PATIENT),
         endpoint.address
     ));
     let at = format!("http://{}", proxy.addresses[0]);
@@ -150,7 +153,7 @@ fn tls_and_a_tunnel_may_be_inside_of_tls() {
     let authority = Authority::new();
     let endpoint = named("a");
     let pair = authority.issue("outside", &["proxy.example", "users"]);
-    let listener = one_listener(&format!("tls = {{ {} }}", pair.keys()));
+    let listener = one_listener(&format!("tls = {{ {} }}\n{PATIENT}", pair.keys()));
     let proxy = Proxy::start(&format!("{listener}{}", users(&[&endpoint], "")));
     let (at, ca) = (format!("https://proxy.example:{}", proxy.addresses[0].port()), authority.path());
     let resolve = format!("proxy.example:{}:127.0.0.1", proxy.addresses[0].port());
@@ -201,7 +204,7 @@ fn a_tunnel_within_a_tunnel_is_refused() {
         let start = wire.exactly(3).expect("bytes");
         wire.send([b"got ", &start[..], b"\n"].concat());
     });
-    let proxy = Proxy::to(&endpoint);
+    let proxy = Proxy::with(&[&endpoint], PATIENT, "");
     for target in ["users:80", "127.0.0.1:80", "nobody:80"] {
         let mut client = proxy.client();
         client.connect_to("users:80");

@@ -15,7 +15,7 @@ use http::{Endpoint, OK, Proxy, Wire, one_listener, users, wait_until};
 use rustls::ClientConnection;
 use tls::Authority;
 
-/// A listener that leaves it open, and one whose first timeout is longer than that of the first.
+/// A listener that leaves it open.
 fn open(settings: &str) -> String {
     one_listener(&format!("protocol = \"auto\"\n{settings}"))
 }
@@ -27,7 +27,9 @@ fn one_port_takes_everything() {
     let (web, mail) = (named("web"), greeter());
     let tls = format!("tls = {{ {} }}", pair.keys());
     let mails = format!("[service.mail]\nendpoints = [\"{}\"]\n", mail.address);
-    let listeners = open(&format!("{tls}\nservice = \"users\"")) + &open(&format!("{tls}\nservice = \"mail\""));
+    let listeners = open(&format!("{tls}\nservice = \"users\"\ndetect_timeout = \"10s\""))
+        + &open(&format!("{tls}\nservice = \"mail\""))
+        + &open(&format!("{tls}\nservice = \"mail\"\ndetect_timeout = \"2s\""));
     let proxy = Proxy::start(&format!("{listeners}{}{mails}", users(&[&web], "")));
     let (at, ca) = (proxy.addresses[0].to_string(), authority.path());
     let to = format!("users:443:{at}");
@@ -54,7 +56,7 @@ fn one_port_takes_everything() {
         assert_eq!((client.line(), client.line()), ("220 hello\r\n".into(), format!("echo {start}")));
     }
     let mut session = ClientConnection::new(authority.client_config(), "users".try_into().unwrap()).unwrap();
-    let mut client = proxy.client_of(1);
+    let mut client = proxy.client_of(2);
     let mut line = vec![0; 11];
     let mut stream = rustls::Stream::new(&mut session, &mut client.stream);
     std::io::Read::read_exact(&mut stream, &mut line).expect("a greeting");
@@ -236,6 +238,48 @@ fn tls_passes_untouched_to_the_service_of_its_name() {
     let mut client = proxy.client_of(0);
     client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
     assert_eq!(client.response().status(), 400);
+}
+
+/// A policy may decide on a connection by the name that its TLS begins with, wherever that passes by: on a listener, in
+/// a tunnel, and inside of TLS that has ended here.
+#[test]
+fn policies_are_told_the_name_of_untouched_tls() {
+    let authority = Authority::new();
+    let endpoints: Vec<Endpoint> = ["a", "b", "c", "d"].map(untouched).into();
+    let all: Vec<&Endpoint> = endpoints.iter().collect();
+    let patient = "detect_timeout = \"10s\"";
+    let outer = format!("tls = {{ {} }}", authority.issue("proxy", &["proxy"]).keys());
+    let listeners = open(&format!("service = \"users\"\n{patient}"))
+        + &one_listener("protocol = \"tcp\"\ntls = \"passthrough\"\nservice = \"users\"")
+        + &one_listener(patient)
+        + &open(&format!("service = \"users\"\n{patient}\n{outer}"));
+    let services = users(&all, "balancer = { plugin = \"url-hash\", by = \"sni\" }");
+    let proxy = Proxy::start(&format!("{listeners}{services}"));
+    let names = ["one.example", "two.example", "three.example", "four.example", "five.example", "six.example"];
+    let chosen = |listener: usize, name: &'static str| {
+        let mut client = proxy.client_of(listener);
+        let hello = hello(&authority, name);
+        match listener {
+            2 => drop(client.connect_to("users:443")),
+            3 => {
+                let mut session =
+                    ClientConnection::new(authority.client_config(), "proxy".try_into().unwrap()).unwrap();
+                let mut tls = rustls::Stream::new(&mut session, &mut client.stream);
+                std::io::Write::write_all(&mut tls, &hello).expect("sent");
+                let mut line = [0; 2];
+                std::io::Read::read_exact(&mut tls, &mut line).expect("a name");
+                return String::from_utf8_lossy(&line).into_owned();
+            }
+            _ => {}
+        }
+        client.send(hello);
+        client.line()
+    };
+    let expected = names.map(|name| chosen(0, name));
+    assert!(expected.iter().any(|name| *name != expected[0]), "{expected:?}");
+    for listener in 0..4 {
+        assert_eq!(names.map(|name| chosen(listener, name)), expected, "listener {listener}");
+    }
 }
 
 #[test]

@@ -15,6 +15,9 @@ use client::{curl, echo, greeter, named};
 use http::{Endpoint, OK, Proxy, Wire, one_listener, users};
 use tls::Authority;
 
+/// For clients that speak first, however slow the machine is.
+const PATIENT: &str = "detect_timeout = \"10s\"";
+
 /// A request to connect to a name.
 fn to_name(name: &str, port: u16) -> Vec<u8> {
     let length = u8::try_from(name.len()).expect("a short name");
@@ -53,7 +56,7 @@ fn curl_reaches_services_by_name() {
     let (a, b) = (named("a"), named("b"));
     let pair = authority.issue("inside", &["users"]);
     let certificate = format!("[[certificate]]\ncertificate = {:?}\nkey = {:?}\n", pair.certificate, pair.key);
-    let proxy = Proxy::start(&format!("{certificate}{}{}", one_listener(""), users(&[&a, &b], "")));
+    let proxy = Proxy::start(&format!("{certificate}{}{}", one_listener(PATIENT), users(&[&a, &b], "")));
     let (at, ca) = (proxy.addresses[0].to_string(), authority.path());
     let everything = [("ALL_PROXY", &*format!("socks5h://{at}"))];
     // By the command line, and by the variable that all programs know.
