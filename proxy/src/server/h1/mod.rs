@@ -45,6 +45,10 @@ const LINGER: Duration = Duration::from_secs(5);
 /// A head is read in parts of this size at most, so that what is read too early is bounded.
 const READ: usize = 64 * 1024;
 
+/// Up to this size what was read too early is copied: what is kept while a request is served, maybe for long, must not
+/// keep a large block of read buffer with it.
+const SMALL: usize = 4 * 1024;
+
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// Serves a connection until it ends, or is no longer HTTP: then what it becomes.
@@ -209,7 +213,8 @@ impl<'a> Serving<'a> {
     fn put_back_after(&self, head: &Head, mut read: Bytes) {
         if head.length < read.len() {
             read.advance(head.length);
-            self.socket.put_input(read);
+            let is_small = read.len() <= SMALL;
+            self.socket.put_input(if is_small { Bytes::copy_from_slice(&read) } else { read });
         }
     }
 

@@ -15,7 +15,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::AsyncWrite;
 
 use crate::proto::BodyError;
-use crate::proto::h1::{BodyDecoder, Framing, Piece, Scratch};
+use crate::proto::h1::{BodyDecoder, Framing, Malformed, Piece, Scratch};
 use crate::transport::Stream;
 
 /// The most that is read of what a client sends while it waits for a response.
@@ -198,7 +198,7 @@ impl Inner {
             };
             let read = read.map_err(|error| broken(&error))?;
             if read.is_empty() {
-                return Poll::Ready(Err(broken(&"the connection ended before the body")));
+                return Poll::Ready(Err(broken(&Malformed::Cut)));
             }
             self.input = if self.input.is_empty() { read } else { [&self.input[..], &read[..]].concat().into() };
         }

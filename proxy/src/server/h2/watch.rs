@@ -275,3 +275,62 @@ impl AsyncWrite for Watched {
         pin!(&mut self.stream.borrow_mut().stream).poll_shutdown(cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn watch() -> Rc<Watch> {
+        Watch::new(&Rc::default())
+    }
+
+    #[test]
+    fn a_connection_whose_streams_are_mostly_reset_at_once_is_abused() {
+        for (resets, abused) in [(STREAMS / 2, false), (STREAMS / 2 + 1, true)] {
+            let watch = watch();
+            for number in 0..STREAMS {
+                assert!(!watch.is_abused(), "after {number} streams");
+                let open = Open::new(&watch);
+                if number >= resets {
+                    drop(ResponseBody::new(Body::Empty, open));
+                }
+            }
+            assert_eq!((watch.is_abused(), watch.is_busy()), (abused, false));
+        }
+    }
+
+    #[test]
+    fn bytes_that_lead_to_nothing_are_counted_until_a_stream_gets_on() {
+        let watch = watch();
+        watch.has_read(FRUITLESS as usize);
+        assert!(!watch.is_abused());
+        let before = watch.progress();
+        let open = Open::new(&watch);
+        assert_ne!(watch.progress(), before);
+        watch.has_read(FRUITLESS as usize);
+        assert!(!watch.is_abused());
+        watch.has_read(1);
+        assert!(watch.is_abused());
+        drop(open);
+    }
+
+    #[test]
+    fn a_stream_waits_for_its_client_until_it_is_asked_for_more() {
+        let watch = watch();
+        let mut body = ResponseBody::new(Body::Full(Bytes::from_static(b"data")), Open::new(&watch));
+        assert!(!watch.waits_for_client());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
+        assert!(watch.waits_for_client() && watch.is_busy());
+        assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(None)));
+        assert!(!watch.waits_for_client());
+        assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(None)));
+        drop(body);
+        assert!(!watch.is_busy());
+        // Given up before it was taken.
+        let mut body = ResponseBody::new(Body::Full(Bytes::from_static(b"data")), Open::new(&watch));
+        assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
+        drop(body);
+        assert!(!watch.waits_for_client());
+    }
+}
