@@ -279,6 +279,7 @@ impl AsyncWrite for Watched {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::proto::Body;
 
     fn watch() -> Rc<Watch> {
         Watch::new(&Rc::default())
@@ -292,7 +293,7 @@ mod tests {
                 assert!(!watch.is_abused(), "after {number} streams");
                 let open = Open::new(&watch);
                 if number >= resets {
-                    drop(ResponseBody::new(Body::Empty, open));
+                    drop(ResponseBody::new(Outgoing(Body::Empty), open));
                 }
             }
             assert_eq!((watch.is_abused(), watch.is_busy()), (abused, false));
@@ -317,7 +318,7 @@ mod tests {
     #[test]
     fn a_stream_waits_for_its_client_until_it_is_asked_for_more() {
         let watch = watch();
-        let mut body = ResponseBody::new(Body::Full(Bytes::from_static(b"data")), Open::new(&watch));
+        let mut body = ResponseBody::new(Outgoing(Body::Full(Bytes::from_static(b"data"))), Open::new(&watch));
         assert!(!watch.waits_for_client());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
@@ -328,7 +329,7 @@ mod tests {
         drop(body);
         assert!(!watch.is_busy());
         // Given up before it was taken.
-        let mut body = ResponseBody::new(Body::Full(Bytes::from_static(b"data")), Open::new(&watch));
+        let mut body = ResponseBody::new(Outgoing(Body::Full(Bytes::from_static(b"data"))), Open::new(&watch));
         assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
         drop(body);
         assert!(!watch.waits_for_client());
