@@ -266,6 +266,28 @@ for n in range(3):
 }
 
 /// The request leaves together with the last message of the handshake, so that nothing more arrives to wake anybody.
+/// HTTP/2 by ALPN, and with prior knowledge: a transfer with flow control, and many streams at once.
+#[test]
+fn nghttp_and_h2load() {
+    let authority = Authority::new();
+    let pair = authority.issue("users", &["users", "127.0.0.1"]);
+    let endpoint = Endpoint::answering(|request| {
+        let length = if request.start.contains("/large") { 3 << 20 } else { 2 };
+        let head = format!("HTTP/1.1 200 OK\r\ncontent-length: {length}\r\n\r\n");
+        [head.into_bytes(), vec![b'o'; length]].concat()
+    });
+    let plain = one_listener("service = \"users\"");
+    let secure = one_listener(&format!("service = \"users\"\ntls = {{ {} }}", pair.keys()));
+    let proxy = Proxy::start(&format!("{plain}{secure}{}", users(&[&endpoint], "")));
+    for url in [format!("http://{}", proxy.addresses[0]), format!("https://{}", proxy.addresses[1])] {
+        let (small, large) = (format!("{url}/"), format!("{url}/large"));
+        assert_eq!(run("nghttp", &["--no-verify-peer", &small], "").out, "oo");
+        assert_eq!(run("nghttp", &["--no-verify-peer", &large], "").out.len(), 3 << 20);
+        let said = run("h2load", &["-n", "2000", "-c", "8", "-m", "20", &small], "");
+        assert!(said.out.contains("2000 succeeded, 0 failed, 0 errored, 0 timeout"), "{said:?}");
+    }
+}
+
 #[test]
 fn a_request_may_come_with_the_end_of_the_handshake() {
     let authority = Authority::new();
