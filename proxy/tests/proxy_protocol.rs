@@ -16,7 +16,7 @@ use std::sync::{Arc, Mutex};
 use http::{Endpoint, Message, OK, Proxy, Wire, one_listener, users, wait_until};
 use peers::{Server, run};
 
-const TRUSTED: &str = "proxy_protocol = [\"127.0.0.0/8\"]\nforwarded = \"legacy\"\nheader_timeout = \"300ms\"";
+const TRUSTED: &str = "proxy_protocol = [\"127.0.0.0/8\"]\nforwarded = \"legacy\"";
 
 const V1: &[u8] = b"PROXY TCP4 192.0.2.7 192.0.2.1 4711 80\r\n";
 
@@ -68,7 +68,7 @@ fn the_client_is_the_one_that_the_header_names() {
 #[test]
 fn without_a_header_nothing_is_served_to_those_who_must_send_one() {
     let endpoint = Endpoint::saying(OK);
-    let proxy = Proxy::with(&[&endpoint], TRUSTED, "");
+    let proxy = Proxy::with(&[&endpoint], &format!("{TRUSTED}\nheader_timeout = \"300ms\""), "");
     let too_long = [&v2(0x21, 0x11, &[0; 12])[..14], &[0x20, 0]].concat();
     for start in [REQUEST, b"PROXY TCP4 192.0.2.7\r\n", b"PROXY", b"", &too_long] {
         let mut wire = proxy.client();

@@ -199,13 +199,13 @@ fn figures_tell_of_tunnels_under_way() {
 #[test]
 fn a_tunnel_that_stands_still_is_closed() {
     let far = Far::start();
-    let proxy = proxy(&[&far.endpoint], "tunnel_idle_timeout = \"300ms\"");
+    let proxy = proxy(&[&far.endpoint], "tunnel_idle_timeout = \"1s\"");
     let (mut client, mut endpoint) = (proxy.client().stream, far.accept());
     // One direction is enough to keep it.
     for _ in 0..6 {
         endpoint.write_all(b"x").unwrap();
         expect(&mut client, b"x");
-        thread::sleep(Duration::from_millis(100));
+        thread::sleep(Duration::from_millis(200));
     }
     assert_eq!(ended(&proxy), [0; 5]);
     expect_end(&mut client);

@@ -247,7 +247,7 @@ fn what_came_before_a_break_still_arrives() {
 #[test]
 fn only_standing_still_in_both_directions_is_idle() {
     run(async |timers| {
-        let idle = Duration::from_millis(200);
+        let idle = Duration::from_millis(600);
         let ((mut client, near), (far, _endpoint)) = (duplex(64), duplex(4096));
         let relays = Relays::new(&timers);
         let started = Instant::now();
