@@ -351,7 +351,7 @@ fn a_slow_handshake_stops_nobody_and_is_given_up() {
     let endpoint = Endpoint::saying(OK);
     let proxy = Proxy::start(&format!(
         "{}{}",
-        one_listener(&format!("service = \"users\"\ntls = {{ {}, handshake_timeout = \"300ms\" }}", pair.keys())),
+        one_listener(&format!("service = \"users\"\ntls = {{ {}, handshake_timeout = \"2s\" }}", pair.keys())),
         users(&[&endpoint], "")
     ));
     let mut slow: Vec<Wire> = (0..200).map(|_| proxy.client()).collect();

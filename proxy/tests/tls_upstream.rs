@@ -78,7 +78,10 @@ impl Drop for Nginx {
 
 /// A proxy whose service `users` is at this address.
 fn proxy_to(address: SocketAddr, service: &str) -> Proxy {
-    Proxy::start(&format!("{}[service.users]\nendpoints = [\"{address}\"]\n{service}\n", one_listener("")))
+    // A busy machine takes its time.
+    let patience = if service.contains("connect_timeout") { "" } else { "connect_timeout = \"10s\"\n" };
+    let listener = one_listener("");
+    Proxy::start(&format!("{listener}[service.users]\nendpoints = [\"{address}\"]\n{patience}{service}\n"))
 }
 
 fn trusting(authority: &Authority, more: &str) -> String {
@@ -184,7 +187,7 @@ fn the_system_says_whom_to_trust() {
     let nginx = Nginx::start(authority.folder.path(), &authority.issue("server", &["127.0.0.1"]), "", "");
     let config = authority.folder.path().join("heddle.toml");
     let text = format!(
-        "workers = 1\nadmin = false\n[[listener]]\naddress = \"127.0.0.1:0\"\n[service.users]\nendpoints = [\"{}\"]\ntls = true\n",
+        "workers = 1\nadmin = false\n[[listener]]\naddress = \"127.0.0.1:0\"\n[service.users]\nendpoints = [\"{}\"]\ntls = true\nconnect_timeout = \"10s\"\n",
         nginx.address
     );
     fs::write(&config, text).expect("written");
