@@ -5,6 +5,7 @@
 #[path = "support/http.rs"]
 mod http;
 
+use std::io::Read;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 
@@ -227,6 +228,21 @@ fn a_body_that_breaks_off_is_not_made_whole() {
     }
     wait_until("nothing is under way", || proxy.in_flight() == 0);
     assert_eq!(proxy.upstream_connections(), 0);
+}
+
+/// HTTP/1.0 knows the end of such a body by the end of the connection alone.
+#[test]
+fn a_body_that_breaks_off_does_not_end_as_a_whole_one_would() {
+    let endpoint = Endpoint::start(|_, mut wire| {
+        wire.request();
+        wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n");
+    });
+    let proxy = Proxy::to(&endpoint);
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.0\r\nHost: users\r\n\r\n");
+    let mut received = Vec::new();
+    let ended = client.stream.read_to_end(&mut received);
+    assert!(ended.is_err(), "{:?}", String::from_utf8_lossy(&received));
 }
 
 #[test]

@@ -28,7 +28,7 @@ use super::connection::{Connection, is_readable};
 use super::exchange::{self, Answer, Next};
 use super::refusal::Refusal;
 use super::worker::Worker;
-use crate::proto::h1::Sender;
+use crate::proto::h1::{Framing, Sender};
 use crate::proto::{Body, Request};
 use crate::timer::Deadline;
 use crate::transport::Stream;
@@ -66,6 +66,13 @@ pub async fn serve(connection: Rc<Connection>, mut stream: Stream) -> Option<(St
                 return None;
             }
             Ended::GivenUp => return None,
+            Ended::Cut => {
+                // TLS that ends without a word is cut as it is.
+                if let Some(tcp) = stream.as_tcp() {
+                    let _it_ends_in_any_case = tcp.set_zero_linger();
+                }
+                return None;
+            }
         }
         drop(socket);
         if !is_readable(&connection, &mut stream, idle_timeout).await {
@@ -83,8 +90,10 @@ enum Ended {
     Changed(Next),
     /// The last response has been written. What the client may still be sending is no request.
     Last { all_read: bool },
-    /// The client has gone away or was too slow, or the proxy stops.
+    /// The client has gone away or was too slow, or the response broke off.
     GivenUp,
+    /// The same within a body that ends with the connection: its end must not look like that.
+    Cut,
 }
 
 /// What the client has sent, between requests.
@@ -139,7 +148,7 @@ impl<'a> Serving<'a> {
             self.sender.follow_with(body, form.body, asks.trailers);
             drop(head);
             if !self.send().await {
-                return Ended::GivenUp;
+                return if form.body == Some(Framing::UntilClose) { Ended::Cut } else { Ended::GivenUp };
             }
             let whole = self.socket.is_at_end_of_body();
             match (form.after, next) {
