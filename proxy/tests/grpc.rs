@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use frames::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, RST_STREAM, STATUS_200};
+use frames::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, RST_STREAM, STATUS_200, WINDOW_UPDATE};
 use http::Request;
 use http_body_util::{BodyExt, StreamBody};
 use http1::{Endpoint, Proxy, Wire, one_listener, wait_until};
@@ -199,6 +199,30 @@ fn a_deadline_of_the_listener_holds_for_every_request() {
     assert_eq!(client.until(HEADERS).payload[0], STATUS_200);
     assert_eq!(client.reset_code(), CANCEL);
     wait_until("nothing is under way", || proxy.in_flight() == 0 && proxy.upstream_connections() == 0);
+}
+
+#[test]
+fn a_deadline_passes_also_while_the_client_takes_nothing() {
+    let (resets, reset) = mpsc::channel();
+    let endpoint = Endpoint::start(move |_, wire| {
+        let mut frames = Frames::server(wire);
+        let stream = frames.until(HEADERS).stream;
+        frames.send(HEADERS, END_HEADERS, stream, &[STATUS_200]);
+        // More than the client's window.
+        for _ in 0..8 {
+            frames.send(DATA, 0, stream, &[0; 16_000]);
+        }
+        resets.send(frames.reset_code()).expect("somebody listens");
+    });
+    let proxy = proxy(&[&endpoint.address.to_string()], "request_deadline = \"300ms\"", "");
+    let mut client = Frames::client(Wire::connect(proxy.addresses[0]));
+    client.send(HEADERS, END_HEADERS | END_STREAM, 1, &request("GET"));
+    assert_eq!(reset.recv_timeout(http1::DEADLINE), Ok(CANCEL));
+    // The client learns of it when it goes on.
+    for stream in [0, 1] {
+        client.send(WINDOW_UPDATE, 0, stream, &(1_u32 << 20).to_be_bytes());
+    }
+    assert_eq!(client.reset_code(), CANCEL);
 }
 
 #[test]

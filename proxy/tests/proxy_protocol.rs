@@ -163,7 +163,7 @@ fn endpoints_are_told_who_connects_to_what() {
 #[test]
 fn what_one_proxy_said_is_said_to_the_next() {
     let first = First::of(V1.len());
-    let listener = format!("{TCP}\n{TRUSTED}");
+    let listener = format!("{TCP}\nproxy_protocol = [\"127.0.0.0/8\"]");
     let proxy = Proxy::with(&[&first.0], &listener, "proxy_protocol = \"v1\"");
     let mut wire = proxy.client();
     wire.send(v2_from());

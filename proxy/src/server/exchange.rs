@@ -236,10 +236,9 @@ impl Way<'_> {
     }
 }
 
-/// Records a request that is refused, and says why.
-pub fn refused(refusal: &Refusal, stats: &ServiceStats, started: Instant) -> Response {
-    refusal.record(stats, started);
-    refusal.response()
+/// Answers a request that is not served, in the way of its protocol.
+pub fn refuse(connection: &Connection, head: &Parts, refusal: &Refusal) -> Answer {
+    Call::new(head).refused(refusal, &connection.worker.unrouted)
 }
 
 fn prepare_request(head: &mut Parts, connection: &Connection, pool: &Pool, upgrade: Option<&Upgrade>) {

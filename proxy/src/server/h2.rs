@@ -5,10 +5,9 @@ mod watch;
 use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
-
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use http::Method;
 use hyper::body::Incoming;
@@ -19,10 +18,12 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 
 use self::watch::{Open, ResponseBody, Watch, Watched, Written};
+use super::client_body::within_limits;
 use super::connection::{self, Connection};
 use super::exchange::{self, Answer, Next};
 use super::refusal::Refusal;
 use crate::config::checked::Listener;
+use crate::proto::Request;
 use crate::proto::http2::{self, From, Outgoing};
 use crate::proto::upgrade::ExtendedConnect;
 use crate::transport::Stream;
@@ -137,25 +138,27 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
     }
 }
 
-async fn answer(connection: Rc<Connection>, mut request: http::Request<Incoming>, open: &Open) -> Answer {
-    if let Some(refusal) = too_large(&request, &connection.listener.settings) {
-        return exchange::refused(&refusal, &connection.worker.unrouted, Instant::now()).into();
+async fn answer(connection: Rc<Connection>, request: http::Request<Incoming>, open: &Open) -> Answer {
+    let limited = too_large(&request, &connection.listener.settings);
+    let (mut head, incoming) = request.into_parts();
+    if let Some(protocol) = head.extensions.remove::<hyper::ext::Protocol>() {
+        head.extensions.insert(ExtendedConnect(protocol.as_str().into()));
     }
-    if let Some(protocol) = request.extensions_mut().remove::<hyper::ext::Protocol>() {
-        request.extensions_mut().insert(ExtendedConnect(protocol.as_str().into()));
+    let body = open.request_body(http2::Incoming::new(incoming, From::Client));
+    match limited.and_then(|()| within_limits(body, &connection)) {
+        Ok(body) => exchange::serve(connection, Request::from_parts(head, body)).await,
+        Err(refusal) => exchange::refuse(&connection, &head, &refusal),
     }
-    let body = |incoming| open.request_body(http2::Incoming::new(incoming, From::Client));
-    exchange::serve(connection, request.map(body)).await
 }
 
 /// What the library does not limit: it knows the size of all headers together.
-fn too_large(request: &http::Request<Incoming>, settings: &Listener) -> Option<Refusal> {
+fn too_large(request: &http::Request<Incoming>, settings: &Listener) -> Result<(), Refusal> {
     let uri = request.uri();
     let target = uri.path_and_query().map_or(0, |path| path.as_str().len());
     if target.max(uri.authority().map_or(0, |authority| authority.as_str().len())) > settings.max_uri_bytes {
-        return Some(Refusal::TargetTooLong);
+        return Err(Refusal::TargetTooLong);
     }
-    (request.headers().len() > settings.max_headers).then_some(Refusal::HeadTooLarge)
+    if request.headers().len() > settings.max_headers { Err(Refusal::HeadTooLarge) } else { Ok(()) }
 }
 
 /// Goes on with a stream that is a tunnel (RFC 9113, 8.5), once the head of its response has been sent.

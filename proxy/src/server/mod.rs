@@ -7,6 +7,7 @@
 //! happens on.
 
 mod attempt;
+mod client_body;
 pub mod connection;
 pub mod decide;
 pub mod destination;

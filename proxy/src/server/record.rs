@@ -1,9 +1,11 @@
 //! A response on its way to the client: its deadlines, and what is recorded of it when it ends.
 
+use std::cell::RefCell;
+use std::future::poll_fn;
 use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll, Waker, ready};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -39,14 +41,25 @@ pub(super) struct Limits {
 
 impl Record {
     /// Records the response when its body ends or is dropped; at once where the body is held in full.
-    pub(super) fn at_end_of(self, response: Response, limits: Limits, timers: &Rc<Timers>) -> Response {
+    pub(super) fn at_end_of(self, response: Response, mut limits: Limits, timers: &Rc<Timers>) -> Response {
         let status = response.status().as_u16();
         match response.into_parts() {
             (head, Body::Stream(stream)) => {
-                let idle = timers.deadline(limits.idle_timeout);
-                let timers = timers.clone();
-                let recorded = Recorded { stream: Some(stream), limits, idle, timers, status, record: self };
-                Response::from_parts(head, Body::Stream(Box::pin(recorded)))
+                let deadline = limits.deadline.take();
+                let recorded = Recorded {
+                    stream: Some(stream),
+                    last: None,
+                    idle: timers.deadline(limits.idle_timeout),
+                    timers: timers.clone(),
+                    limits,
+                    status,
+                    record: self,
+                };
+                let stream: Stream = match deadline {
+                    None => Box::pin(recorded),
+                    Some(deadline) => Box::pin(Bounded::new(recorded, deadline)),
+                };
+                Response::from_parts(head, Body::Stream(stream))
             }
             (head, body) => {
                 self.stats.ended(status, self.started.elapsed());
@@ -59,26 +72,32 @@ impl Record {
 struct Recorded {
     /// None once it was cut off.
     stream: Option<Stream>,
-    limits: Limits,
+    /// What is left to say then.
+    last: Option<Result<Frame<Bytes>, BodyError>>,
     idle: Deadline,
     timers: Rc<Timers>,
+    limits: Limits,
     status: u16,
     record: Record,
 }
 
 impl Recorded {
-    /// Ends a response whose deadline has passed, and what is left of its request.
-    fn cut_off(&mut self) -> Result<Frame<Bytes>, BodyError> {
-        // Trailers end a message well, which one whose length was announced can no longer do.
-        let in_trailers = self.limits.tells_in_trailers && self.size_hint().exact().is_none();
+    /// Gives up the response and what is left of its request, and leaves this to be said.
+    fn cut_off(&mut self, last: Result<Frame<Bytes>, BodyError>) {
         self.stream = None;
         self.limits.upload = None;
-        if !in_trailers {
-            return Err(BodyError::Deadline);
+        self.last = Some(last);
+    }
+
+    /// The deadline has passed.
+    fn expire(&mut self) {
+        // Trailers end a message well, which one whose length was announced can no longer do.
+        if !self.limits.tells_in_trailers || self.size_hint().exact().is_some() {
+            return self.cut_off(Err(BodyError::Deadline));
         }
         let mut trailers = HeaderMap::new();
         Refusal::Deadline.write_grpc(&mut trailers);
-        Ok(Frame::trailers(trailers))
+        self.cut_off(Ok(Frame::trailers(trailers)));
     }
 }
 
@@ -94,33 +113,90 @@ impl HttpBody for Recorded {
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let Some(stream) = &mut this.stream else { return Poll::Ready(None) };
-        if this.limits.deadline.as_mut().is_some_and(|deadline| deadline.poll_passed(cx).is_ready()) {
-            return Poll::Ready(Some(this.cut_off()));
-        }
-        if let Poll::Ready(frame) = stream.as_mut().poll_frame(cx) {
-            this.idle.reset(this.limits.idle_timeout);
-            return Poll::Ready(frame);
-        }
         loop {
+            let Some(stream) = &mut this.stream else { return Poll::Ready(this.last.take()) };
+            if let Poll::Ready(frame) = stream.as_mut().poll_frame(cx) {
+                this.idle.reset(this.limits.idle_timeout);
+                return Poll::Ready(frame);
+            }
             ready!(this.idle.poll_passed(cx));
             // What moves in the other direction counts too.
             let upload = this.limits.upload.as_ref();
             match upload.and_then(|upload| upload.time_left(&this.timers, this.limits.idle_timeout)) {
                 Some(left) => this.idle.reset(left),
-                None => {
-                    this.stream = None;
-                    return Poll::Ready(Some(Err(BodyError::Idle)));
-                }
+                None => this.cut_off(Err(BodyError::Idle)),
             }
         }
     }
 
     fn is_end_stream(&self) -> bool {
-        self.stream.as_ref().is_none_or(|stream| stream.is_end_stream())
+        self.last.is_none() && self.stream.as_ref().is_none_or(|stream| stream.is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.stream.as_ref().map_or_else(|| SizeHint::with_exact(0), |stream| stream.size_hint())
+        self.stream.as_ref().map_or_else(SizeHint::default, |stream| stream.size_hint())
+    }
+}
+
+/// A response with a deadline, which passes also while the client takes nothing of it and so nobody asks for more: a
+/// task of its own waits for it.
+struct Bounded {
+    shared: Rc<RefCell<Shared>>,
+    waiting: tokio::task::JoinHandle<()>,
+}
+
+struct Shared {
+    /// None once nobody wants it any more.
+    recorded: Option<Recorded>,
+    /// Who waits for the next frame.
+    waker: Option<Waker>,
+}
+
+impl Bounded {
+    fn new(recorded: Recorded, mut deadline: Deadline) -> Self {
+        let shared = Rc::new(RefCell::new(Shared { recorded: Some(recorded), waker: None }));
+        let of_task = shared.clone();
+        let waiting = tokio::task::spawn_local(async move {
+            poll_fn(|cx| deadline.poll_passed(cx)).await;
+            let mut shared = of_task.borrow_mut();
+            if let Some(recorded) = &mut shared.recorded {
+                recorded.expire();
+            }
+            if let Some(waker) = shared.waker.take() {
+                waker.wake();
+            }
+        });
+        Self { shared, waiting }
+    }
+}
+
+impl Drop for Bounded {
+    fn drop(&mut self) {
+        self.waiting.abort();
+        let ended = self.shared.borrow_mut().recorded.take();
+        drop(ended);
+    }
+}
+
+impl HttpBody for Bounded {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let mut shared = self.shared.borrow_mut();
+        let Some(recorded) = &mut shared.recorded else { return Poll::Ready(None) };
+        let frame = Pin::new(recorded).poll_frame(cx);
+        if frame.is_pending() && shared.waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
+            shared.waker = Some(cx.waker().clone());
+        }
+        frame
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.shared.borrow().recorded.as_ref().is_none_or(HttpBody::is_end_stream)
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.shared.borrow().recorded.as_ref().map_or_else(SizeHint::default, HttpBody::size_hint)
     }
 }

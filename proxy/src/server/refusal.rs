@@ -233,6 +233,12 @@ mod tests {
         assert_eq!(status(Failure::Connect { address: address(), source: refused }), 502);
         assert_eq!(status(Failure::ConnectTimeout { address: address() }), 504);
         assert_eq!(status(Failure::Timeout { address: address() }), 504);
+        let tls =
+            |error| Refusal::Upstream(Failure::Tls { address: address(), source: TlsFailure::from(error) }).classify();
+        let expired = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+        assert_eq!(tls(expired), (StatusCode::BAD_GATEWAY, "tls_certificate_error", "upstream"));
+        let other = rustls::Error::NoApplicationProtocol;
+        assert_eq!(tls(other), (StatusCode::BAD_GATEWAY, "tls_protocol_error", "upstream"));
         assert_eq!(status(Failure::NoPermit { address: address() }), 503);
         assert_eq!(status(Failure::Denied { address: address() }), 403);
     }

@@ -31,6 +31,8 @@ pub enum Malformed {
     Chunk,
     #[error("trailers that cannot be read")]
     Trailers,
+    #[error("the connection ended before the body")]
+    Cut,
 }
 
 /// How the end of a body is known.
@@ -159,13 +161,13 @@ impl BodyDecoder {
     /// # Errors
     ///
     /// When the body was not complete.
-    pub fn at_end_of_stream(&mut self) -> Result<(), ()> {
+    pub fn at_end_of_stream(&mut self) -> Result<(), Malformed> {
         match self.state {
             State::End | State::UntilClose => {
                 self.state = State::End;
                 Ok(())
             }
-            _ => Err(()),
+            _ => Err(Malformed::Cut),
         }
     }
 }

@@ -37,6 +37,8 @@ pub struct Sender {
     sending: Option<Sending>,
     /// Whether a frame of the last message's body was taken, or its end was.
     begun: bool,
+    /// The stream may hold back what it has taken, as TLS does.
+    unflushed: bool,
     taken: u64,
 }
 
@@ -79,9 +81,9 @@ impl Sender {
         self.has_whole_body() && !self.is_blocked()
     }
 
-    /// Whether the stream has not taken all that was given to it.
+    /// Whether the stream has not passed on all that was given to it.
     pub fn is_blocked(&self) -> bool {
-        self.written < self.output.len() || !self.data.is_empty()
+        self.written < self.output.len() || !self.data.is_empty() || self.unflushed
     }
 
     /// Bytes that the stream has taken so far; the count may wrap.
@@ -113,8 +115,10 @@ impl Sender {
             if encoded.is_empty() && self.data.is_empty() {
                 self.output.clear();
                 self.written = 0;
-                // TLS may hold back what it has taken.
-                ready!(Pin::new(io).poll_flush(cx)).map_err(SendError::Stream)?;
+                if self.unflushed {
+                    ready!(Pin::new(io).poll_flush(cx)).map_err(SendError::Stream)?;
+                    self.unflushed = false;
+                }
                 return if self.has_whole_body() { Poll::Ready(Ok(())) } else { Poll::Pending };
             }
             let parts = [IoSlice::new(encoded), IoSlice::new(&self.data)];
@@ -125,6 +129,7 @@ impl Sender {
                 0 => return Poll::Ready(Err(SendError::Stream(io::ErrorKind::WriteZero.into()))),
                 taken => taken,
             };
+            self.unflushed = true;
             self.taken = self.taken.wrapping_add(taken as u64);
             let of_encoded = taken.min(self.output.len() - self.written);
             self.written += of_encoded;

@@ -15,14 +15,15 @@ use std::future::poll_fn;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::{Buf, Bytes, BytesMut};
 use http_body::Body as _;
 use tokio::io::AsyncWriteExt;
 
 use self::codec::{After, Asks, Head, Limits, decode_request, encode_response, response_form};
-use self::socket::{Socket, Writer};
+use self::socket::{Begun, Socket, Writer};
+use super::client_body::{whole_within_limits, within_limits};
 use super::connection::{Connection, is_readable};
 use super::exchange::{self, Answer, Next};
 use super::refusal::Refusal;
@@ -43,6 +44,10 @@ const LINGER: Duration = Duration::from_secs(5);
 
 /// A head is read in parts of this size at most, so that what is read too early is bounded.
 const READ: usize = 64 * 1024;
+
+/// Up to this size what was read too early is copied: what is kept while a request is served, maybe for long, must not
+/// keep a large block of read buffer with it.
+const SMALL: usize = 4 * 1024;
 
 const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
@@ -208,14 +213,23 @@ impl<'a> Serving<'a> {
     fn put_back_after(&self, head: &Head, mut read: Bytes) {
         if head.length < read.len() {
             read.advance(head.length);
-            self.socket.put_input(read);
+            let is_small = read.len() <= SMALL;
+            self.socket.put_input(if is_small { Bytes::copy_from_slice(&read) } else { read });
         }
     }
 
     /// Has a request answered; none when the client goes away in the meantime.
     async fn answer(&mut self, head: Head) -> Option<(Answer, Asks)> {
         let Head { parts, framing, asks, .. } = head;
-        let body = self.socket.begin_body(framing, asks.to_continue);
+        let body = match self.socket.begin_body(framing, asks.to_continue) {
+            Begun::Whole(bytes) if bytes.is_empty() => Ok(Body::Empty),
+            Begun::Whole(bytes) => whole_within_limits(bytes, self.connection),
+            Begun::Rest(body) => within_limits(body, self.connection),
+        };
+        let body = match body {
+            Ok(body) => body,
+            Err(refusal) => return Some((exchange::refuse(self.connection, &parts, &refusal), asks)),
+        };
         let mut exchange = pin!(exchange::serve(self.connection.clone(), Request::from_parts(parts, body)));
         poll_fn(|cx| {
             self.socket.attend(cx);
@@ -237,8 +251,8 @@ impl<'a> Serving<'a> {
 
     /// Says why what has arrived is no request.
     fn refuse(&self, refusal: &Refusal) -> Answer {
-        let unrouted = &self.connection.worker.unrouted;
-        exchange::refused(refusal, unrouted, std::time::Instant::now()).into()
+        refusal.record(&self.connection.worker.unrouted, Instant::now());
+        refusal.response().into()
     }
 
     /// Writes the response; whether the client has it.

@@ -14,8 +14,8 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::AsyncWrite;
 
-use crate::proto::h1::{BodyDecoder, Framing, Piece, Scratch};
-use crate::proto::{Body, BodyError};
+use crate::proto::BodyError;
+use crate::proto::h1::{BodyDecoder, Framing, Malformed, Piece, Scratch};
 use crate::transport::Stream;
 
 /// The most that is read of what a client sends while it waits for a response.
@@ -128,7 +128,7 @@ impl Socket {
     }
 
     /// The body that follows a head.
-    pub fn begin_body(self: &Rc<Self>, framing: Framing, to_continue: bool) -> Body {
+    pub fn begin_body(self: &Rc<Self>, framing: Framing, to_continue: bool) -> Begun {
         let inner = &mut *self.inner.borrow_mut();
         inner.abandoned = false;
         inner.interim = Interim::None;
@@ -137,13 +137,13 @@ impl Socket {
             && length <= inner.input.len()
         {
             inner.body = BodyDecoder::new(Framing::Length(0));
-            return if length == 0 { Body::Empty } else { Body::Full(inner.input.split_to(length)) };
+            return Begun::Whole(inner.input.split_to(length));
         }
         inner.body = BodyDecoder::new(framing);
         if to_continue && inner.input.is_empty() {
             inner.interim = Interim::Waited;
         }
-        Body::Stream(Box::pin(RequestBody { socket: self.clone(), ended: false }))
+        Begun::Rest(RequestBody { socket: self.clone(), ended: false })
     }
 
     /// Whether the client is to be told now to send the body: true once.
@@ -198,15 +198,23 @@ impl Inner {
             };
             let read = read.map_err(|error| broken(&error))?;
             if read.is_empty() {
-                return Poll::Ready(Err(broken(&"the connection ended before the body")));
+                return Poll::Ready(Err(broken(&Malformed::Cut)));
             }
             self.input = if self.input.is_empty() { read } else { [&self.input[..], &read[..]].concat().into() };
         }
     }
 }
 
+/// A body whose head has been read.
+pub enum Begun {
+    /// All of it is here.
+    Whole(Bytes),
+    /// It is to be read.
+    Rest(RequestBody),
+}
+
 /// The body of the request that is being served.
-struct RequestBody {
+pub struct RequestBody {
     socket: Rc<Socket>,
     /// What the socket holds is no longer this body.
     ended: bool,

@@ -18,8 +18,8 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::proto::BodyError;
 use crate::proto::http2::Outgoing;
-use crate::proto::{Body, BodyError};
 use crate::timer::Timers;
 use crate::transport::Stream;
 
@@ -122,11 +122,8 @@ impl Open {
     }
 
     /// The request's body, whose frames are the connection's progress.
-    pub fn request_body(&self, body: impl HttpBody<Data = Bytes, Error = BodyError> + 'static) -> Body {
-        if body.is_end_stream() {
-            return Body::Empty;
-        }
-        Body::Stream(Box::pin(RequestBody { body: Box::pin(body), watch: self.watch.clone() }))
+    pub fn request_body<B>(&self, body: B) -> RequestBody<B> {
+        RequestBody { body, watch: self.watch.clone() }
     }
 
     fn set_untaken(&mut self, untaken: bool) {
@@ -150,17 +147,17 @@ impl Drop for Open {
 }
 
 /// Tells of a request's body that it is being read.
-struct RequestBody<B> {
-    body: Pin<Box<B>>,
+pub struct RequestBody<B> {
+    body: B,
     watch: Rc<Watch>,
 }
 
-impl<B: HttpBody<Data = Bytes, Error = BodyError>> HttpBody for RequestBody<B> {
+impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> HttpBody for RequestBody<B> {
     type Data = Bytes;
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = ready!(self.body.as_mut().poll_frame(cx));
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         self.watch.got_on();
         Poll::Ready(frame)
     }
@@ -276,5 +273,65 @@ impl AsyncWrite for Watched {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         pin!(&mut self.stream.borrow_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::Body;
+
+    fn watch() -> Rc<Watch> {
+        Watch::new(&Rc::default())
+    }
+
+    #[test]
+    fn a_connection_whose_streams_are_mostly_reset_at_once_is_abused() {
+        for (resets, abused) in [(STREAMS / 2, false), (STREAMS / 2 + 1, true)] {
+            let watch = watch();
+            for number in 0..STREAMS {
+                assert!(!watch.is_abused(), "after {number} streams");
+                let open = Open::new(&watch);
+                if number >= resets {
+                    drop(ResponseBody::new(Outgoing(Body::Empty), open));
+                }
+            }
+            assert_eq!((watch.is_abused(), watch.is_busy()), (abused, false));
+        }
+    }
+
+    #[test]
+    fn bytes_that_lead_to_nothing_are_counted_until_a_stream_gets_on() {
+        let watch = watch();
+        watch.has_read(FRUITLESS as usize);
+        assert!(!watch.is_abused());
+        let before = watch.progress();
+        let open = Open::new(&watch);
+        assert_ne!(watch.progress(), before);
+        watch.has_read(FRUITLESS as usize);
+        assert!(!watch.is_abused());
+        watch.has_read(1);
+        assert!(watch.is_abused());
+        drop(open);
+    }
+
+    #[test]
+    fn a_stream_waits_for_its_client_until_it_is_asked_for_more() {
+        let watch = watch();
+        let mut body = ResponseBody::new(Outgoing(Body::Full(Bytes::from_static(b"data"))), Open::new(&watch));
+        assert!(!watch.waits_for_client());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
+        assert!(watch.waits_for_client() && watch.is_busy());
+        assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(None)));
+        assert!(!watch.waits_for_client());
+        assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(None)));
+        drop(body);
+        assert!(!watch.is_busy());
+        // Given up before it was taken.
+        let mut body = ResponseBody::new(Outgoing(Body::Full(Bytes::from_static(b"data"))), Open::new(&watch));
+        assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
+        drop(body);
+        assert!(!watch.waits_for_client());
     }
 }

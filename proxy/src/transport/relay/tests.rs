@@ -1,10 +1,12 @@
 use std::cell::Cell;
 use std::io;
+use std::pin::Pin;
+use std::task::{Context, ready};
 use std::time::Instant;
 
 use bytes::Bytes;
 use proptest::prelude::*;
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, duplex};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, DuplexStream, ReadBuf, duplex};
 use tokio::net::{TcpListener, TcpStream};
 
 use super::*;
@@ -157,6 +159,45 @@ fn the_end_of_one_direction_leaves_the_other() {
         let ((parted, moved), ()) = tokio::join!(join(&timers, near, far), talk);
         assert!(matches!(parted, Parted::Ended), "{parted:?}");
         assert_eq!(moved, [8, 6]);
+    });
+}
+
+/// As TLS whose other side closes the socket and says nothing before.
+struct Abrupt(DuplexStream);
+
+impl AsyncRead for Abrupt {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        ready!(Pin::new(&mut self.0).poll_read(cx, buf))?;
+        let ended = buf.filled().len() == before;
+        Poll::Ready(if ended { Err(io::ErrorKind::UnexpectedEof.into()) } else { Ok(()) })
+    }
+}
+
+impl AsyncWrite for Abrupt {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_shutdown(cx)
+    }
+}
+
+#[test]
+fn an_end_without_a_farewell_is_an_end() {
+    run(async |timers| {
+        let ((client, near), (far, endpoint)) = (duplex(64), duplex(64));
+        let (out, back) = (many(5), many(6));
+        let (near, far) = (Stream::other(Abrupt(near)), Stream::other(Abrupt(far)));
+        let ((parted, _), at_client, at_endpoint) =
+            tokio::join!(join(&timers, near, far), converse(client, out.clone()), converse(endpoint, back.clone()));
+        assert!(matches!(parted, Parted::Ended), "{parted:?}");
+        assert!(at_endpoint == out.concat() && at_client == back.concat());
     });
 }
 

@@ -174,11 +174,11 @@ impl Way {
         match read {
             Ok(0) => self.state = State::Ending,
             Ok(bytes) => self.pace.read(bytes),
+            // TLS that ends without a farewell is far too common to be taken for a break.
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => self.state = State::Ending,
             Err(error) => {
-                // Who only saw the end might take a part for the whole. TLS without a farewell is too common for that.
-                if error.kind() != io::ErrorKind::UnexpectedEof {
-                    to.break_off();
-                }
+                // Who only saw the end might take a part for the whole.
+                to.break_off();
                 return Err(error);
             }
         }

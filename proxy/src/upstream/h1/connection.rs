@@ -191,10 +191,7 @@ impl ResponseBody {
             }
             if !ready!(connection.poll_fill(cx)).map_err(|error| broken(&error))? {
                 let complete = self.decoder.at_end_of_stream();
-                return Poll::Ready(match complete {
-                    Ok(()) => Ok(Piece::End),
-                    Err(()) => Err(BodyError::Endpoint("the connection ended before the body".to_owned())),
-                });
+                return Poll::Ready(complete.map(|()| Piece::End).map_err(|error| broken(&error)));
             }
         }
     }

@@ -4,4 +4,6 @@ mod codec;
 mod connection;
 
 pub use codec::Malformed;
+#[cfg(test)]
+pub use codec::encode_request;
 pub use connection::{Connection, ExchangeError, ResponseBody};

@@ -14,7 +14,7 @@ fn decode_body(framing: Framing, wire: &[u8], step: usize) -> Result<(Vec<u8>, O
             Piece::End => return Ok((data, trailers, buffer.len() + parts.map(<[u8]>::len).sum::<usize>())),
             Piece::More => match parts.next() {
                 Some(part) => buffer = [&buffer[..], part].concat().into(),
-                None => return decoder.at_end_of_stream().map(|()| (data, trailers, 0)).map_err(|()| Malformed::Chunk),
+                None => return decoder.at_end_of_stream().map(|()| (data, trailers, 0)),
             },
         }
     }
