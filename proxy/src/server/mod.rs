@@ -1,7 +1,7 @@
 //! From an accepted connection to a response.
 //!
 //! The order of reading: [`listener`] accepts, [`connection`] finds out what is spoken, `h1`, `h2` and `socks` speak it,
-//! and [`exchange`] is the path of one request. What is no request is passed on as it is by `tunnel`. What both ask on
+//! and [`exchange`] is the path of one request, with one `attempt` of it and the `record` of its response. What is no request is passed on as it is by `tunnel`. What both ask on
 //! their way is next door: [`route`] names the service, [`decide`] the endpoint, [`refusal`] says no. A [`worker`] is
 //! the thread that all of it happens on.
 
