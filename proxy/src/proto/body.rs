@@ -24,6 +24,10 @@ pub enum BodyError {
     /// The request has taken longer than it may.
     #[error("the deadline of the request has passed")]
     Deadline,
+    #[error("the body is not as long as its head says")]
+    Length,
+    #[error("the body is larger than this listener takes")]
+    TooLarge,
 }
 
 /// A body that arrives while it is passed on, in frames of data with an optional frame of trailers at the end.

@@ -5,6 +5,7 @@
 
 pub mod body;
 pub mod grpc;
+pub mod h1;
 pub mod headers;
 pub mod http2;
 pub mod upgrade;

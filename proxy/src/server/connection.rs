@@ -5,6 +5,7 @@
 //! be is bounded, since a tunnel within a tunnel is refused.
 
 use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,6 +21,7 @@ use super::worker::{LocalService, Worker};
 use super::{h1, h2, socks, tunnel};
 use crate::policy::Peer;
 use crate::transport::Stream;
+use crate::transport::proxy_protocol::{self, Addresses};
 
 /// A client's connection, as requests see it.
 #[derive(Clone)]
@@ -27,6 +29,8 @@ pub struct Connection {
     pub worker: Rc<Worker>,
     pub listener: Arc<Listener>,
     pub client: SocketAddr,
+    /// The address that the client connected to.
+    pub local: SocketAddr,
     /// What the client's TLS handshake said; none without TLS.
     pub peer: Option<Arc<Peer>>,
     /// Whether TLS was ended here, on this connection or in this tunnel: there is none inside of it.
@@ -49,6 +53,11 @@ impl Connection {
         self.tunnel.is_some() || self.listener.settings.service.is_some()
     }
 
+    /// Whether the client is one of those that say first whom they speak for.
+    fn begins_with_header(&self) -> bool {
+        self.listener.settings.proxy_protocol.iter().any(|network| network.contains(self.client.ip()))
+    }
+
     /// The service that everything on this connection goes to.
     pub fn service(&self) -> Option<Rc<LocalService>> {
         match &self.tunnel {
@@ -61,8 +70,30 @@ impl Connection {
 /// Serves a connection to its end.
 pub async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, stream: TcpStream, client: SocketAddr) {
     let _a_slower_connection_is_still_one = stream.set_nodelay(true);
-    let connection = Rc::new(Connection { worker, listener, client, peer: None, ends_tls: false, tunnel: None });
-    go_on(connection, stream.into()).await;
+    let address = listener.settings.address;
+    // Of a listener on all addresses only the socket knows.
+    let local = address.ip().is_unspecified().then(|| stream.local_addr().ok()).flatten().unwrap_or(address);
+    let mut connection = Connection { worker, listener, client, local, peer: None, ends_tls: false, tunnel: None };
+    let mut stream = stream.into();
+    if connection.begins_with_header() && !Box::pin(accept_header(&mut connection, &mut stream)).await {
+        return;
+    }
+    go_on(Rc::new(connection), stream).await;
+}
+
+/// Takes the PROXY protocol header; false where none came in time.
+async fn accept_header(connection: &mut Connection, stream: &mut Stream) -> bool {
+    let timeout = connection.listener.settings.header_timeout;
+    let accepted = connection.worker.timers.within(timeout, proxy_protocol::accept(stream)).await;
+    match accepted.map_err(io::Error::other).flatten() {
+        Ok(Some(Addresses { source, destination })) => (connection.client, connection.local) = (source, destination),
+        Ok(None) => {}
+        Err(error) => {
+            tracing::debug!(target: "heddle::server", client = %connection.client, "PROXY protocol: {error}");
+            return false;
+        }
+    }
+    true
 }
 
 /// Serves one layer after another.
@@ -95,7 +126,7 @@ async fn follow(connection: Rc<Connection>, stream: Stream, next: Next) -> Optio
 
 /// Serves what is spoken on a stream; the stream inside, if it opens one.
 async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(Rc<Connection>, Stream)> {
-    match layer::find(&connection, &mut stream).await? {
+    match Box::pin(layer::find(&connection, &mut stream)).await? {
         Layer::Http1 => {
             let (stream, next) = Box::pin(h1::serve(connection.clone(), stream)).await?;
             Box::pin(follow(connection, stream, next)).await

@@ -165,8 +165,7 @@ impl Call {
 
     /// Answers with a refusal.
     fn refused(&self, refusal: &Refusal, stats: &ServiceStats) -> Answer {
-        stats.ended(refusal.status().as_u16(), self.started.elapsed());
-        tracing::debug!(target: "heddle::server", status = refusal.status().as_u16(), "{refusal}");
+        refusal.record(stats, self.started);
         if self.is_grpc { refusal.grpc_response().into() } else { refusal.response().into() }
     }
 }
@@ -236,6 +235,11 @@ impl Way<'_> {
         };
         Ok(record.at_end_of(prepare_response(response), limits, timers).into())
     }
+}
+
+/// Answers a request that is not served, in the way of its protocol.
+pub fn refuse(connection: &Connection, head: &Parts, refusal: &Refusal) -> Answer {
+    Call::new(head).refused(refusal, &connection.worker.unrouted)
 }
 
 fn prepare_request(head: &mut Parts, connection: &Connection, pool: &Pool, upgrade: Option<&Upgrade>) {

@@ -1,24 +1,29 @@
-//! HTTP/2 from clients, by hyper.
+//! HTTP/2 from clients, by hyper. What it does not bound is looked at by [`watch`].
 
+mod watch;
+
+use std::cell::RefCell;
 use std::convert::Infallible;
 use std::future::poll_fn;
-use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
 use http::Method;
-use http_body::Body as _;
 use hyper::body::Incoming;
 use hyper::server::conn::http2::Builder;
 use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::AsyncWriteExt;
 
-use super::activity::{Activity, Open};
+use self::watch::{Open, ResponseBody, Watch, Watched, Written};
+use super::client_body::within_limits;
 use super::connection::{self, Connection};
-use super::exchange::{self, Next};
-use crate::proto::Body;
+use super::exchange::{self, Answer, Next};
+use super::refusal::Refusal;
+use crate::config::checked::Listener;
+use crate::proto::Request;
 use crate::proto::http2::{self, From, Outgoing};
 use crate::proto::upgrade::ExtendedConnect;
 use crate::transport::Stream;
@@ -29,59 +34,88 @@ const STREAMS: u32 = 100;
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
+/// Streams that were reset before they were seen, and streams that we reset because the client broke the protocol on
+/// them (CVE-2025-8671): a connection with more is ended.
+const UNSEEN_RESETS: usize = 20;
+const OWN_RESETS: usize = 100;
+
+/// What is taken of one response before the client takes it.
+const SEND_BUFFER: usize = 64 * 1024;
+
 /// A client that does not answer a ping within this time is gone; it is sent one as often while it is silent.
 const PING: Duration = Duration::from_secs(30);
 
-/// All headers of one request together.
-const HEADERS: u32 = 60 * 1024;
+/// How long no stream may get on while one waits for the client to take what it is sent, as in HTTP/1.
+const BLOCKED: Duration = Duration::from_secs(300);
+
+/// How long the last frame may take.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// GOAWAY with ENHANCE_YOUR_CALM, which tells of no stream that it was not served (RFC 9113, 6.8 and 7).
+const CALM: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0xb];
 
 /// Serves a connection to its end.
 pub async fn serve(connection: Rc<Connection>, stream: Stream) {
-    let activity: Rc<Activity> = Rc::default();
+    let worker = &connection.worker;
+    let settings = &connection.listener.settings;
+    let watch = Watch::new(&worker.timers);
     let service = {
-        let (connection, activity) = (connection.clone(), activity.clone());
+        let (connection, watch) = (connection.clone(), watch.clone());
         service_fn(move |mut request: http::Request<Incoming>| {
-            let (connection, open) = (connection.clone(), Open::new(&activity));
+            let (connection, open) = (connection.clone(), Open::new(&watch));
             let upgrade = (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
+            let watch = watch.clone();
             async move {
-                if let Some(protocol) = request.extensions_mut().remove::<hyper::ext::Protocol>() {
-                    request.extensions_mut().insert(ExtendedConnect(protocol.as_str().into()));
+                let Answer { response, next } = answer(connection.clone(), request, &open).await;
+                if let (Some(next), Some(upgrade)) = (next, upgrade) {
+                    tokio::task::spawn_local(go_on(connection, upgrade, next, Open::new(&watch)));
                 }
-                let request = request.map(request_body);
-                let answer = exchange::serve(connection.clone(), request).await;
-                if let (Some(next), Some(upgrade)) = (answer.next, upgrade) {
-                    tokio::task::spawn_local(go_on(connection, upgrade, next, Open::new(&open.0)));
-                }
-                Ok::<_, Infallible>(open.until_end_of(answer.response).map(Outgoing))
+                Ok::<_, Infallible>(response.map(|body| ResponseBody::new(Outgoing(body), open)))
             }
         })
     };
-    let served = Builder::new(LocalExecutor)
-        .max_concurrent_streams(STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(HEADERS)
-        .enable_connect_protocol()
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING)
-        .keep_alive_timeout(PING)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut served = pin!(served);
-    let worker = &connection.worker;
-    let idle_timeout = connection.listener.settings.idle_timeout;
+    let stream = Rc::new(RefCell::new(Written::new(stream)));
+    let mut served = Box::pin(
+        Builder::new(LocalExecutor)
+            .max_concurrent_streams(STREAMS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX))
+            .max_pending_accept_reset_streams(UNSEEN_RESETS)
+            .max_local_error_reset_streams(OWN_RESETS)
+            .max_send_buf_size(SEND_BUFFER)
+            .enable_connect_protocol()
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING)
+            .keep_alive_timeout(PING)
+            .serve_connection(TokioIo::new(Watched { stream: stream.clone(), watch: watch.clone() }), service),
+    );
+    let idle_timeout = settings.idle_timeout;
     let mut idle = worker.timers.deadline(idle_timeout);
+    let mut blocked = worker.timers.deadline(BLOCKED);
+    let mut progress = watch.progress();
     let mut told = false;
-    poll_fn(|cx| {
+    let calm = poll_fn(|cx| {
         if served.as_mut().poll(cx).is_ready() {
-            return Poll::Ready(());
+            return Poll::Ready(false);
         }
-        if activity.is_busy() {
+        if watch.is_abused() {
+            return Poll::Ready(true);
+        }
+        if progress != watch.progress() || !watch.waits_for_client() {
+            progress = watch.progress();
+            blocked.reset(BLOCKED);
+        }
+        if blocked.poll_passed(cx).is_ready() {
+            return Poll::Ready(false);
+        }
+        if watch.is_busy() {
             idle.reset(idle_timeout);
         }
         // Asked for also while busy: a stop wakes those who wait for a deadline.
         let is_over = idle.poll_passed(cx).is_ready();
         if is_over && told {
-            return Poll::Ready(());
+            return Poll::Ready(false);
         }
         if (is_over || worker.is_draining()) && !told {
             told = true;
@@ -92,19 +126,44 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
         Poll::Pending
     })
     .await;
+    drop(served);
+    if let Some(mut last) =
+        Rc::into_inner(stream).map(RefCell::into_inner).filter(|last| calm && last.is_between_frames())
+    {
+        let say = async {
+            last.stream.write_all(&CALM).await?;
+            last.stream.shutdown().await
+        };
+        let _who_abused_it_may_miss_the_reason = worker.timers.within(LINGER, say).await;
+    }
+}
+
+async fn answer(connection: Rc<Connection>, request: http::Request<Incoming>, open: &Open) -> Answer {
+    let limited = too_large(&request, &connection.listener.settings);
+    let (mut head, incoming) = request.into_parts();
+    if let Some(protocol) = head.extensions.remove::<hyper::ext::Protocol>() {
+        head.extensions.insert(ExtendedConnect(protocol.as_str().into()));
+    }
+    let body = open.request_body(http2::Incoming::new(incoming, From::Client));
+    match limited.and_then(|()| within_limits(body, &connection)) {
+        Ok(body) => exchange::serve(connection, Request::from_parts(head, body)).await,
+        Err(refusal) => exchange::refuse(&connection, &head, &refusal),
+    }
+}
+
+/// What the library does not limit: it knows the size of all headers together.
+fn too_large(request: &http::Request<Incoming>, settings: &Listener) -> Result<(), Refusal> {
+    let uri = request.uri();
+    let target = uri.path_and_query().map_or(0, |path| path.as_str().len());
+    if target.max(uri.authority().map_or(0, |authority| authority.as_str().len())) > settings.max_uri_bytes {
+        return Err(Refusal::TargetTooLong);
+    }
+    if request.headers().len() > settings.max_headers { Err(Refusal::HeadTooLarge) } else { Ok(()) }
 }
 
 /// Goes on with a stream that is a tunnel (RFC 9113, 8.5), once the head of its response has been sent.
 async fn go_on(connection: Rc<Connection>, upgrade: OnUpgrade, next: Next, _open: Open) {
     if let Ok(upgraded) = upgrade.await {
         connection::go_on_with(connection, Stream::other(TokioIo::new(upgraded)), next).await;
-    }
-}
-
-fn request_body(incoming: Incoming) -> Body {
-    if incoming.is_end_stream() {
-        Body::Empty
-    } else {
-        Body::Stream(Box::pin(http2::Incoming::new(incoming, From::Client)))
     }
 }

@@ -7,11 +7,12 @@
 //! could break it.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 
 use super::connection::{Connection, Inside, is_readable};
+use super::h1;
 use super::listener::Refused;
 use super::refusal::Refusal;
 use crate::config::checked::{ListenerTls, Protocol};
@@ -87,8 +88,8 @@ pub async fn find(connection: &Connection, stream: &mut Stream) -> Option<Layer>
         (_, Spoken::Tls) => tls(connection, stream, expected).await,
         (Expected::Tls, Spoken::Http1 | Spoken::Http2) => {
             let refusal = Refusal::PlainToTls;
-            connection.worker.unrouted.ended(refusal.status().as_u16(), Duration::ZERO);
-            say(connection, stream, &refusal.last_bytes()).await;
+            refusal.record(&connection.worker.unrouted, Instant::now());
+            say(connection, stream, &h1::last_bytes(&connection.worker, &refusal)).await;
             refuse(connection, Refused::Protocol)
         }
         (Expected::Tls, Spoken::Socks5 | Spoken::Other) => refuse(connection, Refused::Protocol),
@@ -129,8 +130,8 @@ async fn tls(connection: &Connection, stream: &mut Stream, expected: Expected) -
     if is_outside && matches!(listener.settings.tls, ListenerTls::Terminate(_)) {
         return Some(Layer::Tls);
     }
-    let passes = listener.settings.tls == ListenerTls::Passthrough && is_outside;
-    if expected == Expected::Known && !passes {
+    let passes = is_outside && listener.settings.tls == ListenerTls::Passthrough;
+    if expected == Expected::Known {
         // HTTP/1 has a status for those who speak TLS where there is none.
         return Some(Layer::Http1);
     }

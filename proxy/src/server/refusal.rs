@@ -4,12 +4,17 @@
 //! registered types and whose `details` begin with the part of Heddle that refused. To a gRPC call it is the same said in
 //! gRPC's way; the figures count it by its HTTP status all the same.
 
+use std::io::ErrorKind;
+use std::time::Instant;
+
 use bytes::Bytes;
 use http::StatusCode;
 use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
 
+use super::socks::Reply;
 use crate::proto::grpc::{Code, GRPC};
 use crate::proto::{Body, BodyError, Response};
+use crate::service::ServiceStats;
 use crate::transport::tls::TlsFailure;
 use crate::upstream::Failure;
 
@@ -20,8 +25,16 @@ pub enum Refusal {
     BadRequest(&'static str),
     #[error("plain HTTP was sent where TLS is spoken; expected https://")]
     PlainToTls,
-    #[error("a request head of more than 64 KiB or 100 headers")]
+    #[error("a request head of more bytes or headers than this listener takes")]
     HeadTooLarge,
+    #[error("a request target that is longer than this listener takes")]
+    TargetTooLong,
+    #[error("a request body that is larger than this listener takes")]
+    BodyTooLarge,
+    #[error("a request head that took too long to arrive")]
+    HeadTimeout,
+    #[error("a version of HTTP other than 1.0, 1.1 and 2")]
+    Version,
     #[error("no service is called {host:?}, and requests for other hosts are not passed through here")]
     UnknownService { host: String },
     #[error("port {port} is not among those that this proxy may connect to")]
@@ -46,6 +59,10 @@ impl Refusal {
         match self {
             Self::BadRequest(_) | Self::PlainToTls => (StatusCode::BAD_REQUEST, "http_request_error", "router"),
             Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", "router"),
+            Self::TargetTooLong => (StatusCode::URI_TOO_LONG, "http_request_error", "router"),
+            Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_error", "router"),
+            Self::HeadTimeout => (StatusCode::REQUEST_TIMEOUT, "http_request_error", "router"),
+            Self::Version => (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "http_request_error", "router"),
             Self::UnknownService { .. } => (StatusCode::NOT_FOUND, "destination_not_found", "router"),
             Self::PortDenied { .. } => (StatusCode::FORBIDDEN, "http_request_denied", "router"),
             Self::Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected", "router"),
@@ -61,27 +78,32 @@ impl Refusal {
     /// is what callers try again.
     fn grpc_code(&self) -> Code {
         match self {
-            Self::BadRequest(_) | Self::PlainToTls | Self::Loop => Code::Internal,
-            Self::HeadTooLarge => Code::ResourceExhausted,
+            Self::BadRequest(_) | Self::PlainToTls | Self::Version | Self::Loop => Code::Internal,
+            Self::HeadTooLarge | Self::TargetTooLong | Self::BodyTooLarge => Code::ResourceExhausted,
             Self::UnknownService { .. } | Self::Unsupported(_) => Code::Unimplemented,
             Self::PortDenied { .. } => Code::PermissionDenied,
             Self::NoEndpoint { .. } | Self::Declined { .. } => Code::Unavailable,
-            Self::Deadline => Code::DeadlineExceeded,
+            Self::HeadTimeout | Self::Deadline => Code::DeadlineExceeded,
             Self::Upstream(failure) => grpc_code_of_failure(failure),
         }
     }
 
-    /// The response as bytes, for a connection that ends with it because what came was no request.
-    pub fn last_bytes(&self) -> Vec<u8> {
-        let (head, body) = self.response().into_parts();
-        let mut bytes = format!("HTTP/1.1 {}\r\nconnection: close\r\n", head.status).into_bytes();
-        for (name, value) in &head.headers {
-            bytes.extend([name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"].concat());
+    /// Counts it, and says why.
+    pub fn record(&self, stats: &ServiceStats, started: Instant) {
+        let status = self.status().as_u16();
+        stats.ended(status, started.elapsed());
+        tracing::debug!(target: "heddle::server", status, "{self}");
+    }
+
+    /// What a client of SOCKS5 is told (RFC 1928, 6).
+    pub fn socks_reply(&self) -> Reply {
+        match self {
+            Self::UnknownService { .. } | Self::PortDenied { .. } => Reply::NotAllowed,
+            Self::NoEndpoint { .. } | Self::Declined { .. } => Reply::HostUnreachable,
+            Self::Unsupported(_) => Reply::CommandNotSupported,
+            Self::Upstream(failure) => reply_to_failure(failure),
+            _ => Reply::Failed,
         }
-        let text = if let Body::Full(text) = body { text } else { Bytes::new() };
-        bytes.extend(format!("content-length: {}\r\n\r\n", text.len()).into_bytes());
-        bytes.extend(text);
-        bytes
     }
 
     pub fn status(&self) -> StatusCode {
@@ -128,7 +150,7 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
         Failure::NoPermit { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
         Failure::Resolve { .. } => (StatusCode::BAD_GATEWAY, "dns_error"),
         Failure::Connect { source, .. } => match source.kind() {
-            std::io::ErrorKind::ConnectionRefused => (StatusCode::BAD_GATEWAY, "connection_refused"),
+            ErrorKind::ConnectionRefused => (StatusCode::BAD_GATEWAY, "connection_refused"),
             _ => (StatusCode::BAD_GATEWAY, "destination_ip_unroutable"),
         },
         Failure::ConnectTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
@@ -142,6 +164,7 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
         Failure::Reset { .. } => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
         Failure::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
         Failure::ClientBody(BodyError::Idle) => (StatusCode::REQUEST_TIMEOUT, "http_request_error"),
+        Failure::ClientBody(BodyError::TooLarge) => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_error"),
         Failure::ClientBody(_) => (StatusCode::BAD_REQUEST, "http_request_error"),
     };
     (status, error, "upstream")
@@ -154,6 +177,22 @@ fn grpc_code_of_failure(failure: &Failure) -> Code {
         Failure::Reset { code, .. } => Code::of_reset(*code),
         Failure::ClientBody(_) => Code::Cancelled,
         _ => Code::Unavailable,
+    }
+}
+
+fn reply_to_failure(failure: &Failure) -> Reply {
+    match failure {
+        Failure::Denied { .. } => Reply::NotAllowed,
+        Failure::Resolve { .. } => Reply::HostUnreachable,
+        Failure::ConnectTimeout { .. } => Reply::TimedOut,
+        Failure::Connect { source, .. } => match source.kind() {
+            ErrorKind::ConnectionRefused => Reply::Refused,
+            ErrorKind::NetworkUnreachable => Reply::NetworkUnreachable,
+            ErrorKind::HostUnreachable => Reply::HostUnreachable,
+            ErrorKind::TimedOut => Reply::TimedOut,
+            _ => Reply::Failed,
+        },
+        _ => Reply::Failed,
     }
 }
 
@@ -190,10 +229,16 @@ mod tests {
     fn failures_of_endpoints_have_the_statuses_that_gateways_use() {
         let address = || "10.0.0.1:80".to_owned();
         let status = |failure| Refusal::Upstream(failure).status().as_u16();
-        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let refused = std::io::Error::from(ErrorKind::ConnectionRefused);
         assert_eq!(status(Failure::Connect { address: address(), source: refused }), 502);
         assert_eq!(status(Failure::ConnectTimeout { address: address() }), 504);
         assert_eq!(status(Failure::Timeout { address: address() }), 504);
+        let tls =
+            |error| Refusal::Upstream(Failure::Tls { address: address(), source: TlsFailure::from(error) }).classify();
+        let expired = rustls::Error::InvalidCertificate(rustls::CertificateError::Expired);
+        assert_eq!(tls(expired), (StatusCode::BAD_GATEWAY, "tls_certificate_error", "upstream"));
+        let other = rustls::Error::NoApplicationProtocol;
+        assert_eq!(tls(other), (StatusCode::BAD_GATEWAY, "tls_protocol_error", "upstream"));
         assert_eq!(status(Failure::NoPermit { address: address() }), 503);
         assert_eq!(status(Failure::Denied { address: address() }), 403);
     }
@@ -211,7 +256,7 @@ mod tests {
     #[test]
     fn every_refusal_has_the_code_that_callers_act_on() {
         let address = || "10.0.0.1:80".to_owned();
-        let refused = std::io::Error::from(std::io::ErrorKind::ConnectionRefused);
+        let refused = std::io::Error::from(ErrorKind::ConnectionRefused);
         let of = |failure| Refusal::Upstream(failure).grpc_code();
         assert_eq!(of(Failure::Connect { address: address(), source: refused }), Code::Unavailable);
         assert_eq!(of(Failure::ConnectTimeout { address: address() }), Code::Unavailable);
@@ -224,5 +269,29 @@ mod tests {
         assert_eq!(Refusal::Deadline.grpc_code(), Code::DeadlineExceeded);
         assert_eq!(Refusal::UnknownService { host: "users".into() }.grpc_code(), Code::Unimplemented);
         assert_eq!(Refusal::Loop.grpc_code(), Code::Internal);
+    }
+
+    #[test]
+    fn clients_of_socks_are_told_the_same_in_their_own_words() {
+        let address = || "10.0.0.1:80".to_owned();
+        let connect = |kind: ErrorKind| Failure::Connect { address: address(), source: kind.into() };
+        for (refusal, reply) in [
+            (connect(ErrorKind::ConnectionRefused).into(), Reply::Refused),
+            (connect(ErrorKind::NetworkUnreachable).into(), Reply::NetworkUnreachable),
+            (connect(ErrorKind::HostUnreachable).into(), Reply::HostUnreachable),
+            (connect(ErrorKind::PermissionDenied).into(), Reply::Failed),
+            (
+                Failure::Resolve { address: address(), source: ErrorKind::NotFound.into() }.into(),
+                Reply::HostUnreachable,
+            ),
+            (Failure::ConnectTimeout { address: address() }.into(), Reply::TimedOut),
+            (Failure::Denied { address: address() }.into(), Reply::NotAllowed),
+            (Refusal::PortDenied { port: 25 }, Reply::NotAllowed),
+            (Refusal::UnknownService { host: "nobody".to_owned() }, Reply::NotAllowed),
+            (Refusal::Unsupported("a tunnel within a tunnel"), Reply::CommandNotSupported),
+            (Refusal::BadRequest("no host"), Reply::Failed),
+        ] {
+            assert_eq!(refusal.socks_reply(), reply, "{refusal}");
+        }
     }
 }

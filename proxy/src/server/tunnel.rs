@@ -5,16 +5,19 @@
 //! the fewest connections.
 
 use std::cell::Cell;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
+use super::h1;
 use super::refusal::Refusal;
 use super::worker::LocalService;
 use crate::policy::Facts;
 use crate::service::{InFlight, ServiceStats, TunnelEnd};
-use crate::transport::{Stream, relay};
+use crate::transport::proxy_protocol::{self, Addresses};
+use crate::transport::{Direction, Parted, Stream};
 use crate::upstream::{Failure, Permit, Pool};
 
 /// How long a tunnel to a host that is no service may stand still: as one to a service by default.
@@ -55,13 +58,26 @@ impl Tunnel {
         Self { other, idle_timeout, record, _held: (permit, in_flight) }
     }
 
+    /// The proxy's own address on the other side.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        self.other.as_tcp()?.local_addr().ok()
+    }
+
     /// Passes on bytes until the tunnel ends.
     pub async fn run(self, connection: &Connection, stream: Stream) {
-        let end = match relay(&connection.worker.timers, stream, self.other, self.idle_timeout).await {
-            Ok(()) => TunnelEnd::Closed,
-            Err(_) => TunnelEnd::Broken,
+        let tunnels = &self.record.stats.tunnels;
+        let moved = |direction, bytes: usize| match direction {
+            Direction::Sent => tunnels.sent.add(bytes as u64),
+            Direction::Received => tunnels.received.add(bytes as u64),
         };
-        self.record.end.set(end);
+        self.record.end.set(match connection.worker.relays.join(stream, self.other, self.idle_timeout, moved).await {
+            Parted::Ended => TunnelEnd::Closed,
+            Parted::Idle => TunnelEnd::Idle,
+            Parted::Broken(error) => {
+                tracing::debug!(target: "heddle::server", client = %connection.client, "a tunnel broke: {error}");
+                TunnelEnd::Broken
+            }
+        });
     }
 }
 
@@ -84,7 +100,9 @@ async fn open_to_service(connection: &Connection, local: &Rc<LocalService>) -> R
     let in_flight = endpoint.load.begin();
     let pool = local.pool(&endpoint, &connection.worker);
     let started = Instant::now();
-    let (other, permit) = connect(&pool, &local.stats).await?;
+    let addresses = Addresses { source: connection.client, destination: connection.local };
+    let header = local.service.settings.proxy_protocol.map(|version| proxy_protocol::encode(version, &addresses));
+    let (other, permit) = connect(&pool, &local.stats, &header.unwrap_or_default()).await?;
     endpoint.load.observe_latency(u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX));
     let idle_timeout = local.service.settings.tunnel_idle_timeout;
     Ok(Tunnel::new(other, permit, Some(in_flight), &local.stats, idle_timeout))
@@ -97,7 +115,7 @@ async fn open_to_service(connection: &Connection, local: &Rc<LocalService>) -> R
 /// When there is no connection to it, or none is allowed.
 pub async fn to_host(connection: &Connection, pool: &Rc<Pool>) -> Result<Tunnel, Refusal> {
     let stats = &connection.worker.passed_through;
-    match connect(pool, stats).await {
+    match connect(pool, stats, &[]).await {
         Ok((other, permit)) => Ok(Tunnel::new(other, permit, None, stats, IDLE_TO_HOST)),
         Err(failure) => {
             stats.tunnels.refused.add(1);
@@ -107,8 +125,8 @@ pub async fn to_host(connection: &Connection, pool: &Rc<Pool>) -> Result<Tunnel,
 }
 
 /// A connection that is nobody else's, before or after.
-async fn connect(pool: &Pool, stats: &ServiceStats) -> Result<(Stream, Permit), Failure> {
-    let connected = pool.connect().await;
+async fn connect(pool: &Pool, stats: &ServiceStats, header: &[u8]) -> Result<(Stream, Permit), Failure> {
+    let connected = pool.connect_tunnel(header).await;
     if connected.is_err() {
         stats.failed_attempts.add(1);
     }
@@ -118,12 +136,19 @@ async fn connect(pool: &Pool, stats: &ServiceStats) -> Result<(Stream, Permit), 
 /// Passes on what is none of the protocols that are looked into: to the service of the listener, or of the tunnel that
 /// it is inside of. A client that cannot be served is closed.
 pub async fn serve(connection: &Connection, stream: Stream) {
-    let Some(local) = connection.service() else {
-        connection.worker.unrouted.tunnels.refused.add(1);
-        return;
+    let Connection { worker, client, .. } = connection;
+    let opened = match connection.service() {
+        Some(local) => to_service(connection, &local).await,
+        None => {
+            worker.unrouted.tunnels.refused.add(1);
+            Err(Refusal::Unsupported("a protocol that names no service"))
+        }
     };
-    match to_service(connection, &local).await {
+    match opened {
         Ok(tunnel) => tunnel.run(connection, stream).await,
-        Err(refusal) => tracing::debug!(target: "heddle::server", client = %connection.client, "{refusal}"),
+        Err(refusal) => {
+            tracing::debug!(target: "heddle::server", %client, "{refusal}");
+            h1::close(worker, stream, false).await;
+        }
     }
 }

@@ -17,11 +17,12 @@ use super::refusal::Refusal;
 use super::route::{normalized, without_suffix};
 use crate::config::checked::TlsClient;
 use crate::policy::Facts;
+use crate::proto::h1::{Date, Scratch};
 use crate::proto::headers::Signature;
 use crate::service::{Directory, Endpoint, Service, ServiceStats};
 use crate::timer::Timers;
+use crate::transport::Relays;
 use crate::transport::tls::Connector;
-use crate::upstream::h1::Scratch;
 use crate::upstream::{ConnectSettings, Pool, Pools, Target};
 
 /// How often idle connections are looked through.
@@ -74,6 +75,9 @@ pub struct Worker {
     pub shared: Arc<Shared>,
     pub timers: Rc<Timers>,
     pub scratch: Rc<Scratch>,
+    pub relays: Relays,
+    /// For responses that have none.
+    pub date: Date,
     pub passthrough: Passthrough,
     pub unrouted: Arc<ServiceStats>,
     pub passed_through: Arc<ServiceStats>,
@@ -85,10 +89,13 @@ pub struct Worker {
 impl Worker {
     pub fn new(number: usize, shared: Arc<Shared>) -> Rc<Self> {
         let of = |stats: &Vec<Arc<ServiceStats>>| stats.get(number).cloned().unwrap_or_default();
+        let timers = Rc::default();
         Rc::new(Self {
             number,
-            timers: Rc::default(),
+            relays: Relays::new(&timers),
+            timers,
             scratch: Rc::default(),
+            date: Date::default(),
             passthrough: Passthrough::default(),
             unrouted: of(&shared.unrouted),
             passed_through: of(&shared.passed_through),

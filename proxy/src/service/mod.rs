@@ -14,4 +14,4 @@ mod stats;
 pub use directory::{Directory, Service};
 pub use load::{InFlight, Load};
 pub use snapshot::{Endpoint, Snapshot};
-pub use stats::{Counter, DURATION_BUCKETS, ServiceStats, StatsTotal, TunnelEnd};
+pub use stats::{Counter, DURATION_BUCKETS, ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};

@@ -2,12 +2,13 @@
 //!
 //! A [`Stream`] is a TCP socket, TLS over another stream, or one stream of an HTTP/2 connection. Everything above reads
 //! and writes a `Stream` and does not ask which. [`detect`] tells protocols apart by their first bytes, [`tls`] ends and
-//! begins TLS, and [`relay`] joins two streams for bytes that are nobody's business.
+//! begins TLS, and [`Relays`] join two streams for bytes that are nobody's business.
 
 pub mod detect;
+pub mod proxy_protocol;
 pub mod relay;
 pub mod stream;
 pub mod tls;
 
-pub use relay::relay;
+pub use relay::{Direction, Parted, Relays};
 pub use stream::Stream;

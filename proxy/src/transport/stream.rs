@@ -78,6 +78,18 @@ impl Stream {
         }
     }
 
+    /// Lets the other side see a break, and not an end, once the stream is dropped. What it has not taken yet is lost.
+    pub fn break_off(&self) {
+        match &self.kind {
+            Kind::Tcp(tcp) => {
+                let _it_ends_in_any_case = tcp.set_zero_linger();
+            }
+            Kind::Tls(tls) => tls.get_ref().0.break_off(),
+            // A stream of HTTP/2 that is dropped before its end is reset.
+            Kind::Other(_) => {}
+        }
+    }
+
     /// Reads once more into what is [`ahead`](Self::ahead); false at the end of the stream. Nothing is lost when the
     /// caller stops waiting.
     pub async fn read_ahead(&mut self) -> io::Result<bool> {

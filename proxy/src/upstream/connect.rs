@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 
 use super::{Failure, Reach};
@@ -27,6 +28,14 @@ pub struct ConnectSettings {
 pub struct Offer<'a> {
     pub connector: &'a Connector,
     pub protocols: &'a [&'a [u8]],
+}
+
+/// What a connection begins with, before any protocol.
+#[derive(Clone, Copy)]
+pub struct Opening<'a> {
+    /// A PROXY protocol header, or nothing.
+    pub header: &'a [u8],
+    pub tls: Option<Offer<'a>>,
 }
 
 /// The right to one of an endpoint's connections, given back when dropped.
@@ -58,7 +67,7 @@ pub async fn connect(
     address: &str,
     socket: Option<SocketAddr>,
     settings: &ConnectSettings,
-    tls: Option<Offer<'_>>,
+    opening: Opening<'_>,
 ) -> Result<(Stream, bool), Failure> {
     let attempt = async {
         let connected = match socket {
@@ -68,9 +77,11 @@ pub async fn connect(
                 Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
             },
         };
-        let stream = connected?;
+        let mut stream = connected?;
         let _a_slower_connection_is_still_one = stream.set_nodelay(true);
-        match tls {
+        let said = stream.write_all(opening.header).await;
+        said.map_err(|source| Failure::Connect { address: address.to_owned(), source })?;
+        match opening.tls {
             None => Ok((stream.into(), false)),
             Some(Offer { connector, protocols }) => {
                 let secured = Box::pin(connector.connect(address, protocols, stream.into())).await;

@@ -15,13 +15,13 @@ use http_body::{Body as _, Frame, SizeHint};
 use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 
+use super::fault::{Fault, Noting};
 use super::pool::Failed;
 use super::{Failure, Permit, Pool};
 use crate::proto::http2::{From, Incoming, Outgoing, describe, reset_code};
 use crate::proto::{Body, BodyError, Response};
 use crate::timer::Timers;
 use crate::transport::Stream;
-use crate::transport::tls::TlsFailure;
 
 /// Runs hyper's tasks on this thread.
 #[derive(Clone)]
@@ -42,7 +42,7 @@ pub(super) struct Shared {
     pub(super) opening: tokio::sync::Mutex<()>,
 }
 
-type Driver = hyper::client::conn::http2::Connection<TokioIo<Stream>, Outgoing, LocalExecutor>;
+type Driver = hyper::client::conn::http2::Connection<TokioIo<Noting>, Outgoing, LocalExecutor>;
 
 struct Connection {
     sender: SendRequest<Outgoing>,
@@ -50,6 +50,8 @@ struct Connection {
     streams: Cell<usize>,
     /// What moves the bytes; none once it has ended, since exchanges are told so by its being dropped.
     driver: Rc<RefCell<Option<Driver>>>,
+    /// What TLS had to say at its end.
+    fault: Fault,
     /// Tick at which the last exchange ended.
     since: Cell<u64>,
 }
@@ -97,12 +99,13 @@ impl Shared {
 
     /// A place on a new connection, over this stream.
     pub(super) async fn begin(&self, pool: &Rc<Pool>, io: Stream, permit: Permit) -> Result<Exchange, Failure> {
+        let fault = Fault::default();
         let (sender, connection) = Builder::new(LocalExecutor)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .handshake(TokioIo::new(io))
+            .handshake(TokioIo::new(Noting { stream: io, fault: fault.clone() }))
             .await
-            .map_err(|error| broken(pool, &error))?;
+            .map_err(|error| failure(pool, describe(&error)))?;
         let driver = Rc::new(RefCell::new(Some(connection)));
         let driven = driver.clone();
         tokio::task::spawn_local(async move {
@@ -116,7 +119,7 @@ impl Shared {
             drop((ended, permit));
         });
         let since = Cell::new(pool.timers().now());
-        let connection = Rc::new(Connection { sender, streams: Cell::new(0), driver, since });
+        let connection = Rc::new(Connection { sender, streams: Cell::new(0), driver, fault, since });
         self.connections.borrow_mut().push(connection.clone());
         Ok(Exchange::begin(connection, pool))
     }
@@ -148,7 +151,12 @@ impl Exchange {
             Some(request) => Some(request.into_body().0),
             None => (may_be_sent_again && self.connection.sender.is_closed()).then_some(Body::Empty),
         };
-        Err(Failed { failure: broken(&self.pool, &error.into_error()), again })
+        // That an endpoint wants another certificate of ours is known only when it answers.
+        let failure = match self.connection.fault.borrow().clone() {
+            Some(fault) => Failure::Tls { address: self.pool.target.address.to_string(), source: fault.into() },
+            None => broken(&self.pool, &error.into_error()),
+        };
+        Err(Failed { failure, again })
     }
 }
 
@@ -167,19 +175,12 @@ fn failure(pool: &Pool, what: String) -> Failure {
     Failure::Http2 { address: pool.target.address.to_string(), what }
 }
 
-/// Says what hyper found: a stream that was reset, or a connection that broke. That an endpoint wants another certificate of ours is known only when it answers.
+/// What hyper found: a stream that was reset, or a connection that broke.
 fn broken(pool: &Pool, error: &hyper::Error) -> Failure {
-    if let Some(code) = reset_code(error) {
-        return Failure::Reset { address: pool.target.address.to_string(), code };
+    match reset_code(error) {
+        Some(code) => Failure::Reset { address: pool.target.address.to_string(), code },
+        None => failure(pool, describe(error)),
     }
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        if let Some(source) = error.downcast_ref().and_then(TlsFailure::of) {
-            return Failure::Tls { address: pool.target.address.to_string(), source };
-        }
-        source = error.source();
-    }
-    failure(pool, describe(error))
 }
 
 /// The request as HTTP/2 has it: an absolute target, no Host.

@@ -5,6 +5,7 @@
 //! and can be written again, and an idle connection holds no buffer. HTTP/2 is hyper's.
 
 mod connect;
+mod fault;
 pub mod h1;
 mod h2;
 mod pool;
@@ -12,7 +13,7 @@ mod reach;
 
 use std::io;
 
-pub use connect::{ConnectSettings, Offer, Permit, connect};
+pub use connect::{ConnectSettings, Offer, Opening, Permit, connect};
 pub use h2::LocalExecutor;
 pub use pool::{Pool, Pools, Reply, Target};
 pub use reach::Reach;

@@ -11,10 +11,11 @@ use http::header::UPGRADE;
 use http::request::Parts;
 use http::uri::Authority;
 
-use super::connect::{ConnectSettings, Offer, Permit, connect};
-use super::h1::{Connection, ExchangeError, Framing, ResponseBody, Scratch};
+use super::connect::{ConnectSettings, Offer, Opening, Permit, connect};
+use super::h1::{Connection, ExchangeError, ResponseBody};
 use super::{Failure, h2};
 use crate::config::checked::{self, UpstreamProtocol};
+use crate::proto::h1::{Framing, Scratch};
 use crate::proto::{Body, Response};
 use crate::service::{Endpoint, Load, Snapshot};
 use crate::timer::Timers;
@@ -65,6 +66,7 @@ impl Target {
 }
 
 /// A connection, or a part of one, that can carry an exchange.
+#[expect(clippy::large_enum_variant, reason = "it is never kept, and a box would be made for every request")]
 enum Open {
     Http1(Connection),
     Http2(h2::Exchange),
@@ -220,22 +222,28 @@ impl Pool {
         Ok(Reply { response, upgraded })
     }
 
-    /// A new connection for bytes of any protocol, which the endpoint's limit allows.
+    /// A new connection for a tunnel, on which no protocol is agreed on. `header` goes before everything else.
     ///
     /// # Errors
     ///
-    /// When there are as many already, or none comes about in time.
-    pub async fn connect(&self) -> Result<(Stream, Permit), Failure> {
-        self.connect_with(&[]).await.map(|(io, _, permit)| (io, permit))
+    /// When there are as many connections as the endpoint's limit allows, or none comes about in time.
+    pub async fn connect_tunnel(&self, header: &[u8]) -> Result<(Stream, Permit), Failure> {
+        self.connect_saying(header, &[]).await.map(|(io, _, permit)| (io, permit))
     }
 
-    /// As [`Pool::connect`], with these protocols offered where there is TLS; and whether HTTP/2 was agreed on.
+    /// A new connection for exchanges, with these protocols offered where there is TLS; and whether HTTP/2 was agreed
+    /// on.
     async fn connect_with(&self, protocols: &[&[u8]]) -> Result<(Stream, bool, Permit), Failure> {
+        self.connect_saying(&[], protocols).await
+    }
+
+    async fn connect_saying(&self, header: &[u8], protocols: &[&[u8]]) -> Result<(Stream, bool, Permit), Failure> {
         let target = &self.target;
         let permit = Permit::take(&target.load, target.limits.max_connections)
             .ok_or_else(|| Failure::NoPermit { address: target.address.to_string() })?;
         let tls = target.tls.as_ref().map(|connector| Offer { connector, protocols });
-        let (io, http2) = connect(&self.timers, &target.address, target.socket, &target.connect, tls).await?;
+        let opening = Opening { header, tls };
+        let (io, http2) = connect(&self.timers, &target.address, target.socket, &target.connect, opening).await?;
         Ok((io, http2, permit))
     }
 

@@ -90,6 +90,7 @@ impl Proxy {
     pub fn until_parked(&self) {
         let mut slow = Wire::connect(*self.addresses.last().expect("a listener"));
         slow.send("GET / HTTP/1.1\r\n");
+        assert_eq!(slow.response().status(), 408);
         slow.expect_end();
     }
 
@@ -287,7 +288,7 @@ impl Wire {
     }
 
     /// What comes up to and with `end`; an error says what there was instead.
-    fn until(&mut self, end: &[u8]) -> Result<Vec<u8>, String> {
+    pub fn until(&mut self, end: &[u8]) -> Result<Vec<u8>, String> {
         let mut searched = 0;
         loop {
             if let Some(at) = self.input[searched..].windows(end.len()).position(|part| part == end) {

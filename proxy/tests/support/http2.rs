@@ -16,6 +16,7 @@ use http_body_util::{BodyExt, Empty, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::runtime::{Builder, Handle, Runtime};
 
 pub type Body = BoxBody<Bytes, Infallible>;
@@ -184,11 +185,75 @@ impl Http2Client {
         self.wait(self.start(request)).expect("a response")
     }
 
+    /// Asks for a tunnel: the status, and the tunnel where it is a success.
+    pub fn connect_to(&self, authority: &str) -> (u16, Option<Tunnel>) {
+        let mut sender = self.sender.clone();
+        let request = Request::connect(authority).body(body(&[], &[])).expect("a request");
+        let asked = self.runtime.spawn(async move {
+            let mut response = sender.send_request(request).await.expect("a response");
+            let status = response.status();
+            if !status.is_success() {
+                return (status.as_u16(), None);
+            }
+            assert!(response.headers().get("content-length").is_none(), "{response:?}");
+            (status.as_u16(), Some(TokioIo::new(hyper::upgrade::on(&mut response).await.expect("a tunnel"))))
+        });
+        let (status, io) = self.wait(asked);
+        (status, io.map(|io| Tunnel { runtime: self.runtime.clone(), io }))
+    }
+
     /// Waits for the other side to end the connection.
     pub fn ended(self) {
         let Self { runtime, sender, connection } = self;
         let within = runtime.block_on(async { tokio::time::timeout(Duration::from_secs(20), connection).await });
         let _ = within.expect("in time");
         drop(sender);
+    }
+}
+
+/// A tunnel through one stream of an HTTP/2 connection.
+pub struct Tunnel {
+    runtime: Handle,
+    io: TokioIo<hyper::upgrade::Upgraded>,
+}
+
+impl Tunnel {
+    fn block_on<T>(
+        &mut self,
+        run: impl AsyncFnOnce(&mut TokioIo<hyper::upgrade::Upgraded>) -> std::io::Result<T>,
+    ) -> T {
+        let within = async { tokio::time::timeout(Duration::from_secs(20), run(&mut self.io)).await };
+        self.runtime.block_on(within).expect("in time").expect("an open tunnel")
+    }
+
+    pub fn send(&mut self, bytes: &[u8]) {
+        self.block_on(async |io| {
+            io.write_all(bytes).await?;
+            io.flush().await
+        });
+    }
+
+    /// Ends this direction.
+    pub fn finish(&mut self) {
+        self.block_on(async |io| io.shutdown().await);
+    }
+
+    /// What comes up to and with `end`.
+    pub fn until(&mut self, end: &str) -> String {
+        self.block_on(async |io| {
+            let mut got = Vec::new();
+            while !got.ends_with(end.as_bytes()) {
+                got.push(io.read_u8().await?);
+            }
+            Ok(String::from_utf8_lossy(&got).into_owned())
+        })
+    }
+
+    /// Everything until the other side ends.
+    pub fn rest(&mut self) -> Vec<u8> {
+        self.block_on(async |io| {
+            let mut got = Vec::new();
+            io.read_to_end(&mut got).await.map(|_| got)
+        })
     }
 }

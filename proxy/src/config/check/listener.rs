@@ -12,11 +12,11 @@ use super::super::read::At;
 use super::report_doubles;
 use super::tls::report_no_certificate;
 
-/// None without an address, which has been reported. `has_common` says whether there are certificates that all listeners share.
+/// None without an address, which has been reported. `has_common` says whether there are certificates for all listeners.
 pub(super) fn check(listener: Listener, has_common: bool, problems: &mut Problems) -> Option<checked::Listener> {
     let protocol = listener.protocol.unwrap_or(Protocol::Http);
     let tls = listener.tls.map_or(ListenerTls::Off, |at| tls(at, has_common, problems));
-    report_doubles(listener.proxy_protocol.iter().map(|at| (at.value, at)), "expected each network once", problems);
+    report_same_networks(&listener.proxy_protocol, problems);
     let max_connections = listener.max_connections.unwrap_or(65_536);
     if let Some(at) = listener.max_connections_per_client.as_ref().filter(|at| at.value > max_connections) {
         let found = format!("{} is more than all clients may have together", at.value);
@@ -92,8 +92,10 @@ fn client(terminate: &Terminate, problems: &mut Problems) -> ClientCertificates 
 }
 
 fn passthrough(hosts: &Hosts, problems: &mut Problems) -> Passthrough {
-    report_denied(&hosts.allow_ports, &hosts.deny_ports, covers, shown_ports, problems);
-    report_denied(&hosts.allow_networks, &hosts.deny_networks, Network::covers, shown_network, problems);
+    report_same_networks(&hosts.allow_networks, problems);
+    report_same_networks(&hosts.deny_networks, problems);
+    report_denied(&hosts.allow_ports, &hosts.deny_ports, covers, shown, problems);
+    report_denied(&hosts.allow_networks, &hosts.deny_networks, Network::covers, Network::to_string, problems);
     Passthrough {
         allow_ports: values(&hosts.allow_ports),
         deny_ports: values(&hosts.deny_ports),
@@ -122,15 +124,16 @@ fn covers(range: &RangeInclusive<u16>, other: &RangeInclusive<u16>) -> bool {
     range.contains(other.start()) && range.contains(other.end())
 }
 
-fn shown_ports(ports: &RangeInclusive<u16>) -> String {
+fn shown(ports: &RangeInclusive<u16>) -> String {
     match (ports.start(), ports.end()) {
         (from, to) if from == to => from.to_string(),
         (from, to) => format!("{from}-{to}"),
     }
 }
 
-fn shown_network(network: &Network) -> String {
-    format!("{}/{}", network.address, network.prefix)
+fn report_same_networks(networks: &[At<Network>], problems: &mut Problems) {
+    let all = networks.iter().map(|at| (at.value.to_string(), at));
+    report_doubles(all, "expected each network once", problems);
 }
 
 fn values<T: Clone>(all: &[At<T>]) -> Vec<T> {

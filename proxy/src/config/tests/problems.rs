@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// Each case is a text and its problems without `heddle.toml`.
-fn assert_problems(cases: &[(&str, &[&str])]) {
+pub(super) fn assert_problems(cases: &[(&str, &[&str])]) {
     for (text, expected) in cases {
         let expected: Vec<_> = expected.iter().map(|line| format!("heddle.toml{line}")).collect();
         assert_eq!(problems_of(text), expected.join("\n"), "{text}");
@@ -13,7 +13,7 @@ fn assert_problems(cases: &[(&str, &[&str])]) {
 }
 
 /// As [`assert_problems`], behind a listener that takes two lines.
-fn assert_problems_after_listener(cases: &[(&str, &[&str])]) {
+pub(super) fn assert_problems_after_listener(cases: &[(&str, &[&str])]) {
     for (text, expected) in cases {
         assert_problems(&[(&format!("{LISTENER}{text}"), expected)]);
     }

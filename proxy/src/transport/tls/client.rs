@@ -34,10 +34,16 @@ pub enum TlsFailure {
 impl TlsFailure {
     /// What TLS has to say about an error of a stream; nothing where it is the connection below that broke.
     pub fn of(error: &io::Error) -> Option<Self> {
-        Some(match error.get_ref()?.downcast_ref()? {
-            rustls::Error::InvalidCertificate(error) => Self::Certificate(error.clone()),
-            other => Self::Protocol(other.clone()),
-        })
+        error.get_ref()?.downcast_ref::<rustls::Error>().cloned().map(Self::from)
+    }
+}
+
+impl From<rustls::Error> for TlsFailure {
+    fn from(error: rustls::Error) -> Self {
+        match error {
+            rustls::Error::InvalidCertificate(error) => Self::Certificate(error),
+            other => Self::Protocol(other),
+        }
     }
 }
 

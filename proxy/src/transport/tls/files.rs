@@ -193,8 +193,11 @@ impl Files {
     }
 }
 
-/// Follows the files for ever.
+/// Follows the files for ever, if there are any.
 pub async fn watch(mut files: Files) {
+    if files.paths().is_empty() {
+        return;
+    }
     let mut changes = Changes::of_files(files.paths());
     let mut warned = Instant::now();
     loop {
@@ -306,16 +309,33 @@ fn system_roots() -> Result<RootCertStore, FileError> {
 }
 
 fn warn_of_expiry(file: &Path, certificate: &Certificate) {
-    let (file, names) = (file.display(), certificate.names.join(", "));
-    match certificate.expires.duration_since(SystemTime::now()) {
-        Ok(left) if left >= SOON => {}
-        Ok(left) => {
-            let days = left.as_secs() / DAILY.as_secs();
-            tracing::warn!(target: "heddle::tls", "{file}: the certificate for {names} expires in {days} days");
-        }
-        Err(since) => {
-            let days = since.duration().as_secs() / DAILY.as_secs();
-            tracing::warn!(target: "heddle::tls", "{file}: the certificate for {names} expired {days} days ago");
-        }
+    if let Some(when) = expires_soon(certificate.expires, SystemTime::now()) {
+        let (file, names) = (file.display(), certificate.names.join(", "));
+        tracing::warn!(target: "heddle::tls", "{file}: the certificate for {names} {when}");
+    }
+}
+
+/// What is to be said of an end that is near or past.
+fn expires_soon(expires: SystemTime, now: SystemTime) -> Option<String> {
+    let days = |time: Duration| time.as_secs() / DAILY.as_secs();
+    match expires.duration_since(now) {
+        Ok(left) if left >= SOON => None,
+        Ok(left) => Some(format!("expires within {} days", days(left) + 1)),
+        Err(since) => Some(format!("expired {} days ago", days(since.duration()))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_end_that_is_near_or_past_is_warned_of() {
+        let now = SystemTime::now();
+        let said = |expires| expires_soon(expires, now);
+        assert_eq!(said(now + SOON), None);
+        assert_eq!(said(now + SOON - Duration::from_secs(1)).as_deref(), Some("expires within 14 days"));
+        assert_eq!(said(now + Duration::from_secs(1)).as_deref(), Some("expires within 1 days"));
+        assert_eq!(said(now - 2 * DAILY).as_deref(), Some("expired 2 days ago"));
     }
 }

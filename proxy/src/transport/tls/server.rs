@@ -119,6 +119,8 @@ impl Terminator {
         };
         let mut config = builder.with_cert_resolver(certificates);
         config.alpn_protocols.clone_from(&self.protocols);
+        // Clients take what is safe as it comes; what it costs is ours to know.
+        config.ignore_client_order = true;
         // What a session was is in its ticket, sealed by keys that rustls changes every six hours; nothing is kept.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         if self.settings.session_tickets {

@@ -1,7 +1,4 @@
-//! HTTP/1.1 messages as bytes (RFC 9112): request heads out, response heads in, and the framing of bodies.
-//!
-//! Pure functions over buffers. Of two ways to read a message the stricter is taken, and what is ambiguous is refused:
-//! the next response on the connection must not begin where somebody else says.
+//! HTTP/1.1 heads as bytes (RFC 9112): requests out, responses in. Pure functions over buffers.
 
 use std::mem::MaybeUninit;
 
@@ -10,14 +7,14 @@ use http::header::{CONNECTION, CONTENT_LENGTH, HOST, TE, TRANSFER_ENCODING};
 use http::request::Parts;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Version};
 
+use crate::proto::h1::Framing;
+use crate::proto::h1::head::{encode_content_length, encode_line, has_option, number};
+
 /// Headers in one response head, as for requests.
 pub const MAX_HEADERS: usize = 100;
 
-/// Bytes in one response head or one trailer section.
+/// Bytes in one response head.
 pub const MAX_HEAD: usize = 64 * 1024;
-
-/// Bytes in the line of a chunk's size, extensions included.
-const MAX_CHUNK_LINE: usize = 256;
 
 /// What an endpoint sent that is not HTTP/1.1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -30,24 +27,10 @@ pub enum Malformed {
     ContentLength,
     #[error("a Transfer-Encoding that is not chunked, or chunked and something after it")]
     TransferEncoding,
-    #[error("a chunk whose size cannot be read")]
-    Chunk,
-    #[error("trailers that cannot be read")]
-    Trailers,
     #[error("an upgrade that nobody asked for")]
     Upgrade,
     #[error("a success that is not the upgrade that was asked for")]
     NoUpgrade,
-}
-
-/// How the end of a body is known.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Framing {
-    /// Bytes left.
-    Length(u64),
-    Chunked,
-    /// It ends with the connection.
-    UntilClose,
 }
 
 /// A response's head, and what it says about what follows.
@@ -83,28 +66,21 @@ pub fn encode_request(head: &Parts, address: &str, body: Option<Framing>, out: &
         (None, Some(host)) => out.extend_from_slice(host.as_bytes()),
         (None, None) => out.extend_from_slice(address.as_bytes()),
     }
+    out.extend_from_slice(b"\r\n");
     for (name, value) in &head.headers {
         // What TE says is of use on HTTP/2 only, which the request was made ready for too.
         if *name != HOST && *name != CONTENT_LENGTH && *name != TRANSFER_ENCODING && *name != TE {
-            out.extend_from_slice(b"\r\n");
-            out.extend_from_slice(name.as_str().as_bytes());
-            out.extend_from_slice(b": ");
-            out.extend_from_slice(value.as_bytes());
+            encode_line(name, value, out);
         }
     }
     match body {
-        Some(Framing::Length(length)) => {
-            out.extend_from_slice(b"\r\ncontent-length: ");
-            out.extend_from_slice(length.to_string().as_bytes());
-        }
-        Some(_) => out.extend_from_slice(b"\r\ntransfer-encoding: chunked"),
+        Some(Framing::Length(length)) => encode_content_length(length, out),
+        Some(_) => out.extend_from_slice(b"transfer-encoding: chunked\r\n"),
         // A method that usually has a body says that this one has none (RFC 9110, 8.6).
-        None if matches!(head.method, Method::POST | Method::PUT | Method::PATCH) => {
-            out.extend_from_slice(b"\r\ncontent-length: 0");
-        }
+        None if matches!(head.method, Method::POST | Method::PUT | Method::PATCH) => encode_content_length(0, out),
         None => {}
     }
-    out.extend_from_slice(b"\r\n\r\n");
+    out.extend_from_slice(b"\r\n");
 }
 
 /// Reads a response head from the front of `buffer`, and takes it away; none while it is incomplete. The values share
@@ -146,7 +122,9 @@ fn response_framing(
 ) -> Result<(Framing, bool), Malformed> {
     let mut keep_alive = match headers.get(CONNECTION) {
         None => version == Version::HTTP_11,
-        Some(_) => !has_token(headers, b"close") && (version == Version::HTTP_11 || has_token(headers, b"keep-alive")),
+        Some(_) => {
+            !has_option(headers, b"close") && (version == Version::HTTP_11 || has_option(headers, b"keep-alive"))
+        }
     };
     let length = content_length(headers)?;
     let chunked = is_chunked(headers)?;
@@ -170,20 +148,12 @@ fn response_framing(
     })
 }
 
-fn has_token(headers: &HeaderMap, token: &[u8]) -> bool {
-    let values = headers.get_all(CONNECTION).iter();
-    values.flat_map(|value| value.as_bytes().split(|b| *b == b',')).any(|t| t.trim_ascii().eq_ignore_ascii_case(token))
-}
-
 /// The one length that all `Content-Length` values agree on.
 fn content_length(headers: &HeaderMap) -> Result<Option<u64>, Malformed> {
     let mut length = None;
     for value in headers.get_all(CONTENT_LENGTH) {
-        for number in value.as_bytes().split(|byte| *byte == b',') {
-            let number = number.trim_ascii();
-            let digits = !number.is_empty() && number.iter().all(u8::is_ascii_digit);
-            let number = std::str::from_utf8(number).ok().filter(|_| digits).and_then(|n| n.parse::<u64>().ok());
-            match (number, length) {
+        for digits in value.as_bytes().split(|byte| *byte == b',') {
+            match (number(digits.trim_ascii()), length) {
                 (Some(number), None) => length = Some(number),
                 (Some(number), Some(before)) if number == before => {}
                 _ => return Err(Malformed::ContentLength),
@@ -200,186 +170,6 @@ fn is_chunked(headers: &HeaderMap) -> Result<bool, Malformed> {
         (Some(only), None) if only.trim_ascii().eq_ignore_ascii_case(b"chunked") => Ok(true),
         _ => Err(Malformed::TransferEncoding),
     }
-}
-
-/// What a step of decoding a body gave.
-#[derive(Debug, PartialEq, Eq)]
-pub enum Piece {
-    Data(Bytes),
-    Trailers(HeaderMap),
-    /// More bytes are needed.
-    More,
-    End,
-}
-
-/// Reads a body out of the connection's bytes.
-#[derive(Debug)]
-pub struct BodyDecoder {
-    state: State,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
-    Length(u64),
-    UntilClose,
-    ChunkSize,
-    ChunkData(u64),
-    ChunkEnd,
-    Trailers,
-    End,
-}
-
-impl BodyDecoder {
-    pub fn new(framing: Framing) -> Self {
-        let state = match framing {
-            Framing::Length(0) => State::End,
-            Framing::Length(length) => State::Length(length),
-            Framing::Chunked => State::ChunkSize,
-            Framing::UntilClose => State::UntilClose,
-        };
-        Self { state }
-    }
-
-    /// Whether the whole body has been read.
-    pub fn is_done(&self) -> bool {
-        self.state == State::End
-    }
-
-    /// Bytes left, where that is known.
-    pub fn remaining(&self) -> Option<u64> {
-        match self.state {
-            State::Length(left) => Some(left),
-            State::End => Some(0),
-            _ => None,
-        }
-    }
-
-    /// Takes the next piece off the front of `buffer`.
-    ///
-    /// # Errors
-    ///
-    /// What is wrong with the framing.
-    pub fn decode(&mut self, buffer: &mut Bytes) -> Result<Piece, Malformed> {
-        loop {
-            match self.state {
-                State::End => return Ok(Piece::End),
-                _ if buffer.is_empty() => return Ok(Piece::More),
-                State::UntilClose => return Ok(Piece::Data(take(buffer, u64::MAX))),
-                State::Length(left) => {
-                    let data = take(buffer, left);
-                    let left = left.saturating_sub(data.len() as u64);
-                    self.state = if left == 0 { State::End } else { State::Length(left) };
-                    return Ok(Piece::Data(data));
-                }
-                State::ChunkSize => match take_chunk_size(buffer)? {
-                    None => return Ok(Piece::More),
-                    Some(0) => self.state = State::Trailers,
-                    Some(size) => self.state = State::ChunkData(size),
-                },
-                State::ChunkData(left) => {
-                    let data = take(buffer, left);
-                    let left = left.saturating_sub(data.len() as u64);
-                    self.state = if left == 0 { State::ChunkEnd } else { State::ChunkData(left) };
-                    return Ok(Piece::Data(data));
-                }
-                State::ChunkEnd => match buffer.get(..2) {
-                    None => return Ok(Piece::More),
-                    Some(b"\r\n") => {
-                        buffer.advance(2);
-                        self.state = State::ChunkSize;
-                    }
-                    Some(_) => return Err(Malformed::Chunk),
-                },
-                State::Trailers => {
-                    let Some(trailers) = take_trailers(buffer)? else { return Ok(Piece::More) };
-                    self.state = State::End;
-                    return Ok(if trailers.is_empty() { Piece::End } else { Piece::Trailers(trailers) });
-                }
-            }
-        }
-    }
-
-    /// The connection has ended.
-    ///
-    /// # Errors
-    ///
-    /// When the body was not complete.
-    pub fn at_end_of_stream(&mut self) -> Result<(), ()> {
-        match self.state {
-            State::End | State::UntilClose => {
-                self.state = State::End;
-                Ok(())
-            }
-            _ => Err(()),
-        }
-    }
-}
-
-/// Up to `most` bytes off the front.
-fn take(buffer: &mut Bytes, most: u64) -> Bytes {
-    buffer.split_to(usize::try_from(most).unwrap_or(usize::MAX).min(buffer.len()))
-}
-
-/// RFC 9112, 7.1; extensions are ignored, as 7.1.1 says.
-fn take_chunk_size(buffer: &mut Bytes) -> Result<Option<u64>, Malformed> {
-    let Some(end) = buffer.iter().take(MAX_CHUNK_LINE).position(|byte| *byte == b'\n') else {
-        return if buffer.len() < MAX_CHUNK_LINE { Ok(None) } else { Err(Malformed::Chunk) };
-    };
-    let line = buffer.split_to(end + 1);
-    let line = line.strip_suffix(b"\r\n").ok_or(Malformed::Chunk)?;
-    if line.contains(&b'\r') {
-        return Err(Malformed::Chunk);
-    }
-    let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
-    let (number, rest) = line.split_at_checked(digits).ok_or(Malformed::Chunk)?;
-    let rest = rest.trim_ascii_start();
-    if number.is_empty() || !(rest.is_empty() || rest.starts_with(b";")) {
-        return Err(Malformed::Chunk);
-    }
-    let number = std::str::from_utf8(number).map_err(|_| Malformed::Chunk)?;
-    u64::from_str_radix(number, 16).map(Some).map_err(|_| Malformed::Chunk)
-}
-
-fn take_trailers(buffer: &mut Bytes) -> Result<Option<HeaderMap>, Malformed> {
-    let mut lines = [httparse::EMPTY_HEADER; MAX_HEADERS];
-    match httparse::parse_headers(buffer, &mut lines) {
-        Ok(httparse::Status::Complete((length, lines))) if length <= MAX_HEAD => {
-            let mut trailers = HeaderMap::with_capacity(lines.len());
-            for line in lines {
-                let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| Malformed::Trailers)?;
-                let value = HeaderValue::from_bytes(line.value).map_err(|_| Malformed::Trailers)?;
-                if !is_forbidden_trailer(&name) {
-                    trailers.append(name, value);
-                }
-            }
-            buffer.advance(length);
-            Ok(Some(trailers))
-        }
-        Ok(httparse::Status::Partial) if buffer.len() <= MAX_HEAD => Ok(None),
-        _ => Err(Malformed::Trailers),
-    }
-}
-
-/// RFC 9110, 6.5.1: framing and routing are not for trailers.
-fn is_forbidden_trailer(name: &HeaderName) -> bool {
-    *name == CONTENT_LENGTH || *name == TRANSFER_ENCODING || *name == HOST || *name == CONNECTION
-}
-
-/// Writes the head of a chunk of this size.
-pub fn encode_chunk_size(size: usize, out: &mut Vec<u8>) {
-    out.extend_from_slice(format!("{size:x}\r\n").as_bytes());
-}
-
-/// Writes the last chunk with its trailers.
-pub fn encode_last_chunk(trailers: Option<&HeaderMap>, out: &mut Vec<u8>) {
-    out.extend_from_slice(b"0\r\n");
-    for (name, value) in trailers.into_iter().flatten().filter(|(name, _)| !is_forbidden_trailer(name)) {
-        out.extend_from_slice(name.as_str().as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
-    }
-    out.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]

@@ -1,52 +1,22 @@
 //! One connection, driven by whoever has an exchange on it.
 
-use std::cell::RefCell;
-use std::io::{self, IoSlice};
-use std::pin::{Pin, pin};
+use std::io;
+use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use http::StatusCode;
 use http::header::UPGRADE;
 use http::request::Parts;
 use http_body::{Body as _, Frame, SizeHint};
-use tokio::io::{AsyncReadExt, AsyncWrite};
 
-use super::codec::{
-    BodyDecoder, Framing, Head, Malformed, Piece, decode_response, encode_chunk_size, encode_last_chunk, encode_request,
-};
+use super::codec::{Head, Malformed, decode_response, encode_request};
+use crate::proto::h1::{BodyDecoder, Framing, Piece, Scratch, SendError, Sender};
 use crate::proto::{Body, BodyError};
 use crate::transport::Stream;
 use crate::transport::tls::TlsFailure;
 use crate::upstream::{Permit, Pool};
-
-/// The thread's read buffer. Connections hold the bytes that they have not used yet, never a buffer to read into.
-pub struct Scratch(RefCell<BytesMut>);
-
-/// A new block of read buffer.
-const BLOCK: usize = 256 * 1024;
-
-/// A read is given at least this much room.
-const ROOM: usize = 64 * 1024;
-
-impl Default for Scratch {
-    fn default() -> Self {
-        Self(RefCell::new(BytesMut::new()))
-    }
-}
-
-impl Scratch {
-    /// What has arrived; empty at the end of the stream.
-    fn poll_read(&self, io: &mut Stream, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        let mut buffer = self.0.borrow_mut();
-        if buffer.capacity() < ROOM {
-            buffer.reserve(BLOCK);
-        }
-        ready!(pin!(io.read_buf(&mut *buffer)).poll(cx))?;
-        Poll::Ready(Ok(buffer.split().freeze()))
-    }
-}
 
 /// Why there is no response.
 pub enum ExchangeError {
@@ -59,54 +29,27 @@ pub enum ExchangeError {
     ClientBody(BodyError),
 }
 
-/// Data up to this size is copied behind the head, so that both leave in one piece.
-const COALESCED: usize = 16 * 1024;
-
 /// A connection to an endpoint.
 pub struct Connection {
     io: Stream,
     scratch: Rc<Scratch>,
     /// Read, but not used yet.
     input: Bytes,
-    /// To be written first, from `written` on.
-    output: Vec<u8>,
-    written: usize,
-    /// To be written next.
-    data: Bytes,
-    /// Whether `data` is a chunk, whose end is yet to be written.
-    chunk_open: bool,
-    sending: Sending,
+    sender: Sender,
     /// The endpoint takes no more bytes; its response may still be read.
     deaf: bool,
     permit: Permit,
 }
 
-/// Where the request's body stands.
-enum Sending {
-    Done,
-    Body { body: Body, chunked: bool, started: bool },
-}
-
 impl Connection {
     pub fn new(io: Stream, scratch: Rc<Scratch>, permit: Permit) -> Self {
-        Self {
-            io,
-            scratch,
-            input: Bytes::new(),
-            output: Vec::new(),
-            written: 0,
-            data: Bytes::new(),
-            chunk_open: false,
-            sending: Sending::Done,
-            deaf: false,
-            permit,
-        }
+        Self { io, scratch, input: Bytes::new(), sender: Sender::default(), deaf: false, permit }
     }
 
     /// Whether an idle connection can be used: the endpoint has neither closed it nor sent what nobody asked for.
     pub fn is_usable(&mut self) -> bool {
         let mut cx = Context::from_waker(Waker::noop());
-        self.input.is_empty() && self.scratch.poll_read(&mut self.io, &mut cx).is_pending()
+        self.input.is_empty() && self.scratch.poll_read(&mut self.io, 1, &mut cx).is_pending()
     }
 
     /// Sends a request and waits for the response's head. The body goes on being sent while the response is read.
@@ -116,11 +59,8 @@ impl Connection {
             Some(length) => Some(Framing::Length(length)),
             None => Some(Framing::Chunked),
         };
-        encode_request(head, address, framing, &mut self.output);
-        self.sending = match framing {
-            None => Sending::Done,
-            Some(framing) => Sending::Body { body, chunked: framing == Framing::Chunked, started: false },
-        };
+        encode_request(head, address, framing, self.sender.output());
+        self.sender.follow_with(body, framing, true);
         std::future::poll_fn(|cx| self.poll_head(head, cx)).await
     }
 
@@ -154,17 +94,12 @@ impl Connection {
     }
 
     fn closed(&mut self) -> ExchangeError {
-        let body = match std::mem::replace(&mut self.sending, Sending::Done) {
-            Sending::Done => Some(Body::Empty),
-            Sending::Body { body, started: false, .. } => Some(body),
-            Sending::Body { .. } => None,
-        };
-        ExchangeError::Closed { body }
+        ExchangeError::Closed { body: self.sender.take_body_back() }
     }
 
     /// Reads once; false at the end of the stream.
     fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<bool>> {
-        let read = ready!(self.scratch.poll_read(&mut self.io, cx))?;
+        let read = ready!(self.scratch.poll_read(&mut self.io, usize::MAX, cx))?;
         if read.is_empty() {
             return Poll::Ready(Ok(false));
         }
@@ -174,79 +109,22 @@ impl Connection {
 
     /// Sends what there is of the request. Ready once all of it is sent, or cannot be.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), BodyError>> {
-        while !self.deaf {
-            if self.data.is_empty() {
-                if self.chunk_open {
-                    self.chunk_open = false;
-                    self.output.extend_from_slice(b"\r\n");
-                }
-                if self.output.len() - self.written < COALESCED && self.poll_next_frame(cx)?.is_ready() {
-                    continue;
-                }
-            }
-            let head = self.output.get(self.written..).unwrap_or_default();
-            if head.is_empty() && self.data.is_empty() {
-                self.output.clear();
-                self.written = 0;
-                // TLS may hold back what it has taken.
-                if ready!(Pin::new(&mut self.io).poll_flush(cx)).is_err() {
-                    self.deaf = true;
-                    continue;
-                }
-                return if self.is_sent() { Poll::Ready(Ok(())) } else { Poll::Pending };
-            }
-            let parts = [IoSlice::new(head), IoSlice::new(&self.data)];
-            let io = Pin::new(&mut self.io);
-            let wrote = if self.data.is_empty() { io.poll_write(cx, head) } else { io.poll_write_vectored(cx, &parts) };
-            match ready!(wrote) {
-                Ok(0) | Err(_) => self.deaf = true,
-                Ok(n) => {
-                    let of_head = n.min(self.output.len() - self.written);
-                    self.written += of_head;
-                    self.data.advance(n - of_head);
-                }
-            }
+        if self.deaf {
+            return Poll::Ready(Ok(()));
         }
-        Poll::Ready(Ok(()))
-    }
-
-    /// Takes the next frame of the request's body to be written. Pending when there is none, now or ever.
-    fn poll_next_frame(&mut self, cx: &mut Context<'_>) -> Result<Poll<()>, BodyError> {
-        let Sending::Body { body, chunked, started } = &mut self.sending else { return Ok(Poll::Pending) };
-        let Poll::Ready(frame) = Pin::new(body).poll_frame(cx) else { return Ok(Poll::Pending) };
-        *started = true;
-        let chunked = *chunked;
-        match frame.transpose()?.map(Frame::into_data) {
-            Some(Ok(data)) if data.is_empty() => {}
-            Some(Ok(data)) => {
-                if chunked {
-                    encode_chunk_size(data.len(), &mut self.output);
-                }
-                self.chunk_open = chunked;
-                if data.len() <= COALESCED {
-                    self.output.extend_from_slice(&data);
-                } else {
-                    self.data = data;
-                }
+        Poll::Ready(match ready!(self.sender.poll_send(&mut self.io, cx)) {
+            Ok(()) => Ok(()),
+            Err(SendError::Body(error)) => Err(error),
+            Err(SendError::Stream(_)) => {
+                self.deaf = true;
+                Ok(())
             }
-            end => {
-                if chunked {
-                    let trailers = end.and_then(Result::err).and_then(|frame| frame.into_trailers().ok());
-                    encode_last_chunk(trailers.as_ref(), &mut self.output);
-                }
-                self.sending = Sending::Done;
-            }
-        }
-        Ok(Poll::Ready(()))
-    }
-
-    fn is_sent(&self) -> bool {
-        matches!(self.sending, Sending::Done)
+        })
     }
 
     /// Whether the endpoint has taken the whole request.
     fn has_sent_all(&self) -> bool {
-        self.is_sent() && !self.deaf && self.written == self.output.len() && self.data.is_empty()
+        self.sender.is_done() && !self.deaf
     }
 
     /// Whether the connection can carry another exchange, now that the response has been read to its end.
@@ -313,10 +191,7 @@ impl ResponseBody {
             }
             if !ready!(connection.poll_fill(cx)).map_err(|error| broken(&error))? {
                 let complete = self.decoder.at_end_of_stream();
-                return Poll::Ready(match complete {
-                    Ok(()) => Ok(Piece::End),
-                    Err(()) => Err(BodyError::Endpoint("the connection ended before the body".to_owned())),
-                });
+                return Poll::Ready(complete.map(|()| Piece::End).map_err(|error| broken(&error)));
             }
         }
     }

@@ -3,5 +3,7 @@
 mod codec;
 mod connection;
 
-pub use codec::{Framing, Malformed};
-pub use connection::{Connection, ExchangeError, ResponseBody, Scratch};
+pub use codec::Malformed;
+#[cfg(test)]
+pub use codec::encode_request;
+pub use connection::{Connection, ExchangeError, ResponseBody};

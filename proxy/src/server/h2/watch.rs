@@ -1,0 +1,337 @@
+//! What a client's HTTP/2 connection is doing, told from outside of the library that speaks on it, and whether that is
+//! still reasonable.
+//!
+//! The library bounds what it keeps. It stops reading while the answer to a PING or to SETTINGS cannot be written, so
+//! that neither piles up; it counts CONTINUATION frames and empty DATA frames; and it ends a connection with too many
+//! streams that were reset before anybody saw them. What it does not bound is work: streams that are opened and reset
+//! for ever, and frames that lead to nothing. And it waits for ever for a client that opens no window, as long as pings
+//! are answered. Those are looked at here.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::Bytes;
+use http_body::{Body as HttpBody, Frame, SizeHint};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::proto::BodyError;
+use crate::proto::http2::Outgoing;
+use crate::timer::Timers;
+use crate::transport::Stream;
+
+/// From this many streams on, more than half of which the client reset at once, a connection is closed: Envoy's advice
+/// against rapid resets (CVE-2023-44487).
+const STREAMS: u32 = 500;
+
+/// A stream that was reset within this time was opened to be reset.
+const AT_ONCE: Duration = Duration::from_secs(1);
+
+/// Bytes that may be read within a minute during which no stream gets on. The window of the connection is open while
+/// an endpoint reads nothing, and what comes on top is PINGs and the like, of 9 to 17 bytes.
+const FRUITLESS: u64 = super::CONNECTION_WINDOW as u64 + (1 << 20);
+const MINUTE: Duration = Duration::from_secs(60);
+
+/// What the parts of a connection tell its task.
+pub struct Watch {
+    timers: Rc<Timers>,
+    /// Streams that have not ended.
+    open: Cell<u32>,
+    /// Streams so far, and those of them that the client reset at once.
+    streams: Cell<u32>,
+    reset: Cell<u32>,
+    /// Requests, and frames of bodies, that went from one side to the other.
+    progress: Cell<u64>,
+    /// Streams whose client has yet to take what it was given.
+    untaken: Cell<u32>,
+    /// Bytes read since a stream got on, or since this tick.
+    fruitless: Cell<u64>,
+    since: Cell<u64>,
+}
+
+impl Watch {
+    pub fn new(timers: &Rc<Timers>) -> Rc<Self> {
+        Rc::new(Self {
+            timers: timers.clone(),
+            open: Cell::new(0),
+            streams: Cell::new(0),
+            reset: Cell::new(0),
+            progress: Cell::new(0),
+            untaken: Cell::new(0),
+            fruitless: Cell::new(0),
+            since: Cell::new(0),
+        })
+    }
+
+    /// Whether anything is being served.
+    pub fn is_busy(&self) -> bool {
+        self.open.get() > 0
+    }
+
+    /// A number that changes whenever a stream gets on.
+    pub fn progress(&self) -> u64 {
+        self.progress.get()
+    }
+
+    /// Whether it is the client that a stream waits for.
+    pub fn waits_for_client(&self) -> bool {
+        self.untaken.get() > 0
+    }
+
+    /// Whether the client does what nobody would who wants an answer.
+    pub fn is_abused(&self) -> bool {
+        let streams = self.streams.get();
+        (streams >= STREAMS && self.reset.get() > streams / 2) || self.fruitless.get() > FRUITLESS
+    }
+
+    fn got_on(&self) {
+        self.progress.set(self.progress.get().wrapping_add(1));
+        self.fruitless.set(0);
+    }
+
+    fn has_read(&self, bytes: usize) {
+        let read = if self.timers.since(self.since.get()) > MINUTE {
+            self.since.set(self.timers.now());
+            0
+        } else {
+            self.fruitless.get()
+        };
+        self.fruitless.set(read + bytes as u64);
+    }
+}
+
+/// A stream that has not ended.
+pub struct Open {
+    watch: Rc<Watch>,
+    /// Tick.
+    since: u64,
+    /// Whether the client was given a frame and has not taken it.
+    untaken: bool,
+    ended: bool,
+}
+
+impl Open {
+    pub fn new(watch: &Rc<Watch>) -> Self {
+        watch.open.set(watch.open.get() + 1);
+        watch.streams.set(watch.streams.get().saturating_add(1));
+        watch.got_on();
+        Self { watch: watch.clone(), since: watch.timers.now(), untaken: false, ended: false }
+    }
+
+    /// The request's body, whose frames are the connection's progress.
+    pub fn request_body<B>(&self, body: B) -> RequestBody<B> {
+        RequestBody { body, watch: self.watch.clone() }
+    }
+
+    fn set_untaken(&mut self, untaken: bool) {
+        if self.untaken != untaken {
+            self.untaken = untaken;
+            let count = &self.watch.untaken;
+            count.set(if untaken { count.get() + 1 } else { count.get().saturating_sub(1) });
+        }
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.set_untaken(false);
+        let watch = &self.watch;
+        watch.open.set(watch.open.get().saturating_sub(1));
+        if !self.ended && watch.timers.since(self.since) < AT_ONCE {
+            watch.reset.set(watch.reset.get().saturating_add(1));
+        }
+    }
+}
+
+/// Tells of a request's body that it is being read.
+pub struct RequestBody<B> {
+    body: B,
+    watch: Rc<Watch>,
+}
+
+impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> HttpBody for RequestBody<B> {
+    type Data = Bytes;
+    type Error = BodyError;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        self.watch.got_on();
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// A response's body, with which its stream ends.
+pub struct ResponseBody {
+    body: Outgoing,
+    stream: Open,
+}
+
+impl ResponseBody {
+    pub fn new(body: Outgoing, mut stream: Open) -> Self {
+        stream.ended = body.is_end_stream();
+        Self { body, stream }
+    }
+}
+
+impl HttpBody for ResponseBody {
+    type Data = Bytes;
+    type Error = h2::Error;
+
+    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        // Asked for more, the client has taken what it was given.
+        self.stream.set_untaken(false);
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        self.stream.watch.got_on();
+        let is_data = matches!(&frame, Some(Ok(frame)) if frame.is_data());
+        self.stream.set_untaken(is_data);
+        self.stream.ended = !is_data || self.body.is_end_stream();
+        Poll::Ready(frame)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
+
+/// The connection's stream, with an eye on what goes through it. Whoever has another handle can say the last word.
+pub struct Watched {
+    pub stream: Rc<RefCell<Written>>,
+    pub watch: Rc<Watch>,
+}
+
+/// A stream that is written to.
+pub struct Written {
+    pub stream: Stream,
+    /// Whether the last write was taken as a whole: no frame has been written in part then.
+    whole: bool,
+}
+
+impl Written {
+    pub fn new(stream: Stream) -> Self {
+        Self { stream, whole: true }
+    }
+
+    /// Whether another frame can be written.
+    pub fn is_between_frames(&self) -> bool {
+        self.whole
+    }
+
+    fn wrote(&mut self, result: Poll<io::Result<usize>>, offered: usize) -> Poll<io::Result<usize>> {
+        self.whole = matches!(result, Poll::Ready(Ok(taken)) if taken == offered);
+        result
+    }
+}
+
+impl AsyncRead for Watched {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = pin!(&mut self.stream.borrow_mut().stream).poll_read(cx, buf);
+        self.watch.has_read(buf.filled().len() - before);
+        result
+    }
+}
+
+impl AsyncWrite for Watched {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let mut written = self.stream.borrow_mut();
+        let result = pin!(&mut written.stream).poll_write(cx, buf);
+        written.wrote(result, buf.len())
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut written = self.stream.borrow_mut();
+        let result = pin!(&mut written.stream).poll_write_vectored(cx, bufs);
+        written.wrote(result, bufs.iter().map(|buf| buf.len()).sum())
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.borrow().stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        pin!(&mut self.stream.borrow_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        pin!(&mut self.stream.borrow_mut().stream).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::proto::Body;
+
+    fn watch() -> Rc<Watch> {
+        Watch::new(&Rc::default())
+    }
+
+    #[test]
+    fn a_connection_whose_streams_are_mostly_reset_at_once_is_abused() {
+        for (resets, abused) in [(STREAMS / 2, false), (STREAMS / 2 + 1, true)] {
+            let watch = watch();
+            for number in 0..STREAMS {
+                assert!(!watch.is_abused(), "after {number} streams");
+                let open = Open::new(&watch);
+                if number >= resets {
+                    drop(ResponseBody::new(Outgoing(Body::Empty), open));
+                }
+            }
+            assert_eq!((watch.is_abused(), watch.is_busy()), (abused, false));
+        }
+    }
+
+    #[test]
+    fn bytes_that_lead_to_nothing_are_counted_until_a_stream_gets_on() {
+        let watch = watch();
+        watch.has_read(FRUITLESS as usize);
+        assert!(!watch.is_abused());
+        let before = watch.progress();
+        let open = Open::new(&watch);
+        assert_ne!(watch.progress(), before);
+        watch.has_read(FRUITLESS as usize);
+        assert!(!watch.is_abused());
+        watch.has_read(1);
+        assert!(watch.is_abused());
+        drop(open);
+    }
+
+    #[test]
+    fn a_stream_waits_for_its_client_until_it_is_asked_for_more() {
+        let watch = watch();
+        let mut body = ResponseBody::new(Outgoing(Body::Full(Bytes::from_static(b"data"))), Open::new(&watch));
+        assert!(!watch.waits_for_client());
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
+        assert!(watch.waits_for_client() && watch.is_busy());
+        assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(None)));
+        assert!(!watch.waits_for_client());
+        assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(None)));
+        drop(body);
+        assert!(!watch.is_busy());
+        // Given up before it was taken.
+        let mut body = ResponseBody::new(Outgoing(Body::Full(Bytes::from_static(b"data"))), Open::new(&watch));
+        assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
+        drop(body);
+        assert!(!watch.waits_for_client());
+    }
+}

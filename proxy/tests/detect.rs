@@ -1,0 +1,315 @@
+//! What is spoken is found out: where the listener leaves it open, and where it says so.
+
+#![cfg(test)]
+#![allow(clippy::disallowed_methods, reason = "tests have threads of their own to block")]
+
+#[path = "support/client.rs"]
+mod client;
+#[path = "support/http.rs"]
+mod http;
+#[path = "support/tls.rs"]
+mod tls;
+
+use client::{curl, echo, greeter, named};
+use http::{Endpoint, OK, Proxy, Wire, one_listener, users, wait_until};
+use rustls::ClientConnection;
+use tls::Authority;
+
+/// A listener that leaves it open.
+fn open(settings: &str) -> String {
+    one_listener(&format!("protocol = \"auto\"\n{settings}"))
+}
+
+#[test]
+fn one_port_takes_everything() {
+    let authority = Authority::new();
+    let pair = authority.issue("users", &["users"]);
+    let (web, mail) = (named("web"), greeter());
+    let tls = format!("tls = {{ {} }}", pair.keys());
+    let mails = format!("[service.mail]\nendpoints = [\"{}\"]\n", mail.address);
+    let listeners = open(&format!("{tls}\nservice = \"users\"\ndetect_timeout = \"10s\""))
+        + &open(&format!("{tls}\nservice = \"mail\""))
+        + &open(&format!("{tls}\nservice = \"mail\"\ndetect_timeout = \"2s\""));
+    let proxy = Proxy::start(&format!("{listeners}{}{mails}", users(&[&web], "")));
+    let (at, ca) = (proxy.addresses[0].to_string(), authority.path());
+    let to = format!("users:443:{at}");
+    let url = format!("http://{at}/");
+    for args in [
+        &[&*url][..],
+        &["--http2-prior-knowledge", &url],
+        &["--cacert", &ca, "--connect-to", &to, "--http1.1", "https://users/"],
+        &["--cacert", &ca, "--connect-to", &to, "--http2", "https://users/"],
+        &["--proxy", &url, "http://users/"],
+        &["--proxy", &url, "--proxytunnel", "http://users/"],
+        &["--socks5-hostname", &at, "http://users/"],
+    ] {
+        assert_eq!(curl(args, &[]), "web GET / HTTP/1.1\n", "{args:?}");
+    }
+    // A protocol in which the server speaks first, plain and inside of TLS, and one that looks like HTTP for a moment.
+    let mut client = proxy.client_of(1);
+    assert_eq!(client.line(), "220 hello\r\n");
+    client.send("GET me\r\n");
+    assert_eq!(client.line(), "echo GET me\r\n");
+    for start in ["GET me\r\n", "\0\r\n", "\u{5}\0\r\n", "\u{16}\u{3}\u{1}\0\u{1}\u{2}\r\n"] {
+        let mut client = proxy.client_of(1);
+        client.send(start);
+        assert_eq!((client.line(), client.line()), ("220 hello\r\n".into(), format!("echo {start}")));
+    }
+    let mut session = ClientConnection::new(authority.client_config(), "users".try_into().unwrap()).unwrap();
+    let mut client = proxy.client_of(2);
+    let mut line = vec![0; 11];
+    let mut stream = rustls::Stream::new(&mut session, &mut client.stream);
+    std::io::Read::read_exact(&mut stream, &mut line).expect("a greeting");
+    assert_eq!(line, b"220 hello\r\n");
+}
+
+/// A client whose bytes could still become a request is not waited for longer than one that says nothing.
+#[test]
+fn what_stays_ambiguous_is_passed_on() {
+    for start in ["GE", "P", "\u{5}", "\u{16}\u{3}", "GET users"] {
+        let endpoint = echo();
+        let proxy = Proxy::with(&[&endpoint], "protocol = \"auto\"\nservice = \"users\"", "");
+        let mut client = proxy.client();
+        client.send(start);
+        wait_until("passed on", || endpoint.connections() == 1);
+        client.send("\r\n");
+        assert_eq!(client.line(), format!("echo {start}\r\n"));
+    }
+}
+
+/// A request may come in pieces, if they come at once.
+#[test]
+fn a_request_may_come_in_pieces() {
+    let endpoint = named("a");
+    let proxy = Proxy::with(&[&endpoint], "protocol = \"auto\"\nservice = \"users\"\ndetect_timeout = \"10s\"", "");
+    for start in ["GET http://users/ HTTP/1.1\r\n", "GET / HTTP/1.1\r\n"] {
+        let mut client = proxy.client();
+        for byte in start.as_bytes() {
+            client.send([*byte]);
+        }
+        client.send("Host: users\r\n\r\n");
+        assert_eq!(client.response().text(), "a GET / HTTP/1.1\n");
+    }
+}
+
+/// Where there is no service, nobody could speak first: silence is waited out, and what is unknown is closed.
+#[test]
+fn without_a_service_only_what_is_known_is_served() {
+    let endpoint = named("a");
+    let first = open("");
+    // Has waited longer than the first could have, once it passes on.
+    let second = open("service = \"mail\"\ndetect_timeout = \"400ms\"");
+    let mail = greeter();
+    let mails = format!("[service.mail]\nendpoints = [\"{}\"]\n", mail.address);
+    let proxy = Proxy::start(&format!("{first}{second}{}{mails}", users(&[&endpoint], "")));
+    let mut silent = proxy.client();
+    assert_eq!(proxy.client_of(1).line(), "220 hello\r\n");
+    assert!(silent.is_silent());
+    assert_eq!(silent.get("/").text(), "a GET / HTTP/1.1\n");
+    for bytes in [&b"SET a b\r\n"[..], b"\0\x01", b"\x05\0"] {
+        let mut client = proxy.client();
+        client.send(bytes);
+        client.expect_end();
+    }
+    // TLS that nobody is here to end is told so.
+    let authority = Authority::new();
+    let mut client = proxy.client();
+    client.send(hello(&authority, "users"));
+    assert_eq!(client.exactly(7).expect("an alert"), UNRECOGNIZED_NAME);
+    client.expect_end();
+    assert_eq!(endpoint.requests().len(), 1);
+}
+
+#[test]
+fn where_http_is_spoken_clients_speak_first_and_nothing_else() {
+    let endpoint = named("a");
+    let mail = greeter();
+    let mails = format!("[service.mail]\nendpoints = [\"{}\"]\n", mail.address);
+    let clock = open("service = \"mail\"\ndetect_timeout = \"400ms\"");
+    let proxy =
+        Proxy::start(&format!("{}{clock}{}{mails}", one_listener("service = \"users\""), users(&[&endpoint], "")));
+    let mut silent = proxy.client();
+    let mut partial = proxy.client();
+    partial.send("G");
+    assert_eq!(proxy.client_of(1).line(), "220 hello\r\n");
+    assert!(silent.is_silent());
+    assert_eq!(silent.get("/").text(), "a GET / HTTP/1.1\n");
+    partial.send("ET / HTTP/1.1\r\nHost: users\r\n\r\n");
+    assert_eq!(partial.response().text(), "a GET / HTTP/1.1\n");
+    let authority = Authority::new();
+    for bytes in [b"SET a b\r\n\r\n".to_vec(), b"\0\x01\r\n\r\n".to_vec(), hello(&authority, "users")] {
+        let mut client = proxy.client();
+        client.send(&bytes);
+        assert_eq!(client.response().status(), 400, "{bytes:?}");
+    }
+    assert_eq!(endpoint.requests().len(), 2);
+}
+
+/// Nothing is read before the service is connected to: a client that says nothing is one whose server speaks first, and
+/// one that speaks HTTP is passed on like any other.
+#[test]
+fn where_tcp_is_spoken_nothing_is_looked_at() {
+    let endpoint = greeter();
+    let proxy = Proxy::with(&[&endpoint], "protocol = \"tcp\"\nservice = \"users\"", "");
+    let mut silent = proxy.client();
+    assert_eq!(silent.line(), "220 hello\r\n");
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.1\r\n");
+    assert_eq!((client.line(), client.line()), ("220 hello\r\n".into(), "echo GET / HTTP/1.1\r\n".into()));
+}
+
+#[test]
+fn where_tls_ends_plain_clients_are_told() {
+    let authority = Authority::new();
+    let endpoint = named("a");
+    let tls = format!("tls = {{ {} }}", authority.issue("users", &["users"]).keys());
+    let proxy = Proxy::with(&[&endpoint], &tls, "");
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.1\r\nHost: users\r\n\r\n");
+    client.response().assert_refused(400, "router", "http_request_error");
+    client.expect_end();
+    let mut client = proxy.client();
+    client.send([5, 1, 0]);
+    client.expect_end();
+    assert_eq!(endpoint.connections(), 0);
+}
+
+const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// The first message of a client for this server.
+fn hello(authority: &Authority, name: &'static str) -> Vec<u8> {
+    let mut session = ClientConnection::new(authority.client_config(), name.try_into().unwrap()).unwrap();
+    let mut bytes = Vec::new();
+    session.write_tls(&mut bytes).expect("a message");
+    bytes
+}
+
+/// Says its name once it has heard a first message, which it says back.
+fn untouched(name: &'static str) -> Endpoint {
+    Endpoint::start(move |_, mut wire: Wire| {
+        let start = wire.exactly(5).expect("a record");
+        let rest = wire.exactly(usize::from(u16::from_be_bytes([start[3], start[4]]))).expect("a record");
+        wire.send([name.as_bytes(), b"\n", &start, &rest].concat());
+    })
+}
+
+#[test]
+fn tls_passes_untouched_to_the_service_of_its_name() {
+    let authority = Authority::new();
+    let (a, b) = (untouched("a"), untouched("b"));
+    let services = format!(
+        "[service.a]\nendpoints = [\"{}\"]\n[service.\"b.example\"]\nendpoints = [\"{}\"]\n",
+        a.address, b.address
+    );
+    let listeners = ["tcp", "auto"].map(|protocol| {
+        let common = format!("protocol = \"{protocol}\"\ntls = \"passthrough\"");
+        one_listener(&common) + &one_listener(&format!("{common}\nservice = \"a\""))
+    });
+    let proxy = Proxy::start(&format!("{}{services}", listeners.concat()));
+    for listener in 0..4 {
+        let has_own = listener % 2 == 1;
+        for (name, expected) in [
+            ("a", Some("a")),
+            ("A.Mesh", Some("a")),
+            ("b.example", Some("b")),
+            ("nobody", has_own.then_some("a")),
+            ("10.0.0.1", has_own.then_some("a")),
+        ] {
+            let hello = hello(&authority, name);
+            for pieces in [1, hello.len()] {
+                let mut client = proxy.client_of(listener);
+                for piece in hello.chunks(hello.len().div_ceil(pieces)) {
+                    client.send(piece);
+                }
+                match expected {
+                    Some(service) => {
+                        assert_eq!(client.line(), format!("{service}\n"), "{name}");
+                        assert_eq!(client.exactly(hello.len()).expect("the message"), hello);
+                    }
+                    None => {
+                        assert_eq!(client.exactly(7).expect("an alert"), UNRECOGNIZED_NAME, "{name}");
+                        client.expect_end();
+                    }
+                }
+            }
+        }
+    }
+    // What is no TLS has no name.
+    let mut client = proxy.client_of(0);
+    client.send("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    assert_eq!(client.response().status(), 400);
+}
+
+/// A policy may decide on a connection by the name that its TLS begins with, wherever that passes by: on a listener, in
+/// a tunnel, and inside of TLS that has ended here.
+#[test]
+fn policies_are_told_the_name_of_untouched_tls() {
+    let authority = Authority::new();
+    let endpoints: Vec<Endpoint> = ["a", "b", "c", "d"].map(untouched).into();
+    let all: Vec<&Endpoint> = endpoints.iter().collect();
+    let patient = "detect_timeout = \"10s\"";
+    let outer = format!("tls = {{ {} }}", authority.issue("proxy", &["proxy"]).keys());
+    let listeners = open(&format!("service = \"users\"\n{patient}"))
+        + &one_listener("protocol = \"tcp\"\ntls = \"passthrough\"\nservice = \"users\"")
+        + &one_listener(patient)
+        + &open(&format!("service = \"users\"\n{patient}\n{outer}"));
+    let services = users(&all, "balancer = { plugin = \"url-hash\", by = \"sni\" }");
+    let proxy = Proxy::start(&format!("{listeners}{services}"));
+    let names = ["one.example", "two.example", "three.example", "four.example", "five.example", "six.example"];
+    let chosen = |listener: usize, name: &'static str| {
+        let mut client = proxy.client_of(listener);
+        let hello = hello(&authority, name);
+        match listener {
+            2 => drop(client.connect_to("users:443")),
+            3 => {
+                let mut session =
+                    ClientConnection::new(authority.client_config(), "proxy".try_into().unwrap()).unwrap();
+                let mut tls = rustls::Stream::new(&mut session, &mut client.stream);
+                std::io::Write::write_all(&mut tls, &hello).expect("sent");
+                let mut line = [0; 2];
+                std::io::Read::read_exact(&mut tls, &mut line).expect("a name");
+                return String::from_utf8_lossy(&line).into_owned();
+            }
+            _ => {}
+        }
+        client.send(hello);
+        client.line()
+    };
+    let expected = names.map(|name| chosen(0, name));
+    assert!(expected.iter().any(|name| *name != expected[0]), "{expected:?}");
+    for listener in 0..4 {
+        assert_eq!(names.map(|name| chosen(listener, name)), expected, "listener {listener}");
+    }
+}
+
+#[test]
+fn tls_passes_to_a_real_server_by_its_name() {
+    let authority = Authority::new();
+    let web = named("web");
+    let tls = format!("tls = {{ {} }}", authority.issue("users", &["users"]).keys());
+    let server = Proxy::with(&[&web], &tls, "");
+    let passes = one_listener("protocol = \"tcp\"\ntls = \"passthrough\"");
+    let proxy = Proxy::start(&format!("{passes}[service.users]\nendpoints = [\"{}\"]\n", server.addresses[0]));
+    let (to, ca) = (format!("users:443:{}", proxy.addresses[0]), authority.path());
+    for version in ["--http1.1", "--http2"] {
+        let args = ["--cacert", &ca, "--connect-to", &to, version, "https://users/[1-2]"];
+        assert_eq!(curl(&args, &[]), "web GET /1 HTTP/1.1\nweb GET /2 HTTP/1.1\n");
+    }
+}
+
+/// What is closed without having been served is counted, by reason.
+#[test]
+fn refused_connections_are_counted() {
+    let authority = Authority::new();
+    let endpoint = Endpoint::saying(OK);
+    let proxy = Proxy::with(&[&endpoint], "protocol = \"auto\"", "");
+    for bytes in [b"\0\x01".to_vec(), hello(&authority, "nobody"), hello(&authority, "nobody")] {
+        let mut client = proxy.client();
+        client.send(&bytes);
+        while client.exactly(1).is_ok() {}
+    }
+    let refusals = || -> Vec<(String, u64)> {
+        proxy.app().state.listeners[0].refusals().map(|(reason, count)| (reason.to_string(), count)).collect()
+    };
+    wait_until("counted", || refusals() == [("client".into(), 0), ("protocol".into(), 1), ("server_name".into(), 2)]);
+}
