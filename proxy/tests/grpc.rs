@@ -16,7 +16,7 @@ use std::thread;
 use std::time::Duration;
 
 use bytes::Bytes;
-use frames::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, RST_STREAM, STATUS_200, WINDOW_UPDATE};
+use frames::{DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, RST_STREAM, STATUS_200, WINDOW_UPDATE};
 use http::Request;
 use http_body_util::{BodyExt, StreamBody};
 use http1::{Endpoint, Proxy, Wire, one_listener, wait_until};
@@ -376,6 +376,25 @@ fn an_endpoint_that_goes_away_finishes_its_streams() {
     client.tell("go on");
     client.finish();
     server.peer.wait_for("stopped");
+}
+
+#[test]
+fn a_connection_that_says_goodbye_takes_no_other_call() {
+    let endpoint = Endpoint::start(|_, wire| {
+        let mut frames = Frames::server(wire);
+        while let Some(frame) = frames.next() {
+            if frame.kind == HEADERS {
+                frames.send(GOAWAY, 0, 0, &[frame.stream.to_be_bytes(), [0; 4]].concat());
+                frames.send(HEADERS, END_HEADERS | END_STREAM, frame.stream, &[STATUS_200]);
+            }
+        }
+    });
+    let proxy = proxy(&[&endpoint.address.to_string()], "", "");
+    let client = Http2Client::connect(proxy.addresses[0]);
+    for number in 1..4 {
+        assert_eq!(client.send(call("/a/b").body(body(&[MESSAGE], &[])).expect("a request")).head.status, 200);
+        assert_eq!(endpoint.connections(), number);
+    }
 }
 
 /// Not before this was fixed: a response whose head had come was taken for idle while only the request moved.

@@ -11,14 +11,17 @@ mod http2;
 #[path = "support/peer.rs"]
 mod peer;
 
+use std::io::{Read, Write};
 use std::process::Command;
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 
 use frames::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, SETTINGS, STATUS_200};
 use http::{Method, Request};
 use http1::{DEADLINE, Endpoint, Message, OK, Proxy, Wire, one_listener, wait_until};
 use http2::{Http2Client, Http2Endpoint, Manners, body};
 use peer::Peer;
+use rustls::pki_types::PrivateKeyDer;
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
 /// A WebSocket's request, with the example key of RFC 6455.
 const ASK: &str = "GET /chat HTTP/1.1\r\nHost: users\r\nConnection: keep-alive, Upgrade\r\nUpgrade: websocket\r\n\
@@ -272,6 +275,49 @@ fn endpoints_of_http_2_cannot_be_upgraded() {
     client.send(ASK);
     client.response().assert_refused(501, "router", "http_request_denied");
     assert_eq!(client.get("/").status(), 200, "the connection goes on");
+}
+
+/// Over TLS the endpoint would rather speak HTTP/2, in which there is no upgrade: it is not offered to it.
+#[test]
+fn an_endpoint_that_negotiates_is_asked_in_http_1() {
+    let made = rcgen::generate_simple_self_signed(["localhost".to_owned()]).expect("a certificate");
+    let folder = tempfile::tempdir().expect("a folder");
+    let ca = folder.path().join("ca.pem");
+    std::fs::write(&ca, made.cert.pem()).expect("written");
+    let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).expect("a key");
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .expect("a configuration");
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let config = Arc::new(config);
+    let (heads, head) = mpsc::channel();
+    let endpoint = Endpoint::start(move |_, wire| {
+        let mut tls = StreamOwned::new(ServerConnection::new(config.clone()).expect("a session"), wire.stream);
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            tls.read_exact(&mut byte).expect("a whole head");
+            head.extend(byte);
+        }
+        heads.send((tls.conn.alpn_protocol().map(<[u8]>::to_vec), head)).expect("somebody listens");
+        tls.write_all([GRANT, "hello"].concat().as_bytes()).expect("sent");
+        let mut early = [0; 5];
+        tls.read_exact(&mut early).expect("bytes");
+        assert_eq!(early, *b"early");
+        tls.write_all(b"bye").expect("sent");
+    });
+    let proxy = Proxy::with(&[&endpoint], "", &format!("tls = {{ ca = {ca:?}, server_name = \"localhost\" }}"));
+    let mut client = proxy.client();
+    client.send([ASK, "early"].concat());
+    assert_eq!(client.head().expect("a head").status(), 101);
+    assert_eq!(client.exactly(8).expect("bytes"), b"hellobye");
+    let (agreed, head) = head.recv_timeout(DEADLINE).expect("a head");
+    assert_eq!(agreed.as_deref(), Some(&b"http/1.1"[..]));
+    assert!(head.starts_with(b"GET /chat HTTP/1.1\r\n"));
 }
 
 /// The header block of an extended CONNECT for `users`.

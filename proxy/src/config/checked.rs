@@ -73,7 +73,8 @@ pub struct Listener {
     /// How long the client may let a request's body stand still; 5 min by default. The service's own
     /// `stream_idle_timeout` holds too.
     pub body_timeout: Duration,
-    /// From a request's head to the end of its response; none, the default, for as long as it takes.
+    /// From a request's head to the end of its response; none, the default, for as long as it takes. A gRPC call has the
+    /// sooner of this and its own `grpc-timeout`. Kept to a tenth of a second, never early.
     pub request_deadline: Option<Duration>,
     /// How long a connection may stay open without a request; 1 h by default.
     pub idle_timeout: Duration,

@@ -91,7 +91,8 @@ async fn to_service(connection: &Connection, local: &Rc<LocalService>, head: Par
     let Connection { worker, client, peer, .. } = connection;
     let settings = &local.service.settings;
     if call.upgrade.is_some() && settings.protocol == UpstreamProtocol::Http2 {
-        return call.refused(&Refusal::Unsupported("a change of protocol on HTTP/2 to an endpoint"), &local.stats);
+        return call
+            .refused(&Refusal::Unsupported("an upgrade for a service whose endpoints speak HTTP/2"), &local.stats);
     }
     let mut facts = Facts::new(head, client.ip(), peer.clone());
     let endpoint = match local.decide(&mut facts) {
