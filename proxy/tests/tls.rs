@@ -400,10 +400,24 @@ fn tls_inside_a_tunnel_is_passed_on_where_none_is_held() {
         one_listener(""),
         endpoint.addresses[0]
     ));
-    let (at, ca) = (format!("http://{}", proxy.addresses[0]), authority.path());
-    let said = run("curl", &["-sS", "--max-time", "20", "--cacert", &ca, "--proxy", &at, "https://users/[1-3]"], "");
+    let curl = |proxy: &Proxy, url: &str| {
+        let (at, ca) = (format!("http://{}", proxy.addresses[0]), authority.path());
+        run("curl", &["-sS", "--max-time", "20", "--cacert", &ca, "--proxy", &at, url], "")
+    };
+    let said = curl(&proxy, "https://users/[1-3]");
     assert_eq!(said.out, "ok".repeat(3), "{said:?}");
     assert_eq!(behind.requests().len(), 3);
+    // Also where the service is said to speak TLS: that is for those who do not bring their own.
+    let proxy = Proxy::start(&format!(
+        "via = \"front\"\n{}[service.users]\nendpoints = [\"{}\"]\ntls = {{ ca = {:?}, server_name = \"users\" }}\n",
+        one_listener(""),
+        endpoint.addresses[0],
+        authority.file()
+    ));
+    for url in ["https://users/", "http://users/"] {
+        let said = curl(&proxy, url);
+        assert_eq!(said.out, "ok", "{said:?}");
+    }
 }
 
 /// TLS on a TCP listener: the bytes inside go to the service.

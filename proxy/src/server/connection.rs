@@ -17,6 +17,7 @@ use tokio::net::TcpStream;
 use super::exchange::Next;
 use super::layer::{self, Layer};
 use super::listener::Listener;
+use super::tunnel::Content;
 use super::worker::{LocalService, Worker};
 use super::{h1, h2, socks, tunnel};
 use crate::policy::Peer;
@@ -156,11 +157,11 @@ async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(
             Box::pin(follow(connection, stream, next)).await
         }
         Layer::Opaque => {
-            Box::pin(tunnel::serve(&connection, stream)).await;
+            Box::pin(tunnel::serve(&connection, stream, Content::Plain)).await;
             None
         }
         Layer::OpaqueTls(connection) => {
-            Box::pin(tunnel::serve(&connection, stream)).await;
+            Box::pin(tunnel::serve(&connection, stream, Content::Tls)).await;
             None
         }
     }

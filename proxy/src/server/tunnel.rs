@@ -23,6 +23,15 @@ use crate::upstream::{Failure, Permit, Pool};
 /// How long a tunnel to a host that is no service may stand still: as one to a service by default.
 pub(super) const IDLE_TO_HOST: Duration = Duration::from_secs(60 * 60);
 
+/// What a client sends that is passed on as it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Content {
+    /// It reaches endpoints as the service says: over TLS, if they speak it.
+    Plain,
+    /// The client's own TLS with the endpoint, which is not put into another.
+    Tls,
+}
+
 /// A tunnel whose other end is there.
 pub struct Tunnel {
     other: Stream,
@@ -86,15 +95,23 @@ impl Tunnel {
 /// # Errors
 ///
 /// When there is no endpoint, or no connection to it.
-pub async fn to_service(connection: &Connection, local: &Rc<LocalService>) -> Result<Tunnel, Refusal> {
-    let opened = open_to_service(connection, local).await;
+pub async fn to_service(
+    connection: &Connection,
+    local: &Rc<LocalService>,
+    content: Content,
+) -> Result<Tunnel, Refusal> {
+    let opened = open_to_service(connection, local, content).await;
     if opened.is_err() {
         local.stats.tunnels.refused.add(1);
     }
     opened
 }
 
-async fn open_to_service(connection: &Connection, local: &Rc<LocalService>) -> Result<Tunnel, Refusal> {
+async fn open_to_service(
+    connection: &Connection,
+    local: &Rc<LocalService>,
+    content: Content,
+) -> Result<Tunnel, Refusal> {
     let mut facts = Facts::of_connection(connection.client.ip(), connection.peer.clone());
     let endpoint = local.decide(&mut facts)?;
     let in_flight = endpoint.load.begin();
@@ -102,7 +119,7 @@ async fn open_to_service(connection: &Connection, local: &Rc<LocalService>) -> R
     let started = Instant::now();
     let addresses = Addresses { source: connection.client, destination: connection.local };
     let header = local.service.settings.proxy_protocol.map(|version| proxy_protocol::encode(version, &addresses));
-    let (other, permit) = connect(&pool, &local.stats, &header.unwrap_or_default()).await?;
+    let (other, permit) = connect(&pool, &local.stats, &header.unwrap_or_default(), content).await?;
     endpoint.load.observe_latency(u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX));
     let idle_timeout = local.service.settings.tunnel_idle_timeout;
     Ok(Tunnel::new(other, permit, Some(in_flight), &local.stats, idle_timeout))
@@ -115,7 +132,7 @@ async fn open_to_service(connection: &Connection, local: &Rc<LocalService>) -> R
 /// When there is no connection to it, or none is allowed.
 pub async fn to_host(connection: &Connection, pool: &Rc<Pool>) -> Result<Tunnel, Refusal> {
     let stats = &connection.worker.passed_through;
-    match connect(pool, stats, &[]).await {
+    match connect(pool, stats, &[], Content::Tls).await {
         Ok((other, permit)) => Ok(Tunnel::new(other, permit, None, stats, IDLE_TO_HOST)),
         Err(failure) => {
             stats.tunnels.refused.add(1);
@@ -125,8 +142,13 @@ pub async fn to_host(connection: &Connection, pool: &Rc<Pool>) -> Result<Tunnel,
 }
 
 /// A connection that is nobody else's, before or after.
-async fn connect(pool: &Pool, stats: &ServiceStats, header: &[u8]) -> Result<(Stream, Permit), Failure> {
-    let connected = pool.connect_tunnel(header).await;
+async fn connect(
+    pool: &Pool,
+    stats: &ServiceStats,
+    header: &[u8],
+    content: Content,
+) -> Result<(Stream, Permit), Failure> {
+    let connected = pool.connect_tunnel(header, content == Content::Plain).await;
     if connected.is_err() {
         stats.failed_attempts.add(1);
     }
@@ -135,10 +157,10 @@ async fn connect(pool: &Pool, stats: &ServiceStats, header: &[u8]) -> Result<(St
 
 /// Passes on what is none of the protocols that are looked into: to the service of the listener, or of the tunnel that
 /// it is inside of. A client that cannot be served is closed.
-pub async fn serve(connection: &Connection, stream: Stream) {
+pub async fn serve(connection: &Connection, stream: Stream, content: Content) {
     let Connection { worker, client, .. } = connection;
     let opened = match connection.service() {
-        Some(local) => to_service(connection, &local).await,
+        Some(local) => to_service(connection, &local, content).await,
         None => {
             worker.unrouted.tunnels.refused.add(1);
             Err(Refusal::Unsupported("a protocol that names no service"))

@@ -222,26 +222,31 @@ impl Pool {
         Ok(Reply { response, upgraded })
     }
 
-    /// A new connection for a tunnel, on which no protocol is agreed on. `header` goes before everything else.
+    /// A new connection for a tunnel, on which no protocol is agreed on. `header` goes before everything else. Without
+    /// `with_tls` there is none of the proxy's own, whatever the target speaks.
     ///
     /// # Errors
     ///
     /// When there are as many connections as the endpoint's limit allows, or none comes about in time.
-    pub async fn connect_tunnel(&self, header: &[u8]) -> Result<(Stream, Permit), Failure> {
-        self.connect_saying(header, &[]).await.map(|(io, _, permit)| (io, permit))
+    pub async fn connect_tunnel(&self, header: &[u8], with_tls: bool) -> Result<(Stream, Permit), Failure> {
+        self.connect_saying(header, with_tls.then_some(&[])).await.map(|(io, _, permit)| (io, permit))
     }
 
     /// A new connection for exchanges, with these protocols offered where there is TLS; and whether HTTP/2 was agreed
     /// on.
     async fn connect_with(&self, protocols: &[&[u8]]) -> Result<(Stream, bool, Permit), Failure> {
-        self.connect_saying(&[], protocols).await
+        self.connect_saying(&[], Some(protocols)).await
     }
 
-    async fn connect_saying(&self, header: &[u8], protocols: &[&[u8]]) -> Result<(Stream, bool, Permit), Failure> {
+    async fn connect_saying(
+        &self,
+        header: &[u8],
+        protocols: Option<&[&[u8]]>,
+    ) -> Result<(Stream, bool, Permit), Failure> {
         let target = &self.target;
         let permit = Permit::take(&target.load, target.limits.max_connections)
             .ok_or_else(|| Failure::NoPermit { address: target.address.to_string() })?;
-        let tls = target.tls.as_ref().map(|connector| Offer { connector, protocols });
+        let tls = target.tls.as_ref().zip(protocols).map(|(connector, protocols)| Offer { connector, protocols });
         let opening = Opening { header, tls };
         let (io, http2) = connect(&self.timers, &target.address, target.socket, &target.connect, opening).await?;
         Ok((io, http2, permit))
