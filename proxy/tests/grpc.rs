@@ -397,6 +397,27 @@ fn a_connection_that_says_goodbye_takes_no_other_call() {
     }
 }
 
+/// Not before this was fixed: the time that the listener gives a request's body ended what the client only listens to.
+#[test]
+fn a_client_may_be_silent_while_its_response_moves() {
+    let endpoint = Endpoint::start(|_, wire| {
+        let mut frames = Frames::server(wire);
+        let stream = frames.until(HEADERS).stream;
+        frames.send(HEADERS, END_HEADERS, stream, &[STATUS_200]);
+        for _ in 0..10 {
+            frames.send(DATA, 0, stream, b"event ");
+            #[expect(clippy::disallowed_methods, reason = "the endpoint is slow, which is what the test is about")]
+            thread::sleep(Duration::from_millis(100));
+        }
+        frames.send(DATA, END_STREAM, stream, b"end");
+        while frames.next().is_some() {}
+    });
+    let proxy = proxy(&[&endpoint.address.to_string()], "body_timeout = \"200ms\"", "");
+    let client = Http2Client::connect(proxy.addresses[0]);
+    let response = client.send(call("/test.Echo/Wait").body(endless()).expect("a request"));
+    assert_eq!(response.body, [b"event ".repeat(10), b"end".to_vec()].concat());
+}
+
 /// Not before this was fixed: a response whose head had come was taken for idle while only the request moved.
 #[test]
 fn an_upload_goes_on_after_an_early_head() {

@@ -29,8 +29,11 @@ pub(super) struct Attempt<'a> {
     pub stats: &'a ServiceStats,
     /// From the end of the request to the response's head.
     pub timeout: Duration,
-    /// How long the request's body may stand still before there is a response.
+    /// How long the client may let the request's body stand still before there is a response. Afterwards it may be
+    /// silent for as long as the response moves: a stream of events is a request that never ends.
     pub body_timeout: Duration,
+    /// How long the endpoint may take nothing of the request's body.
+    pub idle_timeout: Duration,
     /// When the whole exchange must have ended.
     pub deadline: Option<&'a mut Deadline>,
 }
@@ -45,10 +48,17 @@ impl Attempt<'_> {
     ) -> Result<(Reply, Option<Upload>), Refusal> {
         let (body, upload) = follow(body, timers);
         let mut attempt = pin!(self.pool.attempt(head, body, || self.stats.resent.add(1)));
-        let mut limit = timers.deadline(self.timeout);
+        // Looked at as often as the client's time may be over: when that begins is not told to this task.
+        let most = if upload.is_some() { self.timeout.min(self.body_timeout) } else { self.timeout };
+        let mut limit = timers.deadline(most);
         let reply = poll_fn(|cx| {
             if let Poll::Ready(result) = attempt.as_mut().poll(cx) {
-                return Poll::Ready(result.map_err(Refusal::Upstream));
+                // Where the request's body broke, what came of that is no fault of the endpoint's.
+                let body_error = || upload.as_ref().and_then(|upload| upload.progress.error.take());
+                return Poll::Ready(result.map_err(|failure| match body_error() {
+                    Some(error) => Failure::ClientBody(error).into(),
+                    None => failure.into(),
+                }));
             }
             if self.deadline.as_mut().is_some_and(|deadline| deadline.poll_passed(cx).is_ready()) {
                 return Poll::Ready(Err(Refusal::Deadline));
@@ -57,10 +67,16 @@ impl Attempt<'_> {
                 ready!(limit.poll_passed(cx));
                 let Some(upload) = upload.as_ref() else { break };
                 // While the request is still being sent, its own progress counts.
-                let allowed = if upload.progress.done.get() { self.timeout } else { self.body_timeout };
+                let Progress { done, waiting, .. } = &*upload.progress;
+                let allowed = match (done.get(), waiting.get()) {
+                    (true, _) => self.timeout,
+                    (false, true) => self.body_timeout,
+                    (false, false) => self.idle_timeout,
+                };
                 match upload.time_left(timers, allowed) {
-                    Some(left) => limit.reset(left),
-                    None if upload.progress.waiting.get() => {
+                    Some(left) if done.get() => limit.reset(left),
+                    Some(left) => limit.reset(left.min(self.body_timeout)),
+                    None if waiting.get() => {
                         return Poll::Ready(Err(Refusal::Upstream(Failure::ClientBody(BodyError::Idle))));
                     }
                     None => break,
@@ -76,9 +92,11 @@ impl Attempt<'_> {
 
 /// How the sending of a request's body gets on.
 struct Progress {
-    /// Tick of the last frame.
+    /// Tick at which the last frame came, or the next was asked for.
     last: Cell<u64>,
     done: Cell<bool>,
+    /// Why the body broke.
+    error: RefCell<Option<BodyError>>,
     /// The next frame is the client's to send.
     waiting: Cell<bool>,
     given_up: Cell<bool>,
@@ -92,6 +110,7 @@ fn follow(body: Body, timers: &Rc<Timers>) -> (Body, Option<Upload>) {
     let progress = Rc::new(Progress {
         last: Cell::new(timers.now()),
         done: Cell::new(false),
+        error: RefCell::default(),
         waiting: Cell::new(false),
         given_up: Cell::new(false),
         waker: RefCell::default(),
@@ -138,8 +157,12 @@ impl HttpBody for Followed {
             return Poll::Ready(Some(Err(BodyError::GivenUp)));
         }
         let frame = this.stream.as_mut().poll_frame(cx);
-        progress.waiting.set(frame.is_pending());
+        let waited = progress.waiting.replace(frame.is_pending());
         let Poll::Ready(frame) = frame else {
+            if !waited {
+                // Its time begins when the frame is asked for: whoever does not read is not the client.
+                progress.last.set(this.timers.now());
+            }
             let mut waker = progress.waker.borrow_mut();
             if waker.as_ref().is_none_or(|waker| !waker.will_wake(cx.waker())) {
                 *waker = Some(cx.waker().clone());
@@ -148,7 +171,12 @@ impl HttpBody for Followed {
         };
         progress.last.set(this.timers.now());
         progress.done.set(frame.is_none() || this.stream.is_end_stream());
-        Poll::Ready(frame)
+        Poll::Ready(frame.map(|frame| {
+            frame.map_err(|error| {
+                progress.error.replace(Some(error));
+                BodyError::GivenUp
+            })
+        }))
     }
 
     fn is_end_stream(&self) -> bool {

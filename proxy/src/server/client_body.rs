@@ -1,8 +1,7 @@
 //! What a listener takes of a request's body, whatever version of HTTP it comes by.
 
 use std::pin::Pin;
-use std::task::{Context, Poll};
-use std::time::Duration;
+use std::task::{Context, Poll, ready};
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
@@ -10,7 +9,6 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use super::connection::Connection;
 use super::refusal::Refusal;
 use crate::proto::{Body, BodyError};
-use crate::timer::Deadline;
 
 /// A body that is yet to arrive, within the listener's limits.
 ///
@@ -29,9 +27,8 @@ where
     if body.is_end_stream() {
         return Ok(Body::Empty);
     }
-    let timeout = settings.body_timeout;
-    let idle = connection.worker.timers.deadline(timeout);
-    Ok(Body::Stream(Box::pin(Limited { body, left, idle, timeout, waiting: false })))
+    // How long it may stand still is for the attempt to say, which knows whether there is a response by then.
+    Ok(Body::Stream(Box::pin(Limited { body, left })))
 }
 
 /// The same for a body that is here.
@@ -48,11 +45,6 @@ struct Limited<B> {
     body: B,
     /// Bytes that may still come.
     left: u64,
-    /// When the client has let the body stand still for too long.
-    idle: Deadline,
-    timeout: Duration,
-    /// The next frame is the client's to send.
-    waiting: bool,
 }
 
 impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> HttpBody for Limited<B> {
@@ -61,15 +53,7 @@ impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> HttpBody for Limited<
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(cx) else {
-            if !this.waiting {
-                // Its time begins when the body is asked for: whoever does not read it is not the client.
-                this.waiting = true;
-                this.idle.reset(this.timeout);
-            }
-            return this.idle.poll_passed(cx).map(|()| Some(Err(BodyError::Idle)));
-        };
-        this.waiting = false;
+        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {

@@ -189,6 +189,7 @@ impl Way<'_> {
             stats: self.stats,
             timeout: self.request_timeout,
             body_timeout: self.stream_idle_timeout.min(connection.listener.settings.body_timeout),
+            idle_timeout: self.stream_idle_timeout,
             deadline: call.deadline.as_mut(),
         };
         let answered = match attempt.run(timers, head, body).await {

@@ -175,6 +175,7 @@ fn grpc_code_of_failure(failure: &Failure) -> Code {
         Failure::Timeout { .. } | Failure::ClientBody(BodyError::Idle) => Code::DeadlineExceeded,
         Failure::Denied { .. } => Code::PermissionDenied,
         Failure::Reset { code, .. } => Code::of_reset(*code),
+        Failure::ClientBody(BodyError::TooLarge) => Code::ResourceExhausted,
         Failure::ClientBody(_) => Code::Cancelled,
         _ => Code::Unavailable,
     }

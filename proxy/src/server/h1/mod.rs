@@ -97,7 +97,6 @@ enum Ended {
 }
 
 /// What the client has sent, between requests.
-#[expect(clippy::large_enum_variant, reason = "made once a request, which is what it is for")]
 enum Arrived {
     Request(Head),
     Refused(Refusal),
