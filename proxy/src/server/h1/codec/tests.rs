@@ -1,3 +1,4 @@
+use http::header::TE;
 use proptest::prelude::*;
 
 use super::*;
@@ -254,7 +255,8 @@ proptest! {
         let _ = decode_request(&[start.as_bytes(), &bytes].concat(), LIMITS);
     }
 
-    /// What is taken is written to an endpoint in a form that this very parser reads as the same request.
+    /// What is taken is written to an endpoint in a form that this very parser reads as the same request. What belongs to
+    /// one connection is left out or said anew.
     #[test]
     fn what_is_taken_is_written_so_that_it_is_read_equally(text in requests()) {
         let Ok(Some(head)) = decode_request(text.as_bytes(), LIMITS) else { return Ok(()) };
@@ -268,7 +270,7 @@ proptest! {
         prop_assert_eq!((&before.0, before.3), (&after.0, after.3));
         let path = |uri: &Uri| uri.path_and_query().map(ToString::to_string);
         prop_assert_eq!(path(&head.parts.uri), path(&again.parts.uri));
-        for name in before.2.keys().filter(|name| ![&HOST, &CONTENT_LENGTH, &TRANSFER_ENCODING].contains(name)) {
+        for name in before.2.keys().filter(|name| ![&HOST, &CONTENT_LENGTH, &TRANSFER_ENCODING, &TE].contains(name)) {
             let values = |headers: &HeaderMap| headers.get_all(name).iter().cloned().collect::<Vec<_>>();
             prop_assert_eq!(values(&before.2), values(&after.2));
         }
