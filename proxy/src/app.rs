@@ -242,7 +242,7 @@ fn run_worker(
             return false;
         }
     };
-    runtime.block_on(async move {
+    let finished = runtime.block_on(async move {
         let worker = Worker::new(number, shared);
         tokio::task::spawn_local(worker.clone().keep_house());
         let mut accepting = tokio::task::JoinSet::new();
@@ -259,5 +259,8 @@ fn run_worker(
         while accepting.join_next().await.is_some() {}
         worker.drain();
         drain::until_idle(deadline, || worker.connections() == 0).await
-    })
+    });
+    // A name that is still being looked up keeps nobody waiting.
+    runtime.shutdown_background();
+    finished
 }

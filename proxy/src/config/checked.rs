@@ -57,7 +57,8 @@ pub struct Listener {
     /// Everything that arrives goes to this service, whatever it names. None: the request, or the tunnel, names it.
     pub service: Option<Arc<str>>,
     pub tls: ListenerTls,
-    /// Where requests and tunnels for hosts that are no services may go; none for nowhere. By default on loopback only.
+    /// Where requests and tunnels for hosts that are no services may go; none for nowhere. By default on loopback only, and
+    /// where no PROXY protocol is taken.
     pub passthrough: Option<Passthrough>,
     /// The networks whose connections begin with a PROXY protocol header (version 1 or 2); empty for none.
     pub proxy_protocol: Vec<Network>,
@@ -148,7 +149,8 @@ pub struct KeyPair {
 
 /// Where connections to hosts that are no services may go. What is never meant (metadata services of clouds, the link,
 /// multicast, and loopback where the listener is not on it) is denied also where nothing is listed; a network in
-/// `allow_networks` that lies within one of these allows it again.
+/// `allow_networks` that lies within one of these allows it again. This machine's other addresses are like loopback, but
+/// only a network of just one address allows them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Passthrough {
     /// Only these; empty for all.

@@ -53,7 +53,8 @@ pub struct Listener {
 
 impl Listener {
     fn new(settings: checked::Listener, tls: Arc<Terminator>) -> Self {
-        let is_local = settings.address.ip().to_canonical().is_loopback();
+        // Who speaks for others may speak for those that are not on this machine.
+        let is_local = settings.address.ip().to_canonical().is_loopback() && settings.proxy_protocol.is_empty();
         Self {
             reach: settings.passthrough.as_ref().map(|passthrough| Arc::new(Reach::new(passthrough, is_local))),
             permits: Arc::new(Semaphore::new(settings.max_connections.min(Semaphore::MAX_PERMITS))),

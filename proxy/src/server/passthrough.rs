@@ -9,7 +9,10 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::sync::Semaphore;
+
 use super::refusal::Refusal;
+use super::route::normalized;
 use super::worker::Worker;
 use crate::config::checked::{Pool as Limits, UpstreamProtocol};
 use crate::service::Load;
@@ -23,17 +26,28 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 
 const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
-const LIMITS: Limits = Limits { max_idle: 8, idle_timeout: Duration::from_secs(30), max_connections: 1024 };
+/// The connections are those to all hosts together: names are the client's to choose, and there is no end of them.
+const LIMITS: Limits = Limits { max_idle: 8, idle_timeout: Duration::from_secs(30), max_connections: 4096 };
+
+/// Names that are looked up at once. A lookup cannot be stopped and holds a thread, which services need too.
+const LOOKUPS: usize = 32;
 
 /// Hosts whose connections are kept.
 const MAX_HOSTS: usize = 256;
 
 /// One worker's connections to hosts that are no services.
-#[derive(Default)]
 pub struct Passthrough {
+    load: Load,
+    lookups: Arc<Semaphore>,
     /// By the address of the [`Reach`], which the pool keeps alive, and `host:port`: a pool belongs to one listener, as
     /// what it may connect to does.
     pools: RefCell<HashMap<(usize, String), Rc<Pool>>>,
+}
+
+impl Default for Passthrough {
+    fn default() -> Self {
+        Self { load: Load::alone(), lookups: Arc::new(Semaphore::new(LOOKUPS)), pools: RefCell::default() }
+    }
 }
 
 impl Passthrough {
@@ -46,7 +60,7 @@ impl Passthrough {
         if !reach.has_port(port) {
             return Err(Refusal::PortDenied { port });
         }
-        let address = format!("{host}:{port}");
+        let address = format!("{}:{port}", normalized(host));
         let key = (Arc::as_ptr(reach).addr(), address);
         if let Some(pool) = self.pools.borrow().get(&key) {
             return Ok(pool.clone());
@@ -54,10 +68,14 @@ impl Passthrough {
         let target = Target {
             address: key.1.as_str().into(),
             socket: None,
-            load: Load::alone(),
+            load: self.load.clone(),
             protocol: UpstreamProtocol::Http1,
             tls: None,
-            connect: ConnectSettings { timeout: CONNECT_TIMEOUT, reach: Some(reach.clone()) },
+            connect: ConnectSettings {
+                timeout: CONNECT_TIMEOUT,
+                reach: Some(reach.clone()),
+                lookups: Some(self.lookups.clone()),
+            },
             limits: LIMITS,
             stream_idle_timeout: STREAM_IDLE_TIMEOUT,
         };
@@ -73,7 +91,7 @@ impl Passthrough {
     pub fn sweep(&self) {
         self.pools.borrow_mut().retain(|_, pool| {
             pool.sweep();
-            pool.idle() > 0 || pool.target.load.connections() > 0 || Rc::strong_count(pool) > 1
+            pool.idle() > 0 || Rc::strong_count(pool) > 1
         });
     }
 }

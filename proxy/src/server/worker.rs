@@ -215,7 +215,7 @@ impl LocalService {
                 protocol: settings.protocol,
                 tls: settings.tls.as_ref().and_then(|tls| worker.shared.connectors.get(tls).cloned()),
                 // What the registry announces is what the operator announced.
-                connect: ConnectSettings { timeout: settings.connect_timeout, reach: None },
+                connect: ConnectSettings { timeout: settings.connect_timeout, reach: None, lookups: None },
                 limits: settings.pool,
                 stream_idle_timeout: settings.stream_idle_timeout,
             };

@@ -1,5 +1,6 @@
 //! Opening a connection.
 
+use std::io;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -7,6 +8,7 @@ use std::time::Duration;
 
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
+use tokio::sync::Semaphore;
 
 use super::{Failure, Reach};
 use crate::service::Load;
@@ -21,6 +23,8 @@ pub struct ConnectSettings {
     pub timeout: Duration,
     /// Which addresses may be connected to; none for all.
     pub reach: Option<Arc<Reach>>,
+    /// The names that may be looked up at once with others of their kind; none for any number.
+    pub lookups: Option<Arc<Semaphore>>,
 }
 
 /// TLS to an endpoint: by whom, and the protocols to offer, the preferred one first.
@@ -72,8 +76,8 @@ pub async fn connect(
     let attempt = async {
         let connected = match socket {
             Some(socket) => connect_to_any([socket].into_iter(), address, settings.reach.as_deref()).await,
-            None => match tokio::net::lookup_host(address).await {
-                Ok(sockets) => connect_to_any(sockets, address, settings.reach.as_deref()).await,
+            None => match look_up(address, settings.lookups.as_ref()).await {
+                Ok(sockets) => connect_to_any(sockets.into_iter(), address, settings.reach.as_deref()).await,
                 Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
             },
         };
@@ -93,6 +97,21 @@ pub async fn connect(
     connected.unwrap_or_else(|_| Err(Failure::ConnectTimeout { address: address.to_owned() }))
 }
 
+/// The addresses of a name. A lookup that nobody waits for any longer goes on, and counts for as long.
+async fn look_up(address: &str, lookups: Option<&Arc<Semaphore>>) -> io::Result<Vec<SocketAddr>> {
+    let permit = match lookups {
+        Some(lookups) => Some(lookups.clone().acquire_owned().await.map_err(io::Error::other)?),
+        None => None,
+    };
+    let address = address.to_owned();
+    let found = tokio::task::spawn_local(async move {
+        let found = tokio::net::lookup_host(address).await.map(Vec::from_iter);
+        drop(permit);
+        found
+    });
+    found.await.map_err(io::Error::other)?
+}
+
 /// Tries the allowed ones of these addresses in turn; the error of the last.
 async fn connect_to_any(
     sockets: impl Iterator<Item = SocketAddr>,
@@ -102,9 +121,18 @@ async fn connect_to_any(
     let mut failure = Failure::Denied { address: address.to_owned() };
     for socket in sockets.filter(|socket| reach.is_none_or(|reach| reach.has(socket.ip()))) {
         match TcpStream::connect(socket).await {
+            // One of this machine's other addresses is this machine too, and only now does it show.
+            Ok(stream) if reach.is_some_and(|reach| !reach.has_own(socket.ip())) && is_own(&stream) => {
+                failure = Failure::Denied { address: address.to_owned() };
+            }
             Ok(stream) => return Ok(stream),
             Err(source) => failure = Failure::Connect { address: address.to_owned(), source },
         }
     }
     Err(failure)
+}
+
+/// Whether a connection leads to the machine that it comes from.
+fn is_own(stream: &TcpStream) -> bool {
+    stream.local_addr().is_ok_and(|local| stream.peer_addr().is_ok_and(|peer| local.ip() == peer.ip()))
 }

@@ -44,6 +44,18 @@ impl Reach {
         never_meant.all(|never| allow_networks.iter().any(|network| network.contains(inside) && never.covers(network)))
     }
 
+    /// Whether an address may be connected to that turns out to be this machine's own: where clients are on it anyway,
+    /// or where just this address is allowed.
+    pub fn has_own(&self, address: IpAddr) -> bool {
+        let inside = canonical(address);
+        let is_alone = |network: &Network| network.prefix == if network.address.is_ipv4() { 32 } else { 128 };
+        self.loopback
+            || self.settings.allow_networks.iter().any(|network| {
+                network.contains(inside)
+                    && (is_alone(network) || LOOPBACK.iter().any(|loopback| loopback.covers(network)))
+            })
+    }
+
     fn never_meant(&self) -> impl Iterator<Item = &'static Network> {
         let loopback: &[Network] = if self.loopback { &[] } else { &LOOPBACK };
         NEVER_MEANT.iter().chain(loopback)
@@ -180,6 +192,17 @@ mod tests {
         ] {
             assert_eq!(has(&reach, address), expected, "{address}");
         }
+    }
+
+    /// What is bound to all of this machine's addresses is as open on any of them as on loopback.
+    #[test]
+    fn this_machine_is_reached_by_none_of_its_addresses() {
+        let own = |reach: &Reach, address: &str| reach.has_own(address.parse().unwrap());
+        assert!(own(&Reach::new(&Passthrough::default(), true), "10.0.0.5"));
+        assert!(!own(&Reach::new(&Passthrough::default(), false), "10.0.0.5"));
+        assert!(!own(&reach(&["10.0.0.0/8"], &[]), "10.0.0.5"));
+        assert!(own(&reach(&["10.0.0.5/32"], &[]), "::ffff:10.0.0.5"));
+        assert!(own(&reach(&["127.0.0.0/8"], &[]), "127.0.0.1"));
     }
 
     #[test]

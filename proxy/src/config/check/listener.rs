@@ -34,7 +34,8 @@ pub(super) fn check(listener: Listener, has_common: bool, problems: &mut Problem
     });
     let address = listener.address?.value;
     let by_default = || {
-        let local = address.ip().to_canonical().is_loopback();
+        // Behind somebody who speaks for others, clients are not on this machine.
+        let local = address.ip().to_canonical().is_loopback() && listener.proxy_protocol.is_empty();
         (local && listener.service.is_none() && protocol != Protocol::Tcp).then(Passthrough::default)
     };
     Some(checked::Listener {

@@ -74,10 +74,10 @@ fn passthrough_is_on_by_default_on_loopback_only() {
     let text = r#"listener = [
         { address = "127.9.9.9:1" }, { address = "[::1]:2" }, { address = "0.0.0.0:3" }, { address = "10.0.0.1:4" },
         { address = "0.0.0.0:5", passthrough = true }, { address = "127.0.0.1:6", passthrough = false },
-        { address = "127.0.0.1:7", service = "users" },
+        { address = "127.0.0.1:7", service = "users" }, { address = "127.0.0.1:8", proxy_protocol = ["127.0.0.1"] },
     ]"#;
     let passes: Vec<_> = config_of(text).listeners.iter().map(|listener| listener.passthrough.is_some()).collect();
-    assert_eq!(passes, [true, true, false, false, true, false, false]);
+    assert_eq!(passes, [true, true, false, false, true, false, false, false]);
 }
 
 #[test]

@@ -314,7 +314,9 @@ pub enum After {
 /// How the response to a request is framed (RFC 9112, 6.3). `length` is its body's, where that is known; `keep_alive`
 /// says whether the connection can go on as far as we know.
 pub fn response_form(status: StatusCode, length: Option<u64>, asks: Asks, keep_alive: bool) -> Form {
-    let after = if keep_alive && asks.keep_alive { After::Open } else { After::Closed };
+    // What follows a CONNECT that is refused may have been meant for the other end of the tunnel.
+    let keep_alive = keep_alive && asks.keep_alive && asks.method != Asked::Connect;
+    let after = if keep_alive { After::Open } else { After::Closed };
     let changes = status == StatusCode::SWITCHING_PROTOCOLS || (asks.method == Asked::Connect && status.is_success());
     if changes {
         return Form { says: Says::Nothing, body: None, after: After::Changed };

@@ -67,10 +67,7 @@ pub async fn serve(connection: Rc<Connection>, mut stream: Stream) -> Option<(St
             }
             Ended::GivenUp => return None,
             Ended::Cut => {
-                // TLS that ends without a word is cut as it is.
-                if let Some(tcp) = stream.as_tcp() {
-                    let _it_ends_in_any_case = tcp.set_zero_linger();
-                }
+                stream.break_off();
                 return None;
             }
         }

@@ -149,7 +149,7 @@ fn responses_are_framed_as_rfc_9112_says() {
         (form(204, Some(0), any), (Says::Nothing, None, After::Open)),
         (form(101, Some(0), any), (Says::Nothing, None, After::Changed)),
         (form(200, Some(0), Asks { method: Asked::Connect, ..any }), (Says::Nothing, None, After::Changed)),
-        (form(501, Some(5), Asks { method: Asked::Connect, ..any }), length(5)),
+        (form(501, Some(5), Asks { method: Asked::Connect, ..any }), (length(5).0, length(5).1, After::Closed)),
         (form(204, None, Asks::NOTHING_MORE), (Says::Nothing, None, After::Closed)),
     ] {
         assert_eq!((form.says, form.body, form.after), expected);
