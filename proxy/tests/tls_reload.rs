@@ -17,6 +17,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use http::{Endpoint, OK, Proxy, one_listener, users, wait_until};
 use rustls::ClientConfig;
@@ -47,6 +48,23 @@ fn figure(proxy: &Proxy, start: &str) -> String {
 fn expiry(proxy: &Proxy, file: &Path) -> String {
     let labels = format!("{{certificate=\"{}\",names=\"users\"}}", file.display());
     figure(proxy, &format!("heddle_certificate_expiry_timestamp_seconds{labels}"))
+}
+
+/// Has the certificate replaced three times, each time once the one before it is served, and asserts that the changes
+/// were announced: the files are also read again every 5 s, which alone would take more than 10 s for the three.
+///
+/// `swap` puts the certificate of a round in place and returns it.
+#[track_caller]
+fn assert_served_at_once(what: &str, proxy: &Proxy, authority: &Authority, swap: impl Fn(usize) -> Vec<u8>) {
+    let taken = [0, 1, 2].map(|round| {
+        let expected = swap(round);
+        let swapped = Instant::now();
+        // A session that is resumed would show the certificate of when it began.
+        wait_until("the new certificate is served", || shown(proxy, &authority.client_config()) == expected);
+        swapped.elapsed()
+    });
+    println!("{what}: {taken:?} until the new certificate was served");
+    assert!(taken.iter().sum::<Duration>() < Duration::from_secs(4), "{what}: {taken:?}");
 }
 
 /// Puts the files of one pair in the place of another's, the key first; each is replaced as a whole.
@@ -118,6 +136,21 @@ fn sessions_are_resumed_across_a_change() {
     resumed.assert_has("Reused, TLSv1").assert_has("200 OK");
 }
 
+#[test]
+fn files_that_are_replaced_are_read_at_once() {
+    let authority = Authority::new();
+    let pair = authority.issue("users", &["users"]);
+    let endpoint = Endpoint::saying(OK);
+    let proxy = proxy(&endpoint, &pair.keys());
+    shown(&proxy, &authority.client_config());
+    assert_served_at_once("files", &proxy, &authority, |_| {
+        let next = authority.issue("next", &["users"]);
+        let expected = der(&next.certificate);
+        replace(&pair, &next);
+        expected
+    });
+}
+
 /// A mounted Secret of Kubernetes: files that are links through `..data`, which is a link that is replaced.
 #[test]
 fn links_are_followed() {
@@ -141,9 +174,13 @@ fn links_are_followed() {
     let pair = Pair { certificate: current.join("tls.crt"), key: current.join("tls.key") };
     let proxy = proxy(&endpoint, &pair.keys());
     assert_eq!(shown(&proxy, &authority.client_config()), der(&pairs[0].certificate));
-    symlink("..2", mounted.join("..new")).expect("a link");
-    fs::rename(mounted.join("..new"), mounted.join("..data")).expect("swapped");
-    wait_until("the second is served", || shown(&proxy, &authority.client_config()) == der(&pairs[1].certificate));
+    assert_served_at_once("links", &proxy, &authority, |round| {
+        // The second, the first, the second.
+        let next = 1 - round % 2;
+        symlink(["..1", "..2"][next], mounted.join("..new")).expect("a link");
+        fs::rename(mounted.join("..new"), mounted.join("..data")).expect("swapped");
+        der(&pairs[next].certificate)
+    });
     let elsewhere = authority.folder.path().join("elsewhere");
     fs::create_dir(&elsewhere).expect("a folder");
     fs::copy(&pairs[0].certificate, elsewhere.join("tls.crt")).expect("copied");
