@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -222,8 +222,14 @@ pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher)
                     let Ok(stream) = stream.into_std() else { continue };
                     let accepted = Accepted { listener: listener.clone(), stream, client, permit };
                     count(&worker.shared, other, 1);
-                    if workers.get(other).is_none_or(|worker| worker.send(accepted).is_err()) {
+                    let refused = match workers.get(other) {
+                        Some(worker) => worker.send(accepted).map_err(|refused| refused.0).err(),
+                        None => Some(accepted),
+                    };
+                    if let Some(accepted) = refused {
+                        // It has ended: what waited to be accepted is served here.
                         count(&worker.shared, other, -1);
+                        start_accepted(&worker, accepted);
                     }
                 }
             },
@@ -238,13 +244,18 @@ pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher)
 
 /// Serves the connections that other workers hand over, for ever.
 pub async fn take_over(worker: Rc<Worker>, mut handed: UnboundedReceiver<Accepted>) {
-    while let Some(Accepted { listener, stream, client, permit }) = handed.recv().await {
+    while let Some(accepted) = handed.recv().await {
         // The worker that handed it over has counted it already.
         count(&worker.shared, worker.number, -1);
-        match TcpStream::from_std(stream) {
-            Ok(stream) => start(&worker, listener, stream, client, permit),
-            Err(error) => tracing::error!(target: "heddle::server", "a connection was lost on its way: {error}"),
-        }
+        start_accepted(&worker, accepted);
+    }
+}
+
+fn start_accepted(worker: &Rc<Worker>, accepted: Accepted) {
+    let Accepted { listener, stream, client, permit } = accepted;
+    match TcpStream::from_std(stream) {
+        Ok(stream) => start(worker, listener, stream, client, permit),
+        Err(error) => tracing::error!(target: "heddle::server", "a connection was lost on its way: {error}"),
     }
 }
 
@@ -266,6 +277,7 @@ impl Clients {
     /// Counts a connection of a client; nothing to count where there is no limit, and none when it has been reached.
     fn enter(listener: &Arc<Listener>, client: IpAddr) -> Option<Option<OfClient>> {
         let Some(limit) = listener.settings.max_connections_per_client else { return Some(None) };
+        let client = one_client(client);
         let mut clients = listener.clients.lock();
         let count = clients.entry(client).or_default();
         if *count >= limit {
@@ -277,6 +289,14 @@ impl Clients {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// What counts as one client: with IPv6 all of a network of 64 bits, the smallest that anybody is given (RFC 6177).
+fn one_client(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V4(_) => address,
+        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
     }
 }
 
@@ -331,4 +351,17 @@ fn less_loaded(shared: &Shared, this: usize) -> Option<usize> {
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_network_is_one_client() {
+        let of = |address: &str| one_client(address.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
+    }
 }
