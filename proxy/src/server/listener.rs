@@ -151,7 +151,7 @@ fn socket(address: SocketAddr) -> io::Result<Socket> {
     socket.set_reuse_address(true)?;
     socket.set_nonblocking(true)?;
     if address.is_ipv6() {
-        socket.set_only_v6(address.ip() != std::net::Ipv6Addr::UNSPECIFIED)?;
+        socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
     }
     Ok(socket)
 }
