@@ -158,7 +158,7 @@ impl Proxy {
         let (scheme, version) = match self.way {
             Way::Tls => ("https", "--http1.1"),
             Way::Http2 => ("http", "--http2-prior-knowledge"),
-            Way::Tcp | Way::Connect | Way::Http => unreachable!("a client of our own"),
+            Way::Tcp | Way::Connect | Way::Http => panic!("a client of our own"),
         };
         let mut command = Command::new("curl");
         command.args(["-sS", "--max-time", &DEADLINE.as_secs().to_string(), "--noproxy", "*", version]);

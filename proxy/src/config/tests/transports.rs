@@ -499,8 +499,9 @@ fn files_that_do_not_hold_what_their_labels_say() {
     let folder = files();
     let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
     let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
-    write("half.pem", &read("cert.pem")[..200]);
-    write("half-key.pem", &read("key.pem")[..60]);
+    let half = |text: &str| text.chars().take(text.len() / 2).collect::<String>();
+    write("half.pem", &half(&read("cert.pem")));
+    write("half-key.pem", &half(&read("key.pem")));
     write("no-x509.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     write("no-key.pem", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
     write("locked.pem", "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n");
