@@ -1,7 +1,8 @@
 //! What hostile clients cost the others: the time of requests at a fixed rate, alone, beside 2,000 connections that send
 //! a byte of a request's head every second, and beside a client that resets each stream as soon as it has opened it.
 //!
-//! Times count from when a request was due, so that one that had to wait for another is charged for it.
+//! Times count from when a request was due, so that one that had to wait for another is charged for it. Ends badly if
+//! the 99th percentile beside hostile clients is more than twice the one alone.
 
 #![allow(
     clippy::disallowed_methods,
@@ -37,6 +38,8 @@ const SLOW: usize = 2_000;
 /// Connections a second of the client that resets streams, and the most streams that it opens on one.
 const RESETTING: u32 = 20;
 const STREAMS: u32 = 2_000;
+/// How often the 99th percentile alone others may make of it.
+const MOST: f64 = 2.0;
 
 fn main() {
     let folder = tempfile::TempDir::new().unwrap();
@@ -48,7 +51,8 @@ fn main() {
     fs::write(&config, text).unwrap();
     let proxy = Proxy::start(&config);
     let address = proxy.address;
-    report("alone", &measure(address));
+    let alone_times = measure(address);
+    report("alone", &alone_times);
 
     let slow: Vec<TcpStream> = (0..SLOW).map(|_| TcpStream::connect(address).unwrap()).collect();
     let slow_times = beside(
@@ -79,10 +83,25 @@ fn main() {
     );
     report(&format!("beside {} streams that are reset", streams.load(Relaxed)), &reset_times);
     println!("{} KiB resident at the end", proxy.memory());
+
+    let alone = percentile(&alone_times, 990).as_secs_f64();
+    let ratio = |times: &[Duration]| percentile(times, 990).as_secs_f64() / alone;
+    let ratios = [("slow heads", ratio(&slow_times)), ("streams that are reset", ratio(&reset_times))];
+    for (what, ratio) in ratios {
+        println!("p99 beside {what}: {ratio:.2} times the one alone");
+    }
+    for (what, ratio) in ratios {
+        assert!(ratio <= MOST, "p99 beside {what} is {ratio:.2} times the one alone, and may be {MOST}");
+    }
+}
+
+/// Of sorted times, the one that so many in a thousand do not exceed.
+fn percentile(times: &[Duration], thousandths: usize) -> Duration {
+    times[(times.len() * thousandths / 1000).min(times.len() - 1)]
 }
 
 fn report(what: &str, times: &[Duration]) {
-    let at = |share: usize| times[(times.len() * share / 1000).min(times.len() - 1)].as_micros();
+    let at = |thousandths| percentile(times, thousandths).as_micros();
     println!("{what}: {} requests, p50 {} us, p99 {} us, p99.9 {} us", times.len(), at(500), at(990), at(999));
 }
 

@@ -4,8 +4,10 @@
 #![allow(dead_code, reason = "each user has a part of it")]
 #![allow(clippy::disallowed_methods, reason = "threads of their own to block")]
 
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::thread;
@@ -22,6 +24,10 @@ pub enum Way {
     Connect,
     /// With a request and a response.
     Http,
+    /// The same within TLS that ends at the proxy. The client is curl.
+    Tls,
+    /// With a request and a response of HTTP/2, which the endpoint does not speak. The client is curl.
+    Http2,
 }
 
 /// A first byte that is the beginning of no protocol: what follows is to be counted up to its end, and the count sent.
@@ -120,13 +126,20 @@ pub struct Proxy {
     pub heddle: Heddle,
     address: SocketAddr,
     way: Way,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
 }
 
 impl Proxy {
     pub fn start(way: Way, far: &Far) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
-        let listener = if matches!(way, Way::Tcp) { "protocol = \"tcp\"\nservice = \"far\"" } else { "" };
+        let listener = match way {
+            Way::Tcp => "protocol = \"tcp\"\nservice = \"far\"",
+            Way::Tls => "tls = { certificate = \"far.pem\", key = \"far.key\" }",
+            Way::Connect | Way::Http | Way::Http2 => "",
+        };
+        let made = rcgen::generate_simple_self_signed(["far".to_owned()]).expect("a certificate");
+        std::fs::write(folder.path().join("far.pem"), made.cert.pem()).expect("written");
+        std::fs::write(folder.path().join("far.key"), made.signing_key.serialize_pem()).expect("written");
         let config = folder.path().join("heddle.toml");
         let text = format!(
             "admin = false\nworkers = 1\n[[listener]]\naddress = \"127.0.0.1:0\"\n{listener}\n\
@@ -136,7 +149,31 @@ impl Proxy {
         std::fs::write(&config, text).expect("written");
         let heddle = Heddle::start(command(&["run", "--config", config.to_str().expect("UTF-8")]));
         let address = heddle.address("listening on ");
-        Self { heddle, address, way, _folder: folder }
+        Self { heddle, address, way, folder }
+    }
+
+    /// Runs curl, as TLS or HTTP/2 has it: its exit code and what it printed.
+    fn curl(&self, path: &str, args: &[&str]) -> (Option<i32>, String) {
+        let port = self.address.port();
+        let (scheme, version) = match self.way {
+            Way::Tls => ("https", "--http1.1"),
+            Way::Http2 => ("http", "--http2-prior-knowledge"),
+            Way::Tcp | Way::Connect | Way::Http => panic!("a client of our own"),
+        };
+        let mut command = Command::new("curl");
+        command.args(["-sS", "--max-time", &DEADLINE.as_secs().to_string(), "--noproxy", "*", version]);
+        command.args(["--resolve", &format!("far:{port}:127.0.0.1"), "-H", "Expect:", "-H", "Host: far"]);
+        command.arg("--cacert").arg(self.folder.path().join("far.pem"));
+        let output = command.args(args).arg(format!("{scheme}://far:{port}/{path}")).output().expect("curl starts");
+        (output.status.code(), String::from_utf8(output.stdout).expect("text"))
+    }
+
+    /// What curl was asked to print of a transfer that has to go well.
+    #[track_caller]
+    fn curled(&self, path: &str, args: &[&str]) -> u64 {
+        let (code, printed) = self.curl(path, args);
+        assert_eq!(code, Some(0), "curl {path} {args:?}: {printed}");
+        printed.parse().unwrap_or_else(|_| panic!("{printed:?}"))
     }
 
     /// A connection that leads to the endpoint, or to the proxy where requests are sent.
@@ -154,6 +191,12 @@ impl Proxy {
 
     /// Sends so many bytes: how many the endpoint says that it received.
     pub fn upload(&self, length: u64) -> u64 {
+        if matches!(self.way, Way::Tls | Way::Http2) {
+            // Of zeros that are nowhere on the disk.
+            let path = self.folder.path().join("upload");
+            File::create(&path).and_then(|file| file.set_len(length)).expect("a file");
+            return self.curled("", &["-T", path.to_str().expect("UTF-8")]);
+        }
         let stream = self.open();
         let mut read = BufReader::new(&stream);
         if matches!(self.way, Way::Http) {
@@ -185,11 +228,23 @@ impl Proxy {
 
     /// Has so many bytes sent by the endpoint: how many arrive.
     pub fn download(&self, length: u64) -> u64 {
+        if matches!(self.way, Way::Tls | Way::Http2) {
+            return self.curled(&length.to_string(), &["-o", "/dev/null", "-w", "%{size_download}"]);
+        }
         count(&mut self.ask(length)).expect("bytes")
     }
 
     /// The same, of which one 10 KB a second are taken for so many tenths of a second.
     pub fn sip(&self, length: u64, tenths: u32) {
+        if matches!(self.way, Way::Tls | Way::Http2) {
+            let time = (f64::from(tenths) / 10.0).to_string();
+            let slowly = ["--limit-rate", "10240", "--max-time", &time, "-o", "/dev/null", "-w", "%{size_download}"];
+            let (code, printed) = self.curl(&length.to_string(), &slowly);
+            // 28: the time was over.
+            assert_eq!(code, Some(28), "{printed}");
+            assert!(printed.parse::<u64>().is_ok_and(|taken| taken > 0 && taken < length), "{printed}");
+            return;
+        }
         let mut read = self.ask(length);
         for _ in 0..tenths {
             read.read_exact(&mut [0; 1024]).expect("bytes");

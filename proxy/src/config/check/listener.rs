@@ -10,7 +10,7 @@ use super::super::listener::{self as written, Hosts, Listener, Terminate, Tls};
 use super::super::problem::Problems;
 use super::super::read::At;
 use super::report_doubles;
-use super::tls::report_no_certificate;
+use super::tls::check_authorities;
 
 /// None without an address, which has been reported. `has_common` says whether there are certificates for all listeners.
 pub(super) fn check(listener: Listener, has_common: bool, problems: &mut Problems) -> Option<checked::Listener> {
@@ -83,7 +83,7 @@ fn tls(at: At<Tls>, has_common: bool, problems: &mut Problems) -> ListenerTls {
 }
 
 fn client(terminate: &Terminate, problems: &mut Problems) -> ClientCertificates {
-    report_no_certificate(terminate.client_ca.as_ref(), problems);
+    check_authorities(terminate.client_ca.as_ref(), problems);
     let ca = terminate.client_ca.as_ref().map(|at| at.value.clone());
     match (terminate.client, ca) {
         (Some(written::ClientCertificates::Optional), Some(ca)) => ClientCertificates::Optional(ca),

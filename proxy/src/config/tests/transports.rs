@@ -493,6 +493,62 @@ fn certificates_of_clients() {
     }
 }
 
+/// What `heddle run` would not start with is found without starting it.
+#[test]
+fn files_that_do_not_hold_what_their_labels_say() {
+    let folder = files();
+    let write = |name: &str, text: &str| std::fs::write(folder.path().join(name), text).unwrap();
+    let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+    let half = |text: &str| text.chars().take(text.len() / 2).collect::<String>();
+    write("half.pem", &half(&read("cert.pem")));
+    write("half-key.pem", &half(&read("key.pem")));
+    write("no-x509.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
+    write("no-key.pem", "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n");
+    write("locked.pem", "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n");
+    let assert_told = |text: &str, starts: &str, remedy: &str| {
+        let problems = parse_beside(&folder, text).unwrap_err();
+        assert!(problems.starts_with(&format!("heddle.toml:{starts}")), "{problems}");
+        assert!(problems.ends_with(&format!("; expected {remedy}")) && problems.lines().count() == 1, "{problems}");
+    };
+    for (certificate, key, starts, remedy) in [
+        (
+            "cert.pem",
+            "other-key.pem",
+            "5: listener[0].tls.key: other-key.pem: the key is not that of the certificate cert.pem",
+            "the two files that were made together, in both keys",
+        ),
+        ("half.pem", "key.pem", "4: listener[0].tls.certificate: half.pem: not PEM", "a whole PEM file"),
+        ("cert.pem", "half-key.pem", "5: listener[0].tls.key: half-key.pem: not PEM", "a whole PEM file"),
+        (
+            "no-x509.pem",
+            "key.pem",
+            "4: listener[0].tls.certificate: no-x509.pem: not a certificate that can be used",
+            "certificates of X.509",
+        ),
+        (
+            "cert.pem",
+            "no-key.pem",
+            "5: listener[0].tls.key: no-key.pem: not a key that can be used",
+            "a key of ECDSA, Ed25519 or RSA, in PKCS#8, SEC1 or PKCS#1",
+        ),
+        (
+            "cert.pem",
+            "locked.pem",
+            "5: listener[0].tls.key: locked.pem holds no private key that can be read",
+            "one in PKCS#8, SEC1 or PKCS#1 that is not encrypted",
+        ),
+    ] {
+        let text = format!("{LISTENER}[listener.tls]\ncertificate = \"{certificate}\"\nkey = \"{key}\"");
+        assert_told(&text, starts, remedy);
+    }
+    let tls =
+        "[listener.tls]\ncertificate = 'cert.pem'\nkey = 'key.pem'\nclient = 'optional'\nclient_ca = 'no-x509.pem'";
+    let starts = "7: listener[0].tls.client_ca: no-x509.pem: not a certificate that can be used";
+    assert_told(&format!("{LISTENER}{tls}"), starts, "certificates of X.509");
+    let service = "[service.users.tls]\nca = 'half.pem'";
+    assert_told(&format!("{LISTENER}{service}"), "4: service.users.tls.ca: half.pem: not PEM", "a whole PEM file");
+}
+
 #[test]
 fn networks_contain_and_cover() {
     let ip = |text: &str| text.parse::<IpAddr>().unwrap();

@@ -19,7 +19,7 @@ use std::sync::{Arc, OnceLock};
 use rustls::CipherSuite;
 use rustls::crypto::CryptoProvider;
 
-pub use certificate::Certificate;
+pub use certificate::{Certificate, authorities};
 pub use client::{Connector, TlsFailure};
 pub use files::{Files, Held, watch};
 pub use hello::{Hello, client_hello};
