@@ -17,7 +17,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 
-use self::watch::{Open, ResponseBody, Watch, Watched, Written};
+use self::watch::{Open, ResponseBody, Tunnelled, Watch, Watched, Written};
 use super::client_body::within_limits;
 use super::connection::{self, Connection};
 use super::exchange::{self, Answer, Next};
@@ -68,7 +68,7 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
             async move {
                 let Answer { response, next } = answer(connection.clone(), request, &open).await;
                 if let (Some(next), Some(upgrade)) = (next, upgrade) {
-                    tokio::task::spawn_local(go_on(connection, upgrade, next, Open::new(&watch)));
+                    tokio::task::spawn_local(go_on(connection, upgrade, next, Open::tunnel(&watch)));
                 }
                 Ok::<_, Infallible>(response.map(|body| ResponseBody::new(Outgoing(body), open)))
             }
@@ -162,8 +162,9 @@ fn too_large(request: &http::Request<Incoming>, settings: &Listener) -> Result<(
 }
 
 /// Goes on with a stream that is a tunnel (RFC 9113, 8.5), once the head of its response has been sent.
-async fn go_on(connection: Rc<Connection>, upgrade: OnUpgrade, next: Next, _open: Open) {
+async fn go_on(connection: Rc<Connection>, upgrade: OnUpgrade, next: Next, open: Open) {
     if let Ok(upgraded) = upgrade.await {
-        connection::go_on_with(connection, Stream::other(TokioIo::new(upgraded)), next).await;
+        let stream = Stream::other(Tunnelled::new(TokioIo::new(upgraded), open));
+        connection::go_on_with(connection, stream, next).await;
     }
 }
