@@ -133,6 +133,20 @@ fn streams_beyond_an_endpoints_limit_have_another_connection() {
     wait_until("idle connections are closed", || proxy.upstream_connections() == 0);
 }
 
+/// All share one connection to the endpoint: what nobody reads must not fill it.
+#[test]
+fn downloads_that_nobody_reads_leave_others_served() {
+    let endpoint = Http2Endpoint::start(Manners { download: 4 << 20, ..Manners::default() });
+    let proxy = to(&endpoint, "", "");
+    let (slow, other) = (Http2Client::connect(proxy.addresses[0]), Http2Client::connect(proxy.addresses[0]));
+    let unread: Vec<_> = (0..20).map(|_| slow.head(get("http://users/"))).collect();
+    for _ in 0..200 {
+        let request = Request::put("http://users/").body(body(&[b"hello"], &[])).expect("a request");
+        assert_eq!(other.send(request).body, "hello");
+    }
+    assert!(unread.iter().all(|response| response.status() == 200));
+}
+
 #[test]
 fn a_dead_http_2_connection_costs_a_request_nothing_that_can_be_sent_again() {
     for (method, status, connections) in [("GET", 200, 2), ("PUT", 502, 1)] {
