@@ -313,6 +313,25 @@ fn streams_of_http2_are_tunnels_as_well() {
     assert_eq!(client.send(get).head.status, 200);
 }
 
+/// More than may be read of a connection on which nothing gets on.
+#[test]
+fn a_tunnel_of_http2_takes_any_amount_both_ways() {
+    const MUCH: usize = 8 << 20;
+    let endpoint = Endpoint::start(|_, mut wire| {
+        let all = wire.exactly(MUCH).expect("all of it");
+        wire.send(all);
+    });
+    let proxy = Proxy::to(&endpoint);
+    let client = Http2Client::connect(proxy.addresses[0]);
+    let much: Vec<u8> = bytes(MUCH).iter().map(|byte| byte | 0x80).collect();
+    for target in ["users:25".to_owned(), endpoint.address.to_string()] {
+        let mut tunnel = client.connect_to(&target).1.expect("a tunnel");
+        tunnel.send(&much);
+        tunnel.finish();
+        assert!(tunnel.rest() == much, "{target}");
+    }
+}
+
 /// The end of a tunnel's connection ends what is at its other end.
 #[test]
 fn a_client_that_goes_takes_its_tunnel_along() {

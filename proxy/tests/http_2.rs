@@ -133,6 +133,50 @@ fn streams_beyond_an_endpoints_limit_have_another_connection() {
     wait_until("idle connections are closed", || proxy.upstream_connections() == 0);
 }
 
+/// All share one connection to the endpoint: what nobody reads must not fill it.
+#[test]
+fn downloads_that_nobody_reads_leave_others_served() {
+    let endpoint = Http2Endpoint::start(Manners { download: 4 << 20, ..Manners::default() });
+    let proxy = to(&endpoint, "", "");
+    let (slow, other) = (Http2Client::connect(proxy.addresses[0]), Http2Client::connect(proxy.addresses[0]));
+    let unread: Vec<_> = (0..20).map(|_| slow.head(get("http://users/"))).collect();
+    for _ in 0..200 {
+        let request = Request::put("http://users/").body(body(&[b"hello"], &[])).expect("a request");
+        assert_eq!(other.send(request).body, "hello");
+    }
+    assert!(unread.iter().all(|response| response.status() == 200));
+}
+
+#[test]
+fn a_head_that_is_too_large_is_refused_with_the_reason() {
+    let endpoint = Endpoint::saying(OK);
+    let proxy = Proxy::with(&[&endpoint], "max_header_bytes = 2048", "");
+    let client = Http2Client::connect(proxy.addresses[0]);
+    // `:method: GET`, `:scheme: http`, `:authority: users` and `:path: /`, and a header `x`, with 32 bytes for each.
+    let room = 2048 - (7 + 3) - (7 + 4) - (10 + 5) - (5 + 1) - 1 - 5 * 32;
+    let ask = |length: usize, kind: Option<&str>| {
+        let mut request = Request::get("http://users/").header("x", "y".repeat(length));
+        if let Some(kind) = kind {
+            request = request.header("content-type", kind);
+        }
+        client.send(request.body(body(&[], &[])).expect("a request")).head
+    };
+    assert_eq!(ask(room, None).status, 200);
+    for length in [room + 1, 8000] {
+        let refused = ask(length, None);
+        assert_eq!(refused.status, 431);
+        let reason = refused.headers["proxy-status"].to_str().expect("text");
+        assert!(reason.contains("error=http_request_error"), "{reason}");
+        let refused = ask(length, Some("application/grpc"));
+        assert_eq!((refused.status.as_u16(), &refused.headers["grpc-status"]), (200, &"8".parse().unwrap()));
+        assert!(refused.headers.contains_key("proxy-status"));
+    }
+    assert_eq!(endpoint.requests().len(), 1);
+    let workers = &proxy.app().state.workers;
+    let refused = |class: usize| workers.unrouted.iter().map(|stats| stats.responses[class].get()).sum::<u64>();
+    assert_eq!(refused(4), 4, "all are counted");
+}
+
 #[test]
 fn a_dead_http_2_connection_costs_a_request_nothing_that_can_be_sent_again() {
     for (method, status, connections) in [("GET", 200, 2), ("PUT", 502, 1)] {

@@ -1,5 +1,5 @@
-//! Clients that mean harm, or might as well: floods of frames, of resets and of slow connections. Each is stopped, and
-//! leaves other clients served.
+//! Clients that mean harm, or might as well: floods of frames, of resets and of slow connections, and what is no request
+//! in HTTP/2. Each is stopped, and leaves other clients served.
 
 #![cfg(test)]
 
@@ -85,7 +85,8 @@ impl Frames {
 /// Two services: `users` never answers, and `fine` always does.
 struct Stage {
     proxy: Proxy,
-    _endpoints: [Endpoint; 2],
+    _silent: Endpoint,
+    fine: Endpoint,
 }
 
 fn stage(listener: &str) -> Stage {
@@ -93,7 +94,7 @@ fn stage(listener: &str) -> Stage {
     let fine = Endpoint::saying(OK);
     let fine_service = format!("[service.fine]\nendpoints = [\"{}\"]\n", fine.address);
     let proxy = Proxy::start(&format!("{}{}{fine_service}", one_listener(listener), users(&[&silent], "")));
-    Stage { proxy, _endpoints: [silent, fine] }
+    Stage { proxy, _silent: silent, fine }
 }
 
 const FINE: &str = "GET / HTTP/1.1\r\nHost: fine\r\n\r\n";
@@ -148,24 +149,26 @@ fn streams_that_are_opened_and_reset_end_the_connection() {
 #[test]
 fn a_flood_whose_answers_are_read_ends_the_connection_too() {
     let stage = stage("");
-    let flood = frame(PING, 0, 0, b"flooding").repeat(1000);
-    let (sent, code) = stage.served_during(|| {
-        let mut client = Frames::connect(&stage.proxy);
-        let mut sent = 0;
-        while sent < 64 << 20 && client.0.try_send(&flood).is_ok() {
-            sent += flood.len();
-            for _ in 0..1000 {
-                match client.next() {
-                    Some((GOAWAY, _, _, payload)) => return (sent, Some(payload[7])),
-                    Some(_) => {}
-                    None => return (sent, None),
+    for asked in [frame(PING, 0, 0, b"flooding"), frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0xff, 0xff])] {
+        let flood = asked.repeat(1000);
+        let (sent, code) = stage.served_during(|| {
+            let mut client = Frames::connect(&stage.proxy);
+            let mut sent = 0;
+            while sent < 64 << 20 && client.0.try_send(&flood).is_ok() {
+                sent += flood.len();
+                for _ in 0..1000 {
+                    match client.next() {
+                        Some((GOAWAY, _, _, payload)) => return (sent, Some(payload[7])),
+                        Some(_) => {}
+                        None => return (sent, None),
+                    }
                 }
             }
-        }
-        (sent, None)
-    });
-    assert!((1 << 20..64 << 20).contains(&sent), "ended after {sent} bytes");
-    assert!(code.is_none_or(|code| u32::from(code) == ENHANCE_YOUR_CALM), "{code:?}");
+            (sent, None)
+        });
+        assert!((1 << 20..64 << 20).contains(&sent), "ended after {sent} bytes");
+        assert!(code.is_none_or(|code| u32::from(code) == ENHANCE_YOUR_CALM), "{code:?}");
+    }
 }
 
 /// Opens and resets streams in one breath: most are never seen.
@@ -227,6 +230,111 @@ fn frames_without_a_purpose_are_not_read_for_ever() {
         assert!(taken < 16 << 20, "{taken} bytes of {name} were taken");
         wait_until("it is given up", || stage.proxy.in_flight() <= 1);
     }
+}
+
+/// A field as HPACK has it without tables or compression (RFC 7541, 6.2.2).
+fn literal(name: &[u8], value: &[u8]) -> Vec<u8> {
+    let length = |text: &[u8]| u8::try_from(text.len()).ok().filter(|length| *length < 127).expect("a short text");
+    [&[0, length(name)], name, &[length(value)], value].concat()
+}
+
+/// The block of `GET http://fine/` with these fields after it.
+fn block(fields: &[(&[u8], &[u8])]) -> Vec<u8> {
+    let fields = fields.iter().flat_map(|(name, value)| literal(name, value));
+    [0x82, 0x86, 0x84].into_iter().chain(literal(b":authority", b"fine")).chain(fields).collect()
+}
+
+/// How a request was answered: 1xx to 5xx where it was, none where the stream or the connection was ended.
+fn answer_to(stage: &Stage, frames: Vec<u8>) -> Option<u8> {
+    let mut client = Frames::connect(&stage.proxy);
+    client.0.send(frames);
+    loop {
+        match client.next() {
+            // The statuses of the static table: 200, 204, 206, 304, 400, 404 and 500 (RFC 7541, appendix A).
+            Some((HEADERS, _, 1, payload)) => {
+                return payload.first().map(|index| [2, 2, 2, 3, 4, 4, 5][*index as usize - 0x88]);
+            }
+            Some((RST_STREAM, _, 1, _) | (GOAWAY, ..)) | None => return None,
+            Some(_) => {}
+        }
+    }
+}
+
+/// RFC 9113, 8.1.1 and 8.2: what would mean something else in HTTP/1 is not passed on (request smuggling).
+#[test]
+fn what_is_no_request_of_http2_is_not_passed_on() {
+    let stage = stage("");
+    let malformed: &[(&[u8], &[u8])] = &[
+        (b"transfer-encoding", b"chunked"),
+        (b"connection", b"x-own"),
+        (b"connection", b"close"),
+        (b"proxy-connection", b"close"),
+        (b"keep-alive", b"timeout=5"),
+        (b"upgrade", b"websocket"),
+        (b"te", b"gzip"),
+        (b"x", b"a\r\nx-smuggled: b"),
+        (b"x", b"a\rb"),
+        (b"x", b"a\nb"),
+        (b"x", b"a\0b"),
+        (b"X-Upper", b"a"),
+        (b"x\r\ny", b"a"),
+        (b"x y", b"a"),
+        (b"x:", b"a"),
+        (b"", b"a"),
+        (b":authority", b"users"),
+        (b":path", b"/other"),
+        (b":status", b"200"),
+        (b":unknown", b"a"),
+        (b"content-length", b"-1"),
+        (b"content-length", b"1, 1"),
+        (b"content-length", b"+0"),
+        (b"content-length", b"99999999999999999999999"),
+    ];
+    for field in malformed {
+        let name = (String::from_utf8_lossy(field.0), String::from_utf8_lossy(field.1));
+        for flags in [END_HEADERS | END_STREAM, END_HEADERS] {
+            let data = if flags & END_STREAM == 0 { frame(DATA, END_STREAM, 1, b"x") } else { Vec::new() };
+            let answer = answer_to(&stage, [frame(HEADERS, flags, 1, &block(&[*field])), data].concat());
+            assert!(matches!(answer, None | Some(4)), "{name:?} was answered with {answer:?}xx");
+        }
+    }
+    // A pseudo-header that comes after a header, one that is missing, and lengths that contradict each other.
+    let late = [block(&[(b"x", b"a")]), vec![0x84]].concat();
+    let pathless = [&[0x82, 0x86][..], &literal(b":authority", b"fine")].concat();
+    let lengths = block(&[(b"content-length", b"1"), (b"content-length", b"2")]);
+    for block in [late, pathless, lengths] {
+        let answer = answer_to(&stage, frame(HEADERS, END_HEADERS | END_STREAM, 1, &block));
+        assert!(matches!(answer, None | Some(4)), "{block:?} was answered with {answer:?}xx");
+    }
+    assert_eq!(stage.fine.connections(), 0);
+}
+
+/// The endpoint may have begun to read a body whose length turns out to be another; it never gets a whole request.
+#[test]
+fn a_body_of_another_length_is_no_request_of_http2() {
+    let stage = stage("");
+    for (said, sent) in [(&b"5"[..], &b"four"[..]), (b"5", b""), (b"3", b"four"), (b"0", b"four")] {
+        let head = frame(HEADERS, END_HEADERS, 1, &block(&[(b"content-length", said)]));
+        let answer = answer_to(&stage, [head, frame(DATA, END_STREAM, 1, sent)].concat());
+        assert!(matches!(answer, None | Some(4)), "{sent:?} was answered with {answer:?}xx");
+    }
+    let head = frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(&[(b"content-length", b"5")]));
+    assert!(matches!(answer_to(&stage, head), None | Some(4)), "no body at all was one of 5 bytes");
+    wait_until("nothing is under way", || stage.proxy.in_flight() == 0 && stage.proxy.upstream_connections() == 0);
+    assert!(stage.fine.requests().is_empty(), "{:?}", stage.fine.requests());
+}
+
+/// As in HTTP/1: two are refused, and where the target names a host, that is the one.
+#[test]
+fn http2_has_one_host() {
+    let stage = stage("");
+    let ask =
+        |fields: &[(&[u8], &[u8])]| answer_to(&stage, frame(HEADERS, END_HEADERS | END_STREAM, 1, &block(fields)));
+    assert_eq!(ask(&[(b"host", b"fine"), (b"host", b"fine")]), Some(4));
+    assert_eq!(ask(&[(b"host", b"fine"), (b"host", b"users")]), Some(4));
+    assert_eq!(stage.fine.connections(), 0);
+    assert_eq!(ask(&[(b"host", b"users")]), Some(2));
+    assert_eq!(stage.fine.last().header("host").as_deref(), Some("fine"));
 }
 
 #[test]

@@ -17,7 +17,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 
-use self::watch::{Open, ResponseBody, Watch, Watched, Written};
+use self::watch::{Open, ResponseBody, Tunnelled, Watch, Watched, Written};
 use super::client_body::within_limits;
 use super::connection::{self, Connection};
 use super::exchange::{self, Answer, Next};
@@ -33,6 +33,13 @@ use crate::upstream::LocalExecutor;
 const STREAMS: u32 = 100;
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// What the library takes of a head on top of twice the listener's limit. It answers a larger head by itself, without a
+/// reason and without counting it; what is between the two is answered by us.
+const HEAD_ROOM: usize = 16 * 1024;
+
+/// What a header counts on top of its name and value (RFC 9113, 6.5.2).
+const PER_HEADER: usize = 32;
 
 /// Streams that were reset before they were seen, and streams that we reset because the client broke the protocol on
 /// them (CVE-2025-8671): a connection with more is ended.
@@ -68,7 +75,7 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
             async move {
                 let Answer { response, next } = answer(connection.clone(), request, &open).await;
                 if let (Some(next), Some(upgrade)) = (next, upgrade) {
-                    tokio::task::spawn_local(go_on(connection, upgrade, next, Open::new(&watch)));
+                    tokio::task::spawn_local(go_on(connection, upgrade, next, Open::tunnel(&watch)));
                 }
                 Ok::<_, Infallible>(response.map(|body| ResponseBody::new(Outgoing(body), open)))
             }
@@ -80,7 +87,7 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
             .max_concurrent_streams(STREAMS)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_header_list_size(u32::try_from(settings.max_header_bytes).unwrap_or(u32::MAX))
+            .max_header_list_size(library_limit(settings.max_header_bytes))
             .max_pending_accept_reset_streams(UNSEEN_RESETS)
             .max_local_error_reset_streams(OWN_RESETS)
             .max_send_buf_size(SEND_BUFFER)
@@ -151,19 +158,41 @@ async fn answer(connection: Rc<Connection>, request: http::Request<Incoming>, op
     }
 }
 
-/// What the library does not limit: it knows the size of all headers together.
+fn library_limit(max_header_bytes: usize) -> u32 {
+    u32::try_from(max_header_bytes.saturating_mul(2).saturating_add(HEAD_ROOM)).unwrap_or(u32::MAX)
+}
+
+/// The listener's limits. The library has its own, beyond these.
 fn too_large(request: &http::Request<Incoming>, settings: &Listener) -> Result<(), Refusal> {
     let uri = request.uri();
     let target = uri.path_and_query().map_or(0, |path| path.as_str().len());
     if target.max(uri.authority().map_or(0, |authority| authority.as_str().len())) > settings.max_uri_bytes {
         return Err(Refusal::TargetTooLong);
     }
-    if request.headers().len() > settings.max_headers { Err(Refusal::HeadTooLarge) } else { Ok(()) }
+    if request.headers().len() > settings.max_headers || size(request) > settings.max_header_bytes {
+        return Err(Refusal::HeadTooLarge);
+    }
+    Ok(())
+}
+
+/// The size of a head as SETTINGS_MAX_HEADER_LIST_SIZE has it: uncompressed, with the pseudo-headers.
+fn size(request: &http::Request<Incoming>) -> usize {
+    let uri = request.uri();
+    let pseudo = [
+        (":method", Some(request.method().as_str())),
+        (":scheme", uri.scheme_str()),
+        (":authority", uri.authority().map(|authority| authority.as_str())),
+        (":path", uri.path_and_query().map(|path| path.as_str())),
+    ];
+    let pseudo = pseudo.iter().filter_map(|(name, value)| Some((name.len(), (*value)?.len())));
+    let headers = request.headers().iter().map(|(name, value)| (name.as_str().len(), value.len()));
+    pseudo.chain(headers).map(|(name, value)| name + value + PER_HEADER).sum()
 }
 
 /// Goes on with a stream that is a tunnel (RFC 9113, 8.5), once the head of its response has been sent.
-async fn go_on(connection: Rc<Connection>, upgrade: OnUpgrade, next: Next, _open: Open) {
+async fn go_on(connection: Rc<Connection>, upgrade: OnUpgrade, next: Next, open: Open) {
     if let Ok(upgraded) = upgrade.await {
-        connection::go_on_with(connection, Stream::other(TokioIo::new(upgraded)), next).await;
+        let stream = Stream::other(Tunnelled::new(TokioIo::new(upgraded), open));
+        connection::go_on_with(connection, stream, next).await;
     }
 }

@@ -56,6 +56,8 @@ pub struct Manners {
     pub streams: Option<u32>,
     /// The first connection ends when the second request comes, which gets no answer.
     pub leaves: bool,
+    /// What a GET is answered with: this many bytes.
+    pub download: usize,
 }
 
 /// An endpoint that answers each request with its body and a trailer `x-sum: 1`.
@@ -119,11 +121,16 @@ async fn serve(
                 leave.send_replace(true);
                 std::future::pending::<()>().await;
             }
+            if manners.download > 0 && head.method == http::Method::GET {
+                let piece = Bytes::from_static(&[b'd'; 1 << 14]);
+                let pieces = (0..manners.download >> 14).map(move |_| Ok(Frame::data(piece.clone())));
+                return Ok::<_, Infallible>(Response::new(StreamBody::new(tokio_stream::iter(pieces)).boxed()));
+            }
             let received = collect(head, body).await;
             let _open = gate.acquire().await;
             let answer = Response::new(self::body(&[&received.body], &[("x-sum", "1")]));
             requests.lock().unwrap().push(received);
-            Ok::<_, Infallible>(answer)
+            Ok(answer)
         }
     });
     let mut builder = hyper::server::conn::http2::Builder::new(TokioExecutor::new());
@@ -183,6 +190,12 @@ impl Http2Client {
 
     pub fn send(&self, request: Request<Body>) -> Received<http::response::Parts> {
         self.wait(self.start(request)).expect("a response")
+    }
+
+    /// Sends a request, and reads nothing of the response but its head.
+    pub fn head(&self, request: Request<Body>) -> Response<Incoming> {
+        let mut sender = self.sender.clone();
+        self.wait(self.runtime.spawn(async move { sender.send_request(request).await })).expect("a response")
     }
 
     /// Asks for a tunnel: the status, and the tunnel where it is a success.

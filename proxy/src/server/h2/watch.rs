@@ -121,6 +121,12 @@ impl Open {
         Self { watch: watch.clone(), since: watch.timers.now(), untaken: false, ended: false }
     }
 
+    /// The tunnel that an opened stream has become. It is no other stream, and may be over as soon as it likes.
+    pub fn tunnel(watch: &Rc<Watch>) -> Self {
+        watch.open.set(watch.open.get() + 1);
+        Self { watch: watch.clone(), since: watch.timers.now(), untaken: false, ended: true }
+    }
+
     /// The request's body, whose frames are the connection's progress.
     pub fn request_body<B>(&self, body: B) -> RequestBody<B> {
         RequestBody { body, watch: self.watch.clone() }
@@ -208,6 +214,47 @@ impl HttpBody for ResponseBody {
     }
 }
 
+/// What goes through a tunnel, which gets on with every byte, whichever way.
+pub struct Tunnelled<T> {
+    io: T,
+    stream: Open,
+}
+
+impl<T> Tunnelled<T> {
+    pub fn new(io: T, stream: Open) -> Self {
+        Self { io, stream }
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Tunnelled<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.io).poll_read(cx, buf);
+        if buf.filled().len() > before {
+            self.stream.watch.got_on();
+        }
+        result
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Tunnelled<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.io).poll_write(cx, buf);
+        if matches!(result, Poll::Ready(Ok(1..))) {
+            self.stream.watch.got_on();
+        }
+        result
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.io).poll_shutdown(cx)
+    }
+}
+
 /// The connection's stream, with an eye on what goes through it. Whoever has another handle can say the last word.
 pub struct Watched {
     pub stream: Rc<RefCell<Written>>,
@@ -278,6 +325,8 @@ impl AsyncWrite for Watched {
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
     use crate::proto::Body;
 
@@ -298,6 +347,38 @@ mod tests {
             }
             assert_eq!((watch.is_abused(), watch.is_busy()), (abused, false));
         }
+    }
+
+    #[test]
+    fn tunnels_may_be_short() {
+        let watch = watch();
+        for _ in 0..STREAMS {
+            drop(ResponseBody::new(Outgoing(Body::Empty), Open::new(&watch)));
+            let tunnel = Open::tunnel(&watch);
+            assert!(watch.is_busy());
+            drop(tunnel);
+        }
+        assert_eq!((watch.streams.get(), watch.reset.get()), (STREAMS, 0));
+        assert!(!watch.is_abused() && !watch.is_busy());
+    }
+
+    #[tokio::test]
+    async fn each_byte_of_a_tunnel_gets_it_on() {
+        let watch = watch();
+        let (near, mut far) = tokio::io::duplex(64);
+        let mut tunnel = Tunnelled::new(near, Open::tunnel(&watch));
+        watch.has_read(FRUITLESS as usize);
+        tunnel.write_all(b"w").await.unwrap();
+        watch.has_read(FRUITLESS as usize);
+        far.write_all(b"r").await.unwrap();
+        assert_eq!(tunnel.read_u8().await.unwrap(), b'r');
+        watch.has_read(FRUITLESS as usize);
+        assert!(!watch.is_abused());
+        // Its end is no progress.
+        drop(far);
+        assert_eq!(tunnel.read(&mut [0]).await.unwrap(), 0);
+        watch.has_read(1);
+        assert!(watch.is_abused());
     }
 
     #[test]
