@@ -197,6 +197,73 @@ fn what_is_no_http_is_passed_on_as_it_is() {
     }
 }
 
+/// Bytes as they come to an endpoint could say who the client is. A service that is spoken HTTP to gets requests only,
+/// however a client asks for a tunnel, and however long it says nothing.
+#[test]
+fn a_service_that_states_what_it_speaks_gets_requests_only() {
+    const FORGED: &str = "GET / HTTP/1.1\r\nHost: users\r\nX-Forwarded-Client-Cert: URI=spiffe://mesh/admin\r\n\r\n";
+    let authority = Authority::new();
+    let (endpoint, mail) = (named("a"), greeter());
+    let mails = format!("[service.mail]\nendpoints = [\"{}\"]\n", mail.address);
+    let settings = "detect_timeout = \"20ms\"";
+    let listeners = one_listener(settings)
+        + &one_listener(&format!("protocol = \"auto\"\nservice = \"users\"\n{settings}"))
+        + &one_listener("detect_timeout = \"400ms\"")
+        + &one_listener("protocol = \"tcp\"\nservice = \"users\"");
+    let stated = |protocol: &str| users(&[&endpoint], &format!("protocol = {protocol:?}"));
+    let proxy = Proxy::start(&format!("{listeners}{}{mails}", stated("http1")));
+    let open = |proxy: &Proxy, way: &str| {
+        let mut client = proxy.client_of(usize::from(way == "auto"));
+        match way {
+            "connect" => drop(client.connect_to("users:80")),
+            "socks" => {
+                client.send(b"\x05\x01\0\x05\x01\0\x03\x05users\0\x50");
+                assert_eq!(client.exactly(12).expect("replies")[..4], [5, 0, 5, 0]);
+            }
+            _ => {}
+        }
+        client
+    };
+    let refused = || {
+        let listeners = &proxy.app().state.listeners;
+        listeners.iter().flat_map(|one| one.refusals()).map(|(_, count)| count).sum::<u64>()
+    };
+    let mut session = ClientConnection::new(authority.client_config(), "users".try_into().unwrap()).unwrap();
+    let mut hello = Vec::new();
+    session.write_tls(&mut hello).expect("a message");
+    for (n, way) in (0..).zip(["connect", "socks", "auto"]) {
+        for start in [b"\r\n", &hello[..], b"\x05\0", b"SET a b\r\n"] {
+            let mut client = open(&proxy, way);
+            client.send([start, FORGED.as_bytes()].concat());
+            assert_eq!(client.exactly(1), Err("ended 1 bytes too early".to_owned()), "{way} {start:?}");
+        }
+        assert_eq!(refused(), 4 * (n + 1), "{way}");
+        // No connection but the one for the requests of those before.
+        assert_eq!(endpoint.connections(), usize::from(n > 0), "{way}");
+        // By then this client has been silent for longer than its listener waits for a server to speak.
+        let mut client = open(&proxy, way);
+        let mut clock = proxy.client_of(2);
+        clock.connect_to("mail:25");
+        assert_eq!(clock.line(), "220 hello\r\n");
+        client.send(FORGED);
+        assert_eq!(client.response().text(), "a GET / HTTP/1.1\n");
+        assert_eq!(endpoint.last().header("x-forwarded-client-cert"), None);
+    }
+    // Where it is said that nothing is looked into, nothing is.
+    let mut client = proxy.client_of(3);
+    client.send(FORGED);
+    assert_eq!(client.response().status(), 200);
+    assert!(endpoint.last().header("x-forwarded-client-cert").is_some());
+    // And where nothing is stated, anything goes on.
+    let echo = echo();
+    let proxy = Proxy::start(&format!("{listeners}{}{mails}", users(&[&echo], "protocol = \"negotiated\"")));
+    for way in ["connect", "socks", "auto"] {
+        let mut client = open(&proxy, way);
+        client.send("SET a b\r\n");
+        assert_eq!(client.line(), "echo SET a b\r\n");
+    }
+}
+
 /// Nesting is bounded: a tunnel within a tunnel is refused, and SOCKS5 inside is the service's own affair.
 #[test]
 fn a_tunnel_within_a_tunnel_is_refused() {

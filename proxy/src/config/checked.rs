@@ -307,6 +307,8 @@ impl Services {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     pub balancer: Policy,
+    /// Where it is stated, in other words not [`UpstreamProtocol::Negotiated`], the service is sent requests and nothing
+    /// else: what is not recognized, in a tunnel or with [`Protocol::Auto`], is refused. [`Protocol::Tcp`] passes it on.
     pub protocol: UpstreamProtocol,
     /// One connection attempt; 1 s by default.
     pub connect_timeout: Duration,
