@@ -12,12 +12,13 @@ mod http2;
 mod tls;
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 
 use client::{curl, echo, greeter, named, python};
-use http::{Endpoint, OK, Proxy, bytes, one_listener, users};
+use http::{Endpoint, OK, Proxy, Wire, bytes, one_listener, users};
 use http2::{Http2Client, Http2Endpoint, Manners};
 use rustls::ClientConnection;
+use socket2::{Domain, Socket, Type};
 use tls::Authority;
 
 /// For clients that speak first, however slow the machine is.
@@ -335,6 +336,25 @@ fn a_tunnel_to_nowhere_is_refused_with_the_reason() {
         client.response().assert_refused(400, "router", "http_request_error");
     }
     assert_eq!(endpoint.connections(), 0);
+}
+
+/// The deadline of requests is that of a CONNECT too, and it is sooner here than the one for connecting.
+#[test]
+fn a_tunnel_is_opened_within_the_deadline() {
+    // An address that is listened on by nobody who accepts: the queue of one is full, and connecting takes for ever.
+    let full = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    full.bind(&"127.0.0.1:0".parse::<SocketAddr>().expect("an address").into()).expect("bound");
+    full.listen(0).expect("listening");
+    let stuck = full.local_addr().expect("an address").as_socket().expect("of IP");
+    let _queued = Wire::connect(stuck);
+    let endpoint = named("a");
+    let proxy = Proxy::with(&[&endpoint], "request_deadline = \"200ms\"", "");
+    proxy.client().connect_to(&stuck.to_string()).assert_refused(504, "deadline", "http_response_timeout");
+    // A tunnel that is open may live for longer.
+    let mut client = proxy.client();
+    client.connect_to(&endpoint.address.to_string());
+    proxy.client().connect_to(&stuck.to_string()).assert_refused(504, "deadline", "http_response_timeout");
+    assert_eq!(client.get("/").text(), "a GET / HTTP/1.1\n");
 }
 
 #[test]
