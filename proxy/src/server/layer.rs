@@ -20,7 +20,7 @@ use super::h1;
 use super::listener::Refused;
 use super::refusal::Refusal;
 use super::worker::LocalService;
-use crate::config::checked::{ListenerTls, Protocol, UpstreamProtocol};
+use crate::config::checked::{self, ListenerTls, Protocol, UpstreamProtocol};
 use crate::policy::Peer;
 use crate::transport::Stream;
 use crate::transport::detect::{Spoken, spoken_of_any, spoken_of_known};
@@ -82,7 +82,7 @@ pub async fn find(connection: &Connection, stream: &mut Stream) -> Option<Layer>
             found.await.unwrap_or(Some(Spoken::Other))?
         }
         Expected::Any | Expected::Known | Expected::Tls => {
-            if !is_readable(connection, stream, settings.idle_timeout).await {
+            if !is_readable(connection, stream, patience(settings, expected)).await {
                 return None;
             }
             let tell = if expected == Expected::Any { spoken_of_any } else { spoken_of_known };
@@ -103,6 +103,16 @@ pub async fn find(connection: &Connection, stream: &mut Stream) -> Option<Layer>
         // A tunnel within a tunnel is not opened: the service may speak SOCKS5 itself.
         (_, Spoken::Socks5) if connection.tunnel.is_none() => Some(Layer::Socks5),
         (_, Spoken::Socks5 | Spoken::Other) => opaque(connection),
+    }
+}
+
+/// How long a client may say nothing at all. One of TLS speaks first, and at once; one of HTTP may connect before it has
+/// a request, as browsers do.
+fn patience(settings: &checked::Listener, expected: Expected) -> Duration {
+    match (expected, &settings.tls) {
+        (Expected::Tls, ListenerTls::Terminate(tls)) => tls.handshake_timeout,
+        (Expected::Tls, _) => settings.header_timeout,
+        _ => settings.idle_timeout,
     }
 }
 
