@@ -12,12 +12,13 @@ mod http2;
 mod tls;
 
 use std::collections::BTreeSet;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 
 use client::{curl, echo, greeter, named, python};
-use http::{Endpoint, OK, Proxy, bytes, one_listener, users};
+use http::{Endpoint, OK, Proxy, Wire, bytes, one_listener, users};
 use http2::{Http2Client, Http2Endpoint, Manners};
 use rustls::ClientConnection;
+use socket2::{Domain, Socket, Type};
 use tls::Authority;
 
 /// For clients that speak first, however slow the machine is.
@@ -197,6 +198,73 @@ fn what_is_no_http_is_passed_on_as_it_is() {
     }
 }
 
+/// Bytes as they come to an endpoint could say who the client is. A service that is spoken HTTP to gets requests only,
+/// however a client asks for a tunnel, and however long it says nothing.
+#[test]
+fn a_service_that_states_what_it_speaks_gets_requests_only() {
+    const FORGED: &str = "GET / HTTP/1.1\r\nHost: users\r\nX-Forwarded-Client-Cert: URI=spiffe://mesh/admin\r\n\r\n";
+    let authority = Authority::new();
+    let (endpoint, mail) = (named("a"), greeter());
+    let mails = format!("[service.mail]\nendpoints = [\"{}\"]\n", mail.address);
+    let settings = "detect_timeout = \"20ms\"";
+    let listeners = one_listener(settings)
+        + &one_listener(&format!("protocol = \"auto\"\nservice = \"users\"\n{settings}"))
+        + &one_listener("detect_timeout = \"400ms\"")
+        + &one_listener("protocol = \"tcp\"\nservice = \"users\"");
+    let stated = |protocol: &str| users(&[&endpoint], &format!("protocol = {protocol:?}"));
+    let proxy = Proxy::start(&format!("{listeners}{}{mails}", stated("http1")));
+    let open = |proxy: &Proxy, way: &str| {
+        let mut client = proxy.client_of(usize::from(way == "auto"));
+        match way {
+            "connect" => drop(client.connect_to("users:80")),
+            "socks" => {
+                client.send(b"\x05\x01\0\x05\x01\0\x03\x05users\0\x50");
+                assert_eq!(client.exactly(12).expect("replies")[..4], [5, 0, 5, 0]);
+            }
+            _ => {}
+        }
+        client
+    };
+    let refused = || {
+        let listeners = &proxy.app().state.listeners;
+        listeners.iter().flat_map(|one| one.refusals()).map(|(_, count)| count).sum::<u64>()
+    };
+    let mut session = ClientConnection::new(authority.client_config(), "users".try_into().unwrap()).unwrap();
+    let mut hello = Vec::new();
+    session.write_tls(&mut hello).expect("a message");
+    for (n, way) in (0..).zip(["connect", "socks", "auto"]) {
+        for start in [b"\r\n", &hello[..], b"\x05\0", b"SET a b\r\n"] {
+            let mut client = open(&proxy, way);
+            client.send([start, FORGED.as_bytes()].concat());
+            assert_eq!(client.exactly(1), Err("ended 1 bytes too early".to_owned()), "{way} {start:?}");
+        }
+        assert_eq!(refused(), 4 * (n + 1), "{way}");
+        // No connection but the one for the requests of those before.
+        assert_eq!(endpoint.connections(), usize::from(n > 0), "{way}");
+        // By then this client has been silent for longer than its listener waits for a server to speak.
+        let mut client = open(&proxy, way);
+        let mut clock = proxy.client_of(2);
+        clock.connect_to("mail:25");
+        assert_eq!(clock.line(), "220 hello\r\n");
+        client.send(FORGED);
+        assert_eq!(client.response().text(), "a GET / HTTP/1.1\n");
+        assert_eq!(endpoint.last().header("x-forwarded-client-cert"), None);
+    }
+    // Where it is said that nothing is looked into, nothing is.
+    let mut client = proxy.client_of(3);
+    client.send(FORGED);
+    assert_eq!(client.response().status(), 200);
+    assert!(endpoint.last().header("x-forwarded-client-cert").is_some());
+    // And where nothing is stated, anything goes on.
+    let echo = echo();
+    let proxy = Proxy::start(&format!("{listeners}{}{mails}", users(&[&echo], "protocol = \"negotiated\"")));
+    for way in ["connect", "socks", "auto"] {
+        let mut client = open(&proxy, way);
+        client.send("SET a b\r\n");
+        assert_eq!(client.line(), "echo SET a b\r\n");
+    }
+}
+
 /// Nesting is bounded: a tunnel within a tunnel is refused, and SOCKS5 inside is the service's own affair.
 #[test]
 fn a_tunnel_within_a_tunnel_is_refused() {
@@ -268,6 +336,25 @@ fn a_tunnel_to_nowhere_is_refused_with_the_reason() {
         client.response().assert_refused(400, "router", "http_request_error");
     }
     assert_eq!(endpoint.connections(), 0);
+}
+
+/// The deadline of requests is that of a CONNECT too, and it is sooner here than the one for connecting.
+#[test]
+fn a_tunnel_is_opened_within_the_deadline() {
+    // An address that is listened on by nobody who accepts: the queue of one is full, and connecting takes for ever.
+    let full = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    full.bind(&"127.0.0.1:0".parse::<SocketAddr>().expect("an address").into()).expect("bound");
+    full.listen(0).expect("listening");
+    let stuck = full.local_addr().expect("an address").as_socket().expect("of IP");
+    let _queued = Wire::connect(stuck);
+    let endpoint = named("a");
+    let proxy = Proxy::with(&[&endpoint], "request_deadline = \"200ms\"", "");
+    proxy.client().connect_to(&stuck.to_string()).assert_refused(504, "deadline", "http_response_timeout");
+    // A tunnel that is open may live for longer.
+    let mut client = proxy.client();
+    client.connect_to(&endpoint.address.to_string());
+    proxy.client().connect_to(&stuck.to_string()).assert_refused(504, "deadline", "http_response_timeout");
+    assert_eq!(client.get("/").text(), "a GET / HTTP/1.1\n");
 }
 
 #[test]

@@ -98,6 +98,43 @@ fn endpoints_may_speak_http_2() {
     assert_eq!(endpoint.connections(), 1);
 }
 
+/// What is removed from a request's head does not come back after its body, whatever the endpoint speaks.
+#[test]
+fn trailers_say_nothing_that_is_for_heads() {
+    let forged = [
+        ("x-forwarded-client-cert", "URI=spiffe://mesh/admin"),
+        ("x-forwarded-for", "10.0.0.1"),
+        ("forwarded", "for=10.0.0.1"),
+        ("via", "1.1 nobody"),
+        ("cookie", "a=1"),
+    ];
+    let old = Endpoint::saying(OK);
+    let new = Http2Endpoint::start(Manners::default());
+    let (to_old, to_new) = (Proxy::to(&old), to(&new, "", ""));
+    for (kept, expected) in [(&[("x-sum", "11")][..], true), (&[], false)] {
+        let trailers = [kept, &forged].concat();
+        for proxy in [&to_old, &to_new] {
+            let client = Http2Client::connect(proxy.addresses[0]);
+            let request = Request::post("http://users/").header("te", "trailers").body(body(&[b"hello"], &trailers));
+            assert_eq!(client.send(request.expect("a request")).head.status, 200);
+        }
+        let seen = old.last();
+        assert_eq!((seen.text().as_str(), seen.trailers.len()), ("hello", usize::from(expected)));
+        let seen = new.requests().pop().expect("a request");
+        let names: Vec<String> = seen.trailers.iter().flat_map(|all| all.keys()).map(ToString::to_string).collect();
+        assert_eq!((&seen.body[..], names.len()), (&b"hello"[..], usize::from(expected)));
+    }
+    // From a client of HTTP/1.1.
+    let mut client = to_new.client();
+    client.send(
+        "POST / HTTP/1.1\r\nHost: users\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\nX-Sum: 11\r\n\
+         X-Forwarded-Client-Cert: URI=spiffe://mesh/admin\r\n\r\n",
+    );
+    assert_eq!(client.response().status(), 200);
+    let seen = new.requests().pop().expect("a request").trailers.expect("trailers");
+    assert_eq!((seen.len(), &seen["x-sum"]), (1, &::http::HeaderValue::from_static("11")));
+}
+
 #[test]
 fn a_burst_opens_one_connection_to_an_endpoint() {
     let endpoint = Http2Endpoint::start(Manners::default());

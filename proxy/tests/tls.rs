@@ -363,6 +363,25 @@ fn a_slow_handshake_stops_nobody_and_is_given_up() {
     wait_until("each has been counted", || terminator.failures() == 200);
 }
 
+/// A client of TLS speaks first, and has no reason to wait; one of HTTP may connect before it has anything to ask.
+#[test]
+fn who_never_begins_tls_is_given_up() {
+    let authority = Authority::new();
+    let endpoint = Endpoint::saying(OK);
+    let keys = authority.issue("users", &["users"]).keys();
+    let ends = format!("service = \"users\"\ntls = {{ {keys}, handshake_timeout = \"200ms\" }}");
+    let passes = "protocol = \"tcp\"\nservice = \"users\"\ntls = \"passthrough\"\nheader_timeout = \"200ms\"";
+    let short = "service = \"users\"\nheader_timeout = \"200ms\"";
+    let listeners = [short, &ends, &format!("protocol = \"tcp\"\n{ends}"), passes].map(one_listener).concat();
+    let proxy = Proxy::start(&format!("{listeners}{}", users(&[&endpoint], "")));
+    let mut plain = proxy.client();
+    for listener in 1..4 {
+        proxy.client_of(listener).expect_end();
+    }
+    assert!(plain.is_silent());
+    assert_eq!(plain.get("/").status(), 200);
+}
+
 /// A tunnel to a service whose name a certificate is held of: what is inside is for the proxy, request by request.
 #[test]
 fn tls_inside_a_tunnel_is_ended_where_a_certificate_is_held() {

@@ -77,7 +77,8 @@ pub struct Listener {
     /// From a request's head to the end of its response; none, the default, for as long as it takes. A gRPC call has the
     /// sooner of this and its own `grpc-timeout`. Kept to a tenth of a second, never early.
     pub request_deadline: Option<Duration>,
-    /// How long a connection may stay open without a request; 1 h by default.
+    /// How long a connection may stay open without a request, also before the first: browsers connect ahead of time. 1 h
+    /// by default. For the first byte of TLS it is `handshake_timeout`, or `header_timeout` where TLS passes through.
     pub idle_timeout: Duration,
     /// Connections at once over all workers; 65,536 by default. Further ones wait in the listen queue.
     pub max_connections: usize,
@@ -127,7 +128,8 @@ pub struct TlsServer {
     pub only_tls13: bool,
     /// Whether sessions can be resumed by tickets, whose keys are changed every six hours; true by default.
     pub session_tickets: bool,
-    /// From the first byte of a handshake to its end; 10 s by default.
+    /// From the first byte of a handshake to its end, and before that for the first byte, unless clients may speak
+    /// without TLS too ([`Protocol::Auto`]); 10 s by default.
     pub handshake_timeout: Duration,
 }
 
@@ -309,6 +311,8 @@ impl Services {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     pub balancer: Policy,
+    /// Where it is stated, in other words not [`UpstreamProtocol::Negotiated`], the service is sent requests and nothing
+    /// else: what is not recognized, in a tunnel or with [`Protocol::Auto`], is refused. [`Protocol::Tcp`] passes it on.
     pub protocol: UpstreamProtocol,
     /// One connection attempt; 1 s by default.
     pub connect_timeout: Duration,

@@ -10,7 +10,8 @@
 //!
 //! `X-Forwarded-Client-Cert` where the client proved who it is by a certificate: `URI=spiffe://...`, or `DNS=name` for one
 //! without a SPIFFE ID. Name and form are Envoy's, of whose keys these are the two that say who. What a client sends
-//! under this name is always removed, also where it proved nothing: a service may rely on what it reads there.
+//! under this name is always removed, also where it proved nothing. A service whose `protocol` is stated may rely on
+//! what it reads there: nothing but requests that went through here reaches it then, except from TCP listeners.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;

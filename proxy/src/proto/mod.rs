@@ -8,6 +8,7 @@ pub mod grpc;
 pub mod h1;
 pub mod headers;
 pub mod http2;
+pub mod trailers;
 pub mod upgrade;
 
 pub use body::{Body, BodyError};

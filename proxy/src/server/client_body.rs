@@ -8,7 +8,7 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::connection::Connection;
 use super::refusal::Refusal;
-use crate::proto::{Body, BodyError};
+use crate::proto::{Body, BodyError, trailers};
 
 /// A body that is yet to arrive, within the listener's limits.
 ///
@@ -53,7 +53,15 @@ impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> HttpBody for Limited<
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         let this = &mut *self;
-        let frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        let mut frame = ready!(Pin::new(&mut this.body).poll_frame(cx));
+        if let Some(Ok(frame)) = &mut frame
+            && let Some(last) = frame.trailers_mut()
+        {
+            trailers::strip_forbidden(last);
+            if last.is_empty() {
+                return Poll::Ready(None);
+            }
+        }
         if let Some(Ok(frame)) = &frame
             && let Some(data) = frame.data_ref()
         {

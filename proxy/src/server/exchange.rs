@@ -66,11 +66,17 @@ pub async fn serve(connection: Rc<Connection>, request: Request) -> Answer {
     }
 }
 
-/// Opens a tunnel (RFC 9110, 9.3.6).
+/// Opens a tunnel (RFC 9110, 9.3.6), within the listener's deadline for requests.
 async fn connect(connection: &Connection, head: &Parts, body: &Body, call: &Call) -> Answer {
     let opened = match target(head, body) {
         Ok(_) if connection.worker.shared.signature.is_on(&head.headers) => Err(Refusal::Loop),
-        Ok((host, port)) => destination::open(connection, host, port).await,
+        Ok((host, port)) => {
+            let open = destination::open(connection, host, port);
+            match connection.listener.settings.request_deadline {
+                Some(limit) => connection.worker.timers.within(limit, open).await.unwrap_or(Err(Refusal::Deadline)),
+                None => open.await,
+            }
+        }
         Err(refusal) => Err(refusal),
     };
     match opened {

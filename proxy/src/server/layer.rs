@@ -3,8 +3,12 @@
 //! Where the listener says what is spoken, nobody waits: clients of HTTP speak first, and what a TCP listener takes is
 //! not looked at. Where anything may be spoken, the protocol may be one in which the server speaks first. A client that
 //! has not said within `detect_timeout` what it speaks is therefore passed on to its service, which it waits for. The
-//! same holds inside of a tunnel to a service. Only where there is no service does silence change nothing, since nobody
-//! could break it.
+//! same holds inside of a tunnel to a service. Silence changes nothing where nobody could break it: without a service,
+//! and where what the service speaks is stated, since that is HTTP.
+//!
+//! A service that states what it speaks is sent nothing else. What is not recognized is refused there, TLS that does not
+//! end here too: it could be a request that says by a header who the client is (see [`crate::proto::headers`]), and
+//! nobody would have removed that. Only a TCP listener, where it is stated that nothing is looked into, passes it on.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -15,7 +19,8 @@ use super::connection::{Connection, Inside, is_readable};
 use super::h1;
 use super::listener::Refused;
 use super::refusal::Refusal;
-use crate::config::checked::{ListenerTls, Protocol};
+use super::worker::LocalService;
+use crate::config::checked::{self, ListenerTls, Protocol, UpstreamProtocol};
 use crate::policy::Peer;
 use crate::transport::Stream;
 use crate::transport::detect::{Spoken, spoken_of_any, spoken_of_known};
@@ -71,13 +76,13 @@ pub async fn find(connection: &Connection, stream: &mut Stream) -> Option<Layer>
     let spoken = match expected {
         Expected::Opaque => return Some(Layer::Opaque),
         _ if connection.ends_tls && connection.peer.as_ref().is_some_and(|peer| peer.http2) => Spoken::Http2,
-        Expected::Any if connection.is_bound() => {
+        Expected::Any if takes_anything(connection) => {
             // By a clock of its own, since the worker's is too coarse for a moment that servers wait, too.
             let found = tokio::time::timeout(settings.detect_timeout, begin(stream, spoken_of_any));
             found.await.unwrap_or(Some(Spoken::Other))?
         }
         Expected::Any | Expected::Known | Expected::Tls => {
-            if !is_readable(connection, stream, settings.idle_timeout).await {
+            if !is_readable(connection, stream, patience(settings, expected)).await {
                 return None;
             }
             let tell = if expected == Expected::Any { spoken_of_any } else { spoken_of_known };
@@ -101,6 +106,16 @@ pub async fn find(connection: &Connection, stream: &mut Stream) -> Option<Layer>
     }
 }
 
+/// How long a client may say nothing at all. One of TLS speaks first, and at once; one of HTTP may connect before it has
+/// a request, as browsers do.
+fn patience(settings: &checked::Listener, expected: Expected) -> Duration {
+    match (expected, &settings.tls) {
+        (Expected::Tls, ListenerTls::Terminate(tls)) => tls.handshake_timeout,
+        (Expected::Tls, _) => settings.header_timeout,
+        _ => settings.idle_timeout,
+    }
+}
+
 /// Reads until it is told what is spoken; none when the stream ends before.
 async fn begin(stream: &mut Stream, tell: fn(&[u8]) -> Option<Spoken>) -> Option<Spoken> {
     loop {
@@ -114,7 +129,14 @@ async fn begin(stream: &mut Stream, tell: fn(&[u8]) -> Option<Spoken>) -> Option
 }
 
 fn opaque(connection: &Connection) -> Option<Layer> {
-    if connection.is_bound() { Some(Layer::Opaque) } else { refuse(connection, Refused::Protocol) }
+    if takes_anything(connection) { Some(Layer::Opaque) } else { refuse(connection, Refused::Protocol) }
+}
+
+/// Whether there is a service that takes bytes of which nobody knows what they are.
+fn takes_anything(connection: &Connection) -> bool {
+    let is_tcp = connection.listener.settings.protocol == Protocol::Tcp;
+    let is_open = |local: &LocalService| local.service.settings.protocol == UpstreamProtocol::Negotiated;
+    connection.is_bound() && (is_tcp || connection.service().is_none_or(|local| is_open(&local)))
 }
 
 fn refuse<T>(connection: &Connection, reason: Refused) -> Option<T> {
@@ -156,8 +178,11 @@ async fn tls(connection: &Connection, stream: &mut Stream, expected: Expected) -
     {
         onward.tunnel = Some(Inside { service, host: host.into() });
     }
-    if onward.is_bound() {
+    if takes_anything(&onward) {
         return Some(Layer::OpaqueTls(Box::new(onward)));
+    }
+    if onward.is_bound() {
+        return refuse(connection, Refused::Protocol);
     }
     say(connection, stream, &UNRECOGNIZED_NAME).await;
     refuse(connection, Refused::ServerName)

@@ -3,14 +3,10 @@
 use std::io::Write as _;
 
 use bytes::{Buf, Bytes};
-use http::header::{
-    AUTHORIZATION, CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, COOKIE,
-    EXPECT, FORWARDED, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE, TE, TRAILER,
-    TRANSFER_ENCODING, UPGRADE, VIA,
-};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::head::{all_lines_end_in_crlf, encode_line};
+use crate::proto::trailers::is_forbidden;
 
 /// Lines in one trailer section.
 const MAX_TRAILERS: usize = 100;
@@ -232,7 +228,7 @@ fn take_trailers(buffer: &mut Bytes) -> Result<Option<HeaderMap>, Malformed> {
             for line in lines {
                 let name = HeaderName::from_bytes(line.name.as_bytes()).map_err(|_| Malformed::Trailers)?;
                 let value = HeaderValue::from_bytes(line.value).map_err(|_| Malformed::Trailers)?;
-                if !is_forbidden_trailer(&name) {
+                if !is_forbidden(&name) {
                     trailers.append(name, value);
                 }
             }
@@ -244,34 +240,6 @@ fn take_trailers(buffer: &mut Bytes) -> Result<Option<HeaderMap>, Malformed> {
     }
 }
 
-/// What would change how the message is framed, routed, authorized or read, and is not for trailers (RFC 9110, 6.5.1).
-const FORBIDDEN_TRAILERS: [HeaderName; 20] = [
-    AUTHORIZATION,
-    CACHE_CONTROL,
-    CONNECTION,
-    CONTENT_ENCODING,
-    CONTENT_LENGTH,
-    CONTENT_RANGE,
-    CONTENT_TYPE,
-    COOKIE,
-    EXPECT,
-    FORWARDED,
-    HOST,
-    MAX_FORWARDS,
-    PROXY_AUTHENTICATE,
-    PROXY_AUTHORIZATION,
-    SET_COOKIE,
-    TE,
-    TRAILER,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    VIA,
-];
-
-fn is_forbidden_trailer(name: &HeaderName) -> bool {
-    FORBIDDEN_TRAILERS.contains(name)
-}
-
 /// Writes the head of a chunk of this size.
 pub fn encode_chunk_size(size: usize, out: &mut Vec<u8>) {
     let _writing_to_memory_cannot_fail = write!(out, "{size:x}\r\n");
@@ -280,7 +248,7 @@ pub fn encode_chunk_size(size: usize, out: &mut Vec<u8>) {
 /// Writes the last chunk with its trailers.
 pub fn encode_last_chunk(trailers: Option<&HeaderMap>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"0\r\n");
-    for (name, value) in trailers.into_iter().flatten().filter(|(name, _)| !is_forbidden_trailer(name)) {
+    for (name, value) in trailers.into_iter().flatten().filter(|(name, _)| !is_forbidden(name)) {
         encode_line(name, value, out);
     }
     out.extend_from_slice(b"\r\n");

@@ -22,7 +22,8 @@ fn decode_body(framing: Framing, wire: &[u8], step: usize) -> Result<(Vec<u8>, O
 
 #[test]
 fn chunks_are_read_with_extensions_and_trailers() {
-    let wire = b"4;name=\"v\"\r\nwiki\r\n0A\r\n0123456789\r\n0\r\nX-Sum: 7\r\nContent-Length: 1\r\n\r\nHTTP";
+    let wire = b"4;name=\"v\"\r\nwiki\r\n0A\r\n0123456789\r\n0\r\nX-Sum: 7\r\nContent-Length: 1\r\n\
+        X-Forwarded-Client-Cert: URI=spiffe://mesh/admin\r\nX-Forwarded-For: 10.0.0.1\r\nIf-Match: *\r\n\r\nHTTP";
     for step in [1, 2, 3, 7, wire.len()] {
         let (data, trailers, left) = decode_body(Framing::Chunked, wire, step).unwrap();
         assert_eq!(data, b"wiki0123456789");
