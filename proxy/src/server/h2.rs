@@ -16,6 +16,7 @@ use hyper::service::service_fn;
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
+use tokio::task::JoinSet;
 
 use self::watch::{Open, ResponseBody, Tunnelled, Watch, Watched, Written};
 use super::client_body::within_limits;
@@ -33,6 +34,10 @@ use crate::upstream::LocalExecutor;
 const STREAMS: u32 = 100;
 const STREAM_WINDOW: u32 = 64 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
+
+/// The same for a connection that is itself in a stream of another: there may be as many of these as that has streams.
+const INNER_STREAMS: u32 = 10;
+const INNER_WINDOW: u32 = 2 * STREAM_WINDOW;
 
 /// What the library takes of a head on top of twice the listener's limit. It answers a larger head by itself, without a
 /// reason and without counting it; what is between the two is answered by us.
@@ -67,26 +72,29 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
     let settings = &connection.listener.settings;
     let watch = Watch::new(&worker.timers);
     let service = {
-        let (connection, watch) = (connection.clone(), watch.clone());
+        let (connection, watch, tunnels) = (connection.clone(), watch.clone(), Tunnels::default());
         service_fn(move |mut request: http::Request<Incoming>| {
             let (connection, open) = (connection.clone(), Open::new(&watch));
             let upgrade = (request.method() == Method::CONNECT).then(|| hyper::upgrade::on(&mut request));
-            let watch = watch.clone();
+            let (watch, tunnels) = (watch.clone(), tunnels.clone());
             async move {
-                let Answer { response, next } = answer(connection.clone(), request, &open).await;
+                let has_room = upgrade.is_none() || tunnels.have_room();
+                let Answer { response, next } = answer(connection.clone(), request, &open, has_room).await;
                 if let (Some(next), Some(upgrade)) = (next, upgrade) {
-                    tokio::task::spawn_local(go_on(connection, upgrade, next, Open::tunnel(&watch)));
+                    tunnels.spawn(go_on(connection, upgrade, next, Open::tunnel(&watch)));
                 }
                 Ok::<_, Infallible>(response.map(|body| ResponseBody::new(Outgoing(body), open)))
             }
         })
     };
+    let (streams, window) =
+        if stream.is_inside_http2() { (INNER_STREAMS, INNER_WINDOW) } else { (STREAMS, CONNECTION_WINDOW) };
     let stream = Rc::new(RefCell::new(Written::new(stream)));
     let mut served = Box::pin(
         Builder::new(LocalExecutor)
-            .max_concurrent_streams(STREAMS)
+            .max_concurrent_streams(streams)
             .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
+            .initial_connection_window_size(window)
             .max_header_list_size(library_limit(settings.max_header_bytes))
             .max_pending_accept_reset_streams(UNSEEN_RESETS)
             .max_local_error_reset_streams(OWN_RESETS)
@@ -145,8 +153,9 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
     }
 }
 
-async fn answer(connection: Rc<Connection>, request: http::Request<Incoming>, open: &Open) -> Answer {
-    let limited = too_large(&request, &connection.listener.settings);
+async fn answer(connection: Rc<Connection>, request: http::Request<Incoming>, open: &Open, has_room: bool) -> Answer {
+    let room = if has_room { Ok(()) } else { Err(Refusal::TooManyTunnels) };
+    let limited = room.and_then(|()| too_large(&request, &connection.listener.settings));
     let (mut head, incoming) = request.into_parts();
     if let Some(protocol) = head.extensions.remove::<hyper::ext::Protocol>() {
         head.extensions.insert(ExtendedConnect(protocol.as_str().into()));
@@ -187,6 +196,23 @@ fn size(request: &http::Request<Incoming>) -> usize {
     let pseudo = pseudo.iter().filter_map(|(name, value)| Some((name.len(), (*value)?.len())));
     let headers = request.headers().iter().map(|(name, value)| (name.as_str().len(), value.len()));
     pseudo.chain(headers).map(|(name, value)| name + value + PER_HEADER).sum()
+}
+
+/// The tunnels on one connection, which end with it. The other end of a tunnel may outlive its stream, so that the limit
+/// of streams is none of these.
+#[derive(Clone, Default)]
+struct Tunnels(Rc<RefCell<JoinSet<()>>>);
+
+impl Tunnels {
+    fn have_room(&self) -> bool {
+        let mut tunnels = self.0.borrow_mut();
+        while tunnels.try_join_next().is_some() {}
+        tunnels.len() < STREAMS as usize
+    }
+
+    fn spawn(&self, tunnel: impl Future<Output = ()> + 'static) {
+        self.0.borrow_mut().spawn_local(tunnel);
+    }
 }
 
 /// Goes on with a stream that is a tunnel (RFC 9113, 8.5), once the head of its response has been sent.

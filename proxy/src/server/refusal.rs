@@ -31,6 +31,8 @@ pub enum Refusal {
     TargetTooLong,
     #[error("a request body that is larger than this listener takes")]
     BodyTooLarge,
+    #[error("as many tunnels as one connection may have")]
+    TooManyTunnels,
     #[error("a request head that took too long to arrive")]
     HeadTimeout,
     #[error("a version of HTTP other than 1.0, 1.1 and 2")]
@@ -61,6 +63,7 @@ impl Refusal {
             Self::HeadTooLarge => (StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE, "http_request_error", "router"),
             Self::TargetTooLong => (StatusCode::URI_TOO_LONG, "http_request_error", "router"),
             Self::BodyTooLarge => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_error", "router"),
+            Self::TooManyTunnels => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", "router"),
             Self::HeadTimeout => (StatusCode::REQUEST_TIMEOUT, "http_request_error", "router"),
             Self::Version => (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "http_request_error", "router"),
             Self::UnknownService { .. } => (StatusCode::NOT_FOUND, "destination_not_found", "router"),
@@ -79,7 +82,9 @@ impl Refusal {
     fn grpc_code(&self) -> Code {
         match self {
             Self::BadRequest(_) | Self::PlainToTls | Self::Version | Self::Loop => Code::Internal,
-            Self::HeadTooLarge | Self::TargetTooLong | Self::BodyTooLarge => Code::ResourceExhausted,
+            Self::HeadTooLarge | Self::TargetTooLong | Self::BodyTooLarge | Self::TooManyTunnels => {
+                Code::ResourceExhausted
+            }
             Self::UnknownService { .. } | Self::Unsupported(_) => Code::Unimplemented,
             Self::PortDenied { .. } => Code::PermissionDenied,
             Self::NoEndpoint { .. } | Self::Declined { .. } => Code::Unavailable,

@@ -70,6 +70,15 @@ impl Stream {
         }
     }
 
+    /// Whether the stream is one of an HTTP/2 connection's, or TLS over one.
+    pub fn is_inside_http2(&self) -> bool {
+        match &self.kind {
+            Kind::Tcp(_) => false,
+            Kind::Tls(tls) => tls.get_ref().0.is_inside_http2(),
+            Kind::Other(_) => true,
+        }
+    }
+
     /// The TLS session, if the stream is one.
     pub fn as_tls(&self) -> Option<&TlsStream<Stream>> {
         match &self.kind {
