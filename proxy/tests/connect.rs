@@ -400,6 +400,22 @@ fn streams_of_http2_are_tunnels_as_well() {
     assert_eq!(client.send(get).head.status, 200);
 }
 
+/// Also where the other end neither reads nor closes.
+#[test]
+fn a_client_of_http2_that_goes_leaves_no_tunnel_behind() {
+    let endpoint = Endpoint::start(|_, mut wire| {
+        wire.send("220 hello\r\n");
+        std::thread::sleep(http::DEADLINE);
+    });
+    let proxy = Proxy::to(&endpoint);
+    let client = Http2Client::connect(proxy.addresses[0]);
+    let mut tunnel = client.connect_to("users:25").1.expect("a tunnel");
+    assert_eq!(tunnel.until("\n"), "220 hello\r\n");
+    tunnel.send(&bytes(64 << 10));
+    drop((tunnel, client));
+    http::wait_until("no connection is left", || proxy.upstream_connections() == 0);
+}
+
 /// More than may be read of a connection on which nothing gets on.
 #[test]
 fn a_tunnel_of_http2_takes_any_amount_both_ways() {

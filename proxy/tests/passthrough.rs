@@ -220,3 +220,34 @@ fn a_client_has_so_many_connections_and_no_more() {
     proxy.client().expect_end();
     assert_eq!(held.pop().expect("a client").get("/").status(), 200);
 }
+
+/// Behind a balancer that says whom it connects for, these are the clients, and the balancer is none.
+#[test]
+fn clients_are_counted_by_whom_a_header_names() {
+    let endpoint = named("a");
+    let limited = "max_connections_per_client = 1\nproxy_protocol = [\"127.0.0.1\"]";
+    let proxy = Proxy::with(&[&endpoint], limited, "");
+    let client = |last: u8| {
+        let mut client = proxy.client();
+        client.send(format!("PROXY TCP4 192.0.2.{last} 192.0.2.100 4711 80\r\n"));
+        client
+    };
+    let mut held: Vec<Wire> = (1..4).map(client).collect();
+    for client in &mut held {
+        assert_eq!(client.get("/").status(), 200);
+    }
+    client(1).expect_end();
+    let refused = || proxy.app().state.listeners[0].refusals().next().expect("a reason").1;
+    assert_eq!(refused(), 1);
+    // Who says nothing of others is counted for itself.
+    let mut own = proxy.client();
+    own.send("PROXY UNKNOWN\r\n");
+    assert_eq!(own.get("/").status(), 200);
+    // Whoever goes makes room.
+    drop(held.remove(0));
+    wait_until("there is room", || {
+        let mut client = client(1);
+        let sent = client.try_send("GET / HTTP/1.1\r\nHost: users\r\n\r\n").is_ok();
+        sent && client.try_response().is_ok_and(|answer| answer.status() == 200)
+    });
+}

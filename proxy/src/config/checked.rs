@@ -83,7 +83,7 @@ pub struct Listener {
     /// Connections at once over all workers; 65,536 by default. Further ones wait in the listen queue.
     pub max_connections: usize,
     /// Connections at once of one client address over all workers; none, the default, for any number. Further ones are
-    /// closed at once. The address is the socket's, also where a PROXY protocol header tells of another.
+    /// closed at once. The address is the socket's, or for those of `proxy_protocol` the one that the header names.
     pub max_connections_per_client: Option<usize>,
     /// Headers of one request; 100 by default.
     pub max_headers: usize,

@@ -54,11 +54,6 @@ impl Connection {
         self.tunnel.is_some() || self.listener.settings.service.is_some()
     }
 
-    /// Whether the client is one of those that say first whom they speak for.
-    fn begins_with_header(&self) -> bool {
-        self.listener.settings.proxy_protocol.iter().any(|network| network.contains(self.client.ip()))
-    }
-
     /// The service that everything on this connection goes to.
     pub fn service(&self) -> Option<Rc<LocalService>> {
         match &self.tunnel {
@@ -76,10 +71,17 @@ pub async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, stream: TcpStrea
     let local = address.ip().is_unspecified().then(|| stream.local_addr().ok()).flatten().unwrap_or(address);
     let mut connection = Connection { worker, listener, client, local, peer: None, ends_tls: false, tunnel: None };
     let mut stream = stream.into();
-    if connection.begins_with_header() && !Box::pin(accept_header(&mut connection, &mut stream)).await {
-        return;
-    }
+    let named = if connection.listener.begins_with_header(client.ip()) {
+        if !Box::pin(accept_header(&mut connection, &mut stream)).await {
+            return;
+        }
+        let Ok(named) = connection.listener.enter(connection.client.ip()) else { return };
+        named
+    } else {
+        None
+    };
     go_on(Rc::new(connection), stream).await;
+    drop(named);
 }
 
 /// Takes the PROXY protocol header; false where none came in time.

@@ -72,6 +72,26 @@ impl Listener {
         }
     }
 
+    /// Whether connections from this address begin with a header that says whom they are for.
+    pub fn begins_with_header(&self, peer: IpAddr) -> bool {
+        self.settings.proxy_protocol.iter().any(|network| network.contains(peer))
+    }
+
+    /// Counts a connection of a client for as long as what is returned is kept: nothing where there is no limit, and an
+    /// error, counted as such, when it has been reached.
+    pub fn enter(self: &Arc<Self>, client: IpAddr) -> Result<Option<OfClient>, Refused> {
+        let Some(limit) = self.settings.max_connections_per_client else { return Ok(None) };
+        let client = one_client(client);
+        let mut clients = self.clients.lock();
+        let count = clients.entry(client).or_default();
+        if *count >= limit {
+            self.refused(Refused::Client);
+            return Err(Refused::Client);
+        }
+        *count += 1;
+        Ok(Some(OfClient { listener: self.clone(), client }))
+    }
+
     /// Connections closed without having been served, by reason.
     pub fn refusals(&self) -> impl Iterator<Item = (Refused, u64)> {
         Refused::ALL.into_iter().zip(&self.refused).map(|(reason, count)| (reason, count.load(Relaxed)))
@@ -201,10 +221,9 @@ pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher)
             let (stream, client) = socket.accept().await?;
             // An IPv4 client of an IPv6 socket is the same client as on an IPv4 socket.
             let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-            let Some(of_client) = Clients::enter(&listener, client.ip()) else {
-                listener.refused(Refused::Client);
-                return Ok(None);
-            };
+            // Who speaks for others is not their client: those count, once it has said who they are.
+            let entered = if listener.begins_with_header(client.ip()) { Ok(None) } else { listener.enter(client.ip()) };
+            let Ok(of_client) = entered else { return Ok(None) };
             // Only now: a worker that took a permit before there is a connection would keep it from the others.
             let of_listener = listener.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
             Ok(Some((stream, client, Permit { _of_listener: of_listener, _of_client: of_client })))
@@ -268,25 +287,12 @@ fn start(worker: &Rc<Worker>, listener: Arc<Listener>, stream: TcpStream, client
     });
 }
 
-/// The connections of each client, where a listener limits them. A client is who the socket says, also where a PROXY
-/// protocol header is to say otherwise: the limit is met before anything is read.
+/// The connections of each client, where a listener limits them. A client is who the socket says, and is counted before
+/// anything is read; or who the PROXY protocol header says, where there is one.
 #[derive(Default)]
 struct Clients(Mutex<HashMap<IpAddr, usize>>);
 
 impl Clients {
-    /// Counts a connection of a client; nothing to count where there is no limit, and none when it has been reached.
-    fn enter(listener: &Arc<Listener>, client: IpAddr) -> Option<Option<OfClient>> {
-        let Some(limit) = listener.settings.max_connections_per_client else { return Some(None) };
-        let client = one_client(client);
-        let mut clients = listener.clients.lock();
-        let count = clients.entry(client).or_default();
-        if *count >= limit {
-            return None;
-        }
-        *count += 1;
-        Some(Some(OfClient { listener: listener.clone(), client }))
-    }
-
     fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -301,7 +307,7 @@ fn one_client(address: IpAddr) -> IpAddr {
 }
 
 /// One of a client's connections.
-struct OfClient {
+pub struct OfClient {
     listener: Arc<Listener>,
     client: IpAddr,
 }
