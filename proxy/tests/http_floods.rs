@@ -338,6 +338,23 @@ fn http2_has_one_host() {
 }
 
 #[test]
+fn heads_of_http2_that_are_not_finished_in_time_end_the_connection() {
+    let stage = stage("header_timeout = \"300ms\"");
+    let mut patient = Frames::connect(&stage.proxy);
+    assert!(patient.ping());
+    let hello = [&b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..], &frame(SETTINGS, 0, 0, &[])].concat();
+    let whole = [&hello[..], &get("fine", 1, END_STREAM)].concat();
+    let continued = [&hello[..], &frame(HEADERS, END_STREAM, 1, &[0x82]), &frame(CONTINUATION, 0, 1, &[0x86])].concat();
+    for start in [&hello[..24], &hello[..30], &whole[..whole.len() - 1], &continued] {
+        let mut client = Frames(stage.proxy.client());
+        client.0.send(start);
+        client.ended();
+        client.0.expect_end();
+    }
+    assert!(patient.ping(), "who has said hello may be silent");
+}
+
+#[test]
 fn two_thousand_slow_heads_leave_others_served() {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Nofile);
     let enough = rustix::process::Rlimit { current: limit.maximum.min(Some(20_000)).or(Some(20_000)), ..limit };

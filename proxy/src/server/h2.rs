@@ -1,5 +1,10 @@
 //! HTTP/2 from clients, by hyper. What it does not bound is looked at by [`watch`].
+//!
+//! `header_timeout` is the time for the preface with its SETTINGS, from the beginning of the connection, and for each
+//! request's head, from its first frame. Who has said hello may then be silent for `idle_timeout`, as long as pings are
+//! answered.
 
+mod heads;
 mod watch;
 
 use std::cell::RefCell;
@@ -108,6 +113,8 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
     let idle_timeout = settings.idle_timeout;
     let mut idle = worker.timers.deadline(idle_timeout);
     let mut blocked = worker.timers.deadline(BLOCKED);
+    let mut head = watch.unfinished_head();
+    let mut late = worker.timers.deadline(settings.header_timeout);
     let mut progress = watch.progress();
     let mut told = false;
     let calm = poll_fn(|cx| {
@@ -116,6 +123,13 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
         }
         if watch.is_abused() {
             return Poll::Ready(true);
+        }
+        if head != watch.unfinished_head() {
+            head = watch.unfinished_head();
+            late.reset(settings.header_timeout);
+        }
+        if head.is_some() && late.poll_passed(cx).is_ready() {
+            return Poll::Ready(false);
         }
         if progress != watch.progress() || !watch.waits_for_client() {
             progress = watch.progress();

@@ -18,6 +18,7 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::heads::Heads;
 use crate::proto::BodyError;
 use crate::proto::http2::Outgoing;
 use crate::timer::Timers;
@@ -50,6 +51,7 @@ pub struct Watch {
     /// Bytes read since a stream got on, or since this tick.
     fruitless: Cell<u64>,
     since: Cell<u64>,
+    heads: RefCell<Heads>,
 }
 
 impl Watch {
@@ -63,6 +65,7 @@ impl Watch {
             untaken: Cell::new(0),
             fruitless: Cell::new(0),
             since: Cell::new(0),
+            heads: RefCell::default(),
         })
     }
 
@@ -79,6 +82,11 @@ impl Watch {
     /// Whether it is the client that a stream waits for.
     pub fn waits_for_client(&self) -> bool {
         self.untaken.get() > 0
+    }
+
+    /// The number of the head that the client has begun and not finished.
+    pub fn unfinished_head(&self) -> Option<u64> {
+        self.heads.borrow().unfinished()
     }
 
     /// Whether the client does what nobody would who wants an answer.
@@ -288,7 +296,9 @@ impl AsyncRead for Watched {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = pin!(&mut self.stream.borrow_mut().stream).poll_read(cx, buf);
-        self.watch.has_read(buf.filled().len() - before);
+        let read = buf.filled().get(before..).unwrap_or_default();
+        self.watch.has_read(read.len());
+        self.watch.heads.borrow_mut().follow(read);
         result
     }
 }
