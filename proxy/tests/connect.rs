@@ -403,9 +403,10 @@ fn streams_of_http2_are_tunnels_as_well() {
 /// Also where the other end neither reads nor closes.
 #[test]
 fn a_client_of_http2_that_goes_leaves_no_tunnel_behind() {
-    let endpoint = Endpoint::start(|_, mut wire| {
+    let (held, holding) = std::sync::mpsc::channel();
+    let endpoint = Endpoint::start(move |_, mut wire| {
         wire.send("220 hello\r\n");
-        std::thread::sleep(http::DEADLINE);
+        let _the_test_has_ended = held.send(wire);
     });
     let proxy = Proxy::to(&endpoint);
     let client = Http2Client::connect(proxy.addresses[0]);
@@ -414,6 +415,7 @@ fn a_client_of_http2_that_goes_leaves_no_tunnel_behind() {
     tunnel.send(&bytes(64 << 10));
     drop((tunnel, client));
     http::wait_until("no connection is left", || proxy.upstream_connections() == 0);
+    drop(holding);
 }
 
 /// More than may be read of a connection on which nothing gets on.
