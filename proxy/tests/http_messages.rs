@@ -262,15 +262,17 @@ fn both_framings_at_once_end_the_connection() {
 #[test]
 fn a_broken_request_body_breaks_the_request() {
     let (told, bodies) = mpsc::channel();
+    let (began, heads) = mpsc::channel();
     let endpoint = Endpoint::start(move |_, mut wire| {
         if let Some(head) = wire.head() {
+            began.send(()).unwrap();
             told.send(wire.with_body(head, false).map(|request| request.text())).unwrap();
         }
     });
     let proxy = Proxy::to(&endpoint);
     let mut client = proxy.client();
     client.send("POST / HTTP/1.1\r\nHost: users\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
-    wait_until("the request is under way", || endpoint.connections() == 1);
+    heads.recv_timeout(DEADLINE).expect("the request is under way");
     client.send("xyz\r\n");
     client.response().assert_refused(400, "upstream", "http_request_error");
     client.expect_end();
@@ -279,7 +281,7 @@ fn a_broken_request_body_breaks_the_request() {
     // The client goes away in the middle of its body.
     let mut client = proxy.client();
     client.send("POST / HTTP/1.1\r\nHost: users\r\nContent-Length: 10\r\n\r\nabc");
-    wait_until("the request is under way", || endpoint.connections() == 2);
+    heads.recv_timeout(DEADLINE).expect("the request is under way");
     drop(client);
     assert!(bodies.recv_timeout(DEADLINE).expect("a request").is_err());
     wait_until("nothing is under way", || proxy.in_flight() == 0);
