@@ -2,10 +2,14 @@
 //!
 //! Nothing here does I/O or reads a clock.
 
+mod outcome;
+
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use http::request::Parts;
+
+pub use outcome::{Failure, Health, Kind, Outcome};
 
 /// What a client's TLS handshake said about it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
