@@ -157,3 +157,6 @@ impl Fleet {
         self.builder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;
