@@ -171,7 +171,8 @@ pub struct LocalService {
 }
 
 impl LocalService {
-    fn new(service: Arc<Service>, seed: u64) -> Self {
+    /// What a worker has for a service; `seed` is for the random numbers of its policies.
+    pub fn new(service: Arc<Service>, seed: u64) -> Self {
         let stats = service.worker_stats();
         let settings = &service.settings;
         let seat = |plugin: &Arc<Plugin>, policy: &Policy, role: Role| {

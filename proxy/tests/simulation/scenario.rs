@@ -1,0 +1,235 @@
+//! What a seed stands for: a service with its settings and its traffic, and what goes wrong when.
+//!
+//! A run has four parts. In the first nothing goes wrong; in the second everything may; then the service has time to
+//! recover, as much as follows from its settings; and in the last nothing goes wrong again.
+
+use std::fmt::Write;
+use std::ops::Range;
+use std::time::Duration;
+
+use heddle::policy::Role;
+
+use super::machine::{Latency, Trouble};
+use super::random::Random;
+
+/// Balancers and their settings, as the configuration has them.
+const BALANCERS: &[Balancer] = &[
+    Balancer { text: r#""round-robin""#, spread: Spread::InTurn },
+    Balancer { text: r#""weighted-round-robin""#, spread: Spread::InWeightedTurn },
+    Balancer { text: r#""random""#, spread: Spread::Random },
+    Balancer { text: r#""weighted-random""#, spread: Spread::WeightedRandom },
+    Balancer { text: r#""least-connections""#, spread: Spread::LeastLoaded },
+    Balancer { text: r#""url-hash""#, spread: Spread::ByPath },
+    Balancer { text: r#""ip-hash""#, spread: Spread::ByClient },
+];
+
+/// How a balancer spreads requests over endpoints that are well.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Spread {
+    /// Each worker gives each endpoint as many as any other, but for one.
+    InTurn,
+    /// Each worker gives each endpoint as many as its weight says, but for a few.
+    InWeightedTurn,
+    /// Each as likely.
+    Random,
+    /// Each as likely as its weight says.
+    WeightedRandom,
+    /// To one that has the fewest under way for its weight.
+    LeastLoaded,
+    /// All of one path to the same.
+    ByPath,
+    /// All of one client to the same.
+    ByClient,
+}
+
+#[derive(Debug, Clone, Copy)]
+pub struct Balancer {
+    /// The value of the key `balancer`.
+    pub text: &'static str,
+    pub spread: Spread,
+}
+
+/// Active checks.
+#[derive(Debug, Clone, Copy)]
+pub struct Check {
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub rise: u32,
+    pub fall: u32,
+}
+
+/// What goes wrong, from when to when.
+#[derive(Debug, Clone)]
+pub struct Fault {
+    pub time: Range<Duration>,
+    pub what: What,
+}
+
+#[derive(Debug, Clone)]
+pub enum What {
+    Trouble { whom: Vec<usize>, trouble: Trouble },
+    /// They are registered again at the end.
+    Removed(Vec<usize>),
+    /// So many more, which leave at the end.
+    Added(usize),
+    /// They weigh so much until the end.
+    Reweighted { whom: Vec<usize>, weight: u32 },
+    /// Another generation comes into force.
+    Replaced(Role),
+    /// The proxy decides by itself until the end, if there was only one generation yet.
+    Condemned(Role),
+}
+
+/// The moments at which the parts of a run end.
+#[derive(Debug, Clone, Copy)]
+pub struct Parts {
+    pub calm: Duration,
+    pub faults: Duration,
+    pub recovery: Duration,
+    pub end: Duration,
+}
+
+#[derive(Debug)]
+pub struct Scenario {
+    pub seed: u64,
+    /// Of each endpoint that is registered at first.
+    pub weights: Vec<u32>,
+    pub workers: usize,
+    pub balancer: Balancer,
+    pub max_percent: u64,
+    pub panic_percent: u64,
+    pub check: Option<Check>,
+    pub latency: Latency,
+    pub connect_timeout: Duration,
+    pub request_timeout: Duration,
+    /// Between two requests, on average.
+    pub gap: Duration,
+    /// Different paths, and clients.
+    pub paths: usize,
+    pub clients: usize,
+    /// How many percent of the requests are given up by their clients while things go wrong.
+    pub leaving: u64,
+    pub parts: Parts,
+    pub faults: Vec<Fault>,
+}
+
+impl Scenario {
+    pub fn of(seed: u64) -> Self {
+        let mut random = Random::new(seed);
+        // The first numbers of neighbouring seeds have nothing in common, but let them be mixed all the same.
+        let random = &mut random.fork();
+        let is_large = random.below(64) == 0;
+        let count = match random.below(8) {
+            _ if is_large => random.between(1_000, 5_000) as usize,
+            0 => 2,
+            1 => 3,
+            2..5 => random.between(4, 8) as usize,
+            5 | 6 => random.between(9, 20) as usize,
+            _ => random.between(21, 100) as usize,
+        };
+        let balancer = random.one_of(BALANCERS);
+        let most_weight = random.one_of(&[1, 1, 3, 10]);
+        let weights = (0..count).map(|_| random.between(1, most_weight) as u32).collect();
+        let latency =
+            Latency { typical: random.time(Duration::from_millis(1), Duration::from_millis(20)), tail: random.between(2, 6) as u32 };
+        let connect_timeout = random.millis(50, 1_000);
+        let request_timeout = latency.longest() * 2 + random.millis(100, 2_000);
+        let check = random.percent(40).then(|| Check {
+            interval: random.millis(200, 2_000),
+            timeout: latency.longest() + random.millis(20, 200),
+            rise: random.between(1, 3) as u32,
+            fall: random.between(1, 3) as u32,
+        });
+        let calm = random.millis(4_000, 8_000);
+        let faults = calm + random.millis(8_000, 20_000);
+        let slowest = request_timeout + connect_timeout;
+        let checks = check.map_or(Duration::ZERO, |check| (check.interval * 2 + check.timeout) * (check.rise + 1));
+        let recovery = faults + slowest + checks + Duration::from_secs(2);
+        let end = recovery + random.millis(4_000, 8_000);
+        let requests = random.between(1_000, 4_000);
+        let mut scenario = Self {
+            seed,
+            weights,
+            workers: random.one_of(&[1, 1, 2, 2, 3, 4]),
+            balancer,
+            max_percent: random.one_of(&[10, 10, 10, 30, 50, 100]),
+            panic_percent: random.one_of(&[50, 50, 50, 30, 0]),
+            check,
+            latency,
+            connect_timeout,
+            request_timeout,
+            gap: end / requests as u32,
+            paths: random.one_of(&[1, 20, 200]),
+            clients: random.one_of(&[1, 20, 200]),
+            leaving: random.one_of(&[0, 0, 1, 10]),
+            parts: Parts { calm, faults, recovery, end },
+            faults: Vec::new(),
+        };
+        // Some services have no trouble at all, and must be left alone.
+        let troubles = if random.percent(10) { 0 } else { random.between(1, 6) };
+        for _ in 0..troubles {
+            let fault = scenario.fault(random);
+            scenario.faults.push(fault);
+        }
+        scenario
+    }
+
+    fn fault(&self, random: &mut Random) -> Fault {
+        let Parts { calm, faults, .. } = self.parts;
+        let begin = random.time(calm, faults - Duration::from_millis(500));
+        let end = random.time(begin + Duration::from_millis(100), faults);
+        let count = self.weights.len();
+        let few = |random: &mut Random| {
+            let most = (count / 10).clamp(1, 20);
+            let number = random.between(1, most as u64) as usize;
+            random.several(number, count)
+        };
+        let role = |random: &mut Random| random.one_of(&[Role::Balancer, Role::RetryPolicy, Role::CircuitBreaker]);
+        let what = match random.below(12) {
+            0..5 => What::Trouble { whom: few(random), trouble: trouble(random) },
+            5 | 6 => {
+                let number = random.between(1, count as u64) as usize;
+                What::Trouble { whom: random.several(number, count), trouble: trouble(random) }
+            }
+            7 => What::Trouble { whom: (0..count).collect(), trouble: trouble(random) },
+            8 => {
+                let all_but_one = random.percent(20);
+                What::Removed(if all_but_one { random.several(count - 1, count) } else { few(random) })
+            }
+            9 if random.percent(50) => What::Added(random.between(1, 5) as usize),
+            9 => What::Reweighted { whom: few(random), weight: random.between(0, 5) as u32 },
+            10 => What::Replaced(role(random)),
+            _ => What::Condemned(role(random)),
+        };
+        Fault { time: begin..end, what }
+    }
+
+    /// The configuration of the service.
+    pub fn config(&self) -> String {
+        let mut text = String::from("[[listener]]\naddress = \"127.0.0.1:0\"\n[service.users]\n");
+        let millis = |time: Duration| format!("\"{}ms\"", time.as_millis());
+        let _ = writeln!(text, "balancer = {}", self.balancer.text);
+        let _ = writeln!(text, "connect_timeout = {}", millis(self.connect_timeout));
+        let _ = writeln!(text, "request_timeout = {}", millis(self.request_timeout));
+        let Self { max_percent, panic_percent, .. } = self;
+        let _ = writeln!(text, "ejection = {{ max_percent = {max_percent}, panic_percent = {panic_percent} }}");
+        text
+    }
+
+    /// Whether anything goes wrong.
+    pub fn is_calm(&self, now: Duration) -> bool {
+        now < self.parts.calm || now >= self.parts.recovery || self.faults.is_empty()
+    }
+}
+
+fn trouble(random: &mut Random) -> Trouble {
+    match random.below(8) {
+        0 | 1 => Trouble::Crashed,
+        2 => Trouble::BlackHole,
+        3 => Trouble::Frozen,
+        4 => Trouble::Slow(random.one_of(&[3, 20, 100])),
+        5 => Trouble::Errors { percent: random.one_of(&[20, 50, 100]), status: random.one_of(&[500, 502, 503]) },
+        6 => Trouble::Resets { percent: random.one_of(&[20, 50, 100]) },
+        _ => Trouble::Flaps { millis: random.between(50, 3_000) },
+    }
+}

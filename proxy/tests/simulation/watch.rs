@@ -1,0 +1,265 @@
+//! What must hold, and what is known for certain of what the proxy should see.
+//!
+//! The watch has the truth from the simulation, not from the proxy: who is registered with which weight, and whose checks
+//! fail. Only how an endpoint was judged is read from the proxy, as that is the proxy's to say.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Display;
+use std::time::Duration;
+
+use heddle::server::decide::Picked;
+use heddle::service::{Condition, Endpoint, Fleet, Load};
+
+use super::journal::{Journal, Note};
+use super::scenario::{Scenario, Spread};
+
+/// Something did not hold.
+#[derive(Debug)]
+pub struct Broken(pub String);
+
+pub type Held<T = ()> = Result<T, Broken>;
+
+/// Ends the run where something does not hold.
+macro_rules! must {
+    ($holds:expr, $($what:tt)+) => {
+        if !$holds {
+            return Err($crate::watch::Broken(format!($($what)+)));
+        }
+    };
+}
+pub(crate) use must;
+
+/// What is registered of a machine.
+#[derive(Debug, Clone, Copy)]
+pub struct Registration {
+    pub weight: u32,
+    pub check_fails: bool,
+}
+
+/// Whose picks are counted, while all is well.
+#[derive(Default)]
+struct Calm {
+    /// By worker and machine.
+    picks: BTreeMap<(usize, usize), u64>,
+    /// The machine of each key, for balancers that have one.
+    homes: HashMap<String, usize>,
+}
+
+pub struct Watch {
+    pub registered: BTreeMap<usize, Registration>,
+    /// Of every endpoint that ever was.
+    loads: BTreeMap<usize, Load>,
+    version: u64,
+    /// By slot.
+    eligible: Vec<bool>,
+    conditions: HashMap<usize, Condition>,
+    panic: bool,
+    service: u64,
+    /// Probes under way by machine.
+    probes: HashMap<usize, u32>,
+    calm: Calm,
+    pub attempts: u64,
+    pub answers: u64,
+}
+
+impl Watch {
+    pub fn new() -> Self {
+        Self {
+            registered: BTreeMap::new(),
+            loads: BTreeMap::new(),
+            version: 0,
+            eligible: Vec::new(),
+            conditions: HashMap::new(),
+            panic: false,
+            service: 0,
+            probes: HashMap::new(),
+            calm: Calm::default(),
+            attempts: 0,
+            answers: 0,
+        }
+    }
+
+    pub fn is_in_panic(&self) -> bool {
+        self.panic
+    }
+
+    /// Looks at what has changed since the last event.
+    pub fn look(&mut self, fleet: &Fleet, scenario: &Scenario, now: Duration, journal: &mut Journal) -> Held {
+        let service = fleet.health.seen();
+        if service != self.service {
+            self.service = service;
+            journal.note(now, Note::Service { state: service });
+            let is_closed = fleet.health.condition() == Condition::InUse;
+            must!(is_closed || !scenario.is_calm(now), "a healthy service is open");
+        }
+        if fleet.version() == self.version {
+            return Ok(());
+        }
+        let snapshot = fleet.snapshot();
+        self.version = snapshot.version;
+        let is_well = |endpoint: &Endpoint, registration: &Registration| {
+            endpoint.health.condition() != Condition::Out && !registration.check_fails
+        };
+        let (mut usable, mut well) = (0, 0);
+        for endpoint in snapshot.endpoints() {
+            let registration = self.registered.get(&machine(endpoint));
+            let Some(registration) = registration.filter(|known| known.weight == endpoint.registered.weight) else {
+                return Err(Broken(format!("an endpoint that is not registered so: {endpoint:?}")));
+            };
+            usable += usize::from(registration.weight > 0);
+            well += usize::from(registration.weight > 0 && is_well(endpoint, registration));
+        }
+        let count = snapshot.endpoints().count();
+        must!(count == self.registered.len(), "{count} endpoints of {} are there", self.registered.len());
+        self.panic = well * 100 < usable * scenario.panic_percent as usize;
+        self.eligible.clear();
+        self.eligible.resize(snapshot.slots(), false);
+        let (mut out, mut is_newly_ejected) = (0, false);
+        for endpoint in snapshot.endpoints() {
+            let machine = machine(endpoint);
+            let registration = self.registered[&machine];
+            let eligible = registration.weight > 0 && (self.panic || is_well(endpoint, &registration));
+            self.eligible[endpoint.slot as usize] = eligible;
+            let is_eligible = snapshot.eligible_endpoint(endpoint.slot).is_some();
+            must!(is_eligible == eligible, "eligible is {is_eligible} and not {eligible}: {endpoint:?}");
+            let condition = endpoint.health.condition();
+            let before = self.conditions.insert(machine, condition).unwrap_or(Condition::InUse);
+            is_newly_ejected |= before == Condition::InUse && condition == Condition::Out;
+            out += usize::from(condition != Condition::InUse);
+            self.loads.entry(machine).or_insert_with(|| endpoint.load.clone());
+        }
+        must!(snapshot.is_in_panic() == self.panic, "panic is {} and not {}", snapshot.is_in_panic(), self.panic);
+        let most = (count * scenario.max_percent as usize / 100).max(1);
+        must!(!is_newly_ejected || out <= most, "{out} of {count} are ejected: at most {most} may be");
+        must!(!is_newly_ejected || !scenario.is_calm(now), "a healthy endpoint was ejected");
+        let eligible = self.eligible.iter().filter(|eligible| **eligible).count();
+        journal.note(now, Note::Endpoints { version: self.version, eligible, out, panic: self.panic });
+        Ok(())
+    }
+
+    /// A registration is gone: what comes next in its place is new.
+    pub fn forget(&mut self, machine: usize) {
+        self.registered.remove(&machine);
+        self.conditions.remove(&machine);
+    }
+
+    /// An endpoint was picked, after these were tried, for an attempt.
+    pub fn picked(&mut self, fleet: &Fleet, scenario: &Scenario, picked: &Picked, tried: &[u32]) -> Held {
+        let endpoint = &picked.endpoint;
+        let slot = endpoint.slot;
+        let is_eligible = |slot: u32| self.eligible.get(slot as usize).copied().unwrap_or(false);
+        must!(is_eligible(slot), "an endpoint that is not eligible was picked: {endpoint:?}");
+        let half_open = endpoint.health.condition() == Condition::HalfOpen && !self.panic;
+        must!(picked.probe.is_some() == half_open, "a probe is {:?}: {endpoint:?}", picked.probe);
+        let snapshot = fleet.snapshot();
+        if tried.contains(&slot) {
+            // One that is half-open may have no permit left.
+            let untried = snapshot.endpoints().find(|other| {
+                is_eligible(other.slot)
+                    && !tried.contains(&other.slot)
+                    && (self.panic || other.health.condition() != Condition::HalfOpen)
+            });
+            must!(untried.is_none(), "slot {slot} was tried before ({tried:?}), and {untried:?} was not");
+        }
+        if scenario.balancer.spread == Spread::LeastLoaded && tried.is_empty() && !half_open {
+            // The request itself is counted by now.
+            let load = |endpoint: &Endpoint, less| {
+                u64::from(endpoint.load.in_flight() - less) * 1_000_000 / u64::from(endpoint.registered.weight)
+            };
+            let least = snapshot
+                .endpoints()
+                .filter(|other| is_eligible(other.slot) && other.slot != slot)
+                .filter(|other| other.health.condition() == Condition::InUse || self.panic)
+                .map(|other| load(other, 0))
+                .min();
+            let load = load(endpoint, 1);
+            must!(least.is_none_or(|least| load <= least), "slot {slot} has a load of {load}, and another {least:?}");
+        }
+        if picked.probe.is_some() {
+            *self.probes.entry(machine(endpoint)).or_default() += 1;
+        }
+        Ok(())
+    }
+
+    /// No endpoint was picked, after these could not be used.
+    pub fn none_eligible(&self, fleet: &Fleet, tried: &[u32]) -> Held {
+        let snapshot = fleet.snapshot();
+        let left = snapshot.endpoints().find(|endpoint| {
+            self.eligible.get(endpoint.slot as usize) == Some(&true)
+                && (self.panic || endpoint.health.condition() != Condition::HalfOpen)
+        });
+        must!(left.is_none(), "no endpoint was picked, tried {tried:?}, and there is {left:?}");
+        Ok(())
+    }
+
+    pub fn probe_ended(&mut self, machine: usize) {
+        *self.probes.entry(machine).or_default() -= 1;
+    }
+
+    /// Counts a pick of a time when all is well.
+    pub fn count(&mut self, spread: Spread, worker: usize, machine: usize, key: impl Display) -> Held {
+        *self.calm.picks.entry((worker, machine)).or_default() += 1;
+        if matches!(spread, Spread::ByPath | Spread::ByClient) {
+            let home = *self.calm.homes.entry(key.to_string()).or_insert(machine);
+            must!(home == machine, "{key} went to {home}, and now to {machine}");
+        }
+        Ok(())
+    }
+
+    /// A time when all was well has ended: the load was spread as the balancer promises.
+    pub fn end_of_calm(&mut self, scenario: &Scenario) -> Held {
+        let Calm { picks, .. } = std::mem::take(&mut self.calm);
+        let weights: BTreeMap<usize, u64> = {
+            let weighty = self.registered.iter().filter(|(_, registration)| registration.weight > 0);
+            weighty.map(|(&machine, registration)| (machine, registration.weight.into())).collect()
+        };
+        let weigh = matches!(scenario.balancer.spread, Spread::InWeightedTurn | Spread::WeightedRandom);
+        let weight = |machine: usize| if weigh { weights[&machine] } else { 1 };
+        let all: u64 = weights.keys().map(|&machine| weight(machine)).sum();
+        for worker in 0..scenario.workers {
+            let of = |machine| picks.get(&(worker, machine)).copied().unwrap_or(0);
+            let total: u64 = weights.keys().map(|&machine| of(machine)).sum();
+            for &machine in weights.keys() {
+                let (share, got) = (total as f64 * weight(machine) as f64 / all as f64, of(machine) as f64);
+                let off = match scenario.balancer.spread {
+                    Spread::InTurn => 1.0,
+                    Spread::InWeightedTurn => 3.0,
+                    // Seven standard deviations of a Poisson distribution, and some for its longer tail.
+                    Spread::Random | Spread::WeightedRandom => 7.0 * share.sqrt() + 12.0,
+                    Spread::LeastLoaded | Spread::ByPath | Spread::ByClient => continue,
+                };
+                let distance = (got - share).abs();
+                must!(
+                    distance <= off,
+                    "machine {machine} got {got} of worker {worker}'s {total} requests: {share:.1} is its share"
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// The service has had time to recover.
+    pub fn recovered(&self, fleet: &Fleet) -> Held {
+        must!(fleet.health.condition() != Condition::Out, "the service is still open: {:?}", fleet.health);
+        for endpoint in fleet.snapshot().endpoints() {
+            let registration = self.registered[&machine(endpoint)];
+            let slot = endpoint.slot as usize;
+            must!(registration.weight == 0 || self.eligible[slot] && !self.panic, "it has not recovered: {endpoint:?}");
+        }
+        Ok(())
+    }
+
+    /// Nothing is under way any more.
+    pub fn at_rest(&self) -> Held {
+        for (machine, load) in &self.loads {
+            must!(load.in_flight() == 0, "{} requests are under way at machine {machine}", load.in_flight());
+        }
+        must!(self.probes.values().all(|probes| *probes == 0), "probes are under way: {:?}", self.probes);
+        Ok(())
+    }
+}
+
+/// The number that a machine's registration carries.
+pub fn machine(endpoint: &Endpoint) -> usize {
+    endpoint.registered.order as usize
+}
