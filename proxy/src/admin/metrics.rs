@@ -163,11 +163,11 @@ struct Reading {
 
 impl Reading {
     fn name(&self) -> [(&'static str, &str); 1] {
-        [("service", &self.service.name)]
+        [("service", self.service.name())]
     }
 
     fn name_and_policy(&self) -> [(&'static str, &str); 2] {
-        [("service", &self.service.name), ("policy", &self.service.balancer.name)]
+        [("service", self.service.name()), ("policy", &self.service.balancer.name)]
     }
 
     fn durations(&self) -> Histogram {
@@ -182,7 +182,7 @@ impl Reading {
 
 fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
     let mut services = state.directory.all();
-    services.sort_by(|a, b| a.name.cmp(&b.name));
+    services.sort_by(|a, b| a.name().cmp(b.name()));
     let read = |service: Arc<Service>| Reading { total: service.stats(), snapshot: service.snapshot(), service };
     let readings: Vec<Reading> = services.into_iter().map(read).collect();
     let by_service =
@@ -196,7 +196,7 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
 
     let requests = readings.iter().flat_map(|reading| {
         let classes = CLASSES.iter().zip(reading.total.responses);
-        classes.map(|(class, count)| ([("service", &*reading.service.name), ("class", *class)], count))
+        classes.map(|(class, count)| ([("service", &*reading.service.fleet.name), ("class", *class)], count))
     });
     families.counters("heddle_requests", "Requests that have ended, by class of status.", requests)?;
     families.histograms(
@@ -242,7 +242,7 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
 /// Connections that are passed on as they are.
 fn of_tunnels(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result {
     let tunnels = readings.iter().flat_map(|reading| {
-        let service = ("service", &*reading.service.name);
+        let service = ("service", &*reading.service.fleet.name);
         by_result(&reading.total.tunnels).map(move |([result], count)| ([service, result], count))
     });
     families.counters("heddle_tunnels", "Tunnels that have ended or did not come about, by how.", tunnels)?;
@@ -254,7 +254,7 @@ fn of_tunnels(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result 
     let bytes = readings.iter().flat_map(|reading| {
         let TunnelTotal { sent, received, .. } = reading.total.tunnels;
         [("sent", sent), ("received", received)]
-            .map(|(direction, bytes)| ([("service", &*reading.service.name), ("direction", direction)], bytes))
+            .map(|(direction, bytes)| ([("service", &*reading.service.fleet.name), ("direction", direction)], bytes))
     });
     families.counters("heddle_tunnel_bytes", "Bytes through tunnels: sent by clients, and received by them.", bytes)
 }

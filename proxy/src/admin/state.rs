@@ -77,7 +77,7 @@ struct ShownEndpoint {
 /// When it cannot be said in JSON.
 pub fn json(state: &State) -> serde_json::Result<String> {
     let mut services = state.directory.all();
-    services.sort_by(|a, b| a.name.cmp(&b.name));
+    services.sort_by(|a, b| a.name().cmp(b.name()));
     let shown = Shown {
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: state.started.elapsed().unwrap_or(Duration::ZERO).as_secs_f64(),
@@ -112,7 +112,7 @@ fn show_service(service: &Service) -> ShownService {
     let (total, snapshot) = (service.stats(), service.snapshot());
     let settings = &service.settings.balancer.config;
     ShownService {
-        name: service.name.to_string(),
+        name: service.name().to_string(),
         policy: service.balancer.name.to_string(),
         settings: serde_json::from_str(settings).unwrap_or_default(),
         requests: total.responses.iter().sum(),
