@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::fleet::Fleet;
 use super::{EndpointHealth, Outcome, Request, ServiceHealth};
-use crate::{Attempts, Circuit, Condition, Kind, Level};
+use crate::{Attempts, Circuit, Condition, Kind, Level, Terms};
 
 thread_local! {
     static CURRENT: RefCell<Host> = RefCell::default();
@@ -17,6 +17,7 @@ pub(crate) struct Host {
     pub request: Request,
     pub tried: Vec<u32>,
     pub outcome: Outcome,
+    pub terms: Terms,
     pub in_flight: Vec<u32>,
     pub latency_micros: Vec<u32>,
     pub health: Vec<Option<EndpointHealth>>,
@@ -167,6 +168,26 @@ pub(crate) mod outcome {
 
     pub fn budget_left() -> Option<u32> {
         read(|host| host.outcome.budget_left)
+    }
+}
+
+pub(crate) mod terms {
+    use super::{CURRENT, Duration, Terms};
+
+    fn set(term: impl FnOnce(&mut Terms)) {
+        CURRENT.with_borrow_mut(|host| term(&mut host.terms));
+    }
+
+    pub fn set_timeout(millis: u64) {
+        set(|terms| terms.timeout = Some(Duration::from_millis(millis)));
+    }
+
+    pub fn set_try_timeout(millis: u64) {
+        set(|terms| terms.try_timeout = Some(Duration::from_millis(millis)));
+    }
+
+    pub fn set_hedging(permille: u32) {
+        set(|terms| terms.hedging = Some(permille));
     }
 }
 

@@ -34,7 +34,7 @@ use imports::Host;
 
 use crate::bindings::EndpointRecord;
 use crate::{
-    Balancer, Circuit, CircuitBreaker, Condition, Endpoint, Kind, Level, RetryPolicy, balancer, breaker, retry,
+    Balancer, Circuit, CircuitBreaker, Condition, Endpoint, Kind, Level, RetryPolicy, Terms, balancer, breaker, retry,
 };
 
 /// The facts of a request, as [`crate::Request`] gives them.
@@ -242,7 +242,15 @@ impl<R: RetryPolicy> Retries<R> {
     ///
     /// What the policy says about the settings.
     pub fn new(config: &str, seed: u64) -> Result<Self, String> {
-        Ok(Self { instance: retry::Instance::new(config, seed)?, host: Host::default() })
+        let mut host = Host::default();
+        let instance = host.during(|| retry::Instance::new(config, seed))?;
+        Ok(Self { instance, host })
+    }
+
+    /// What the policy asks for.
+    #[must_use]
+    pub fn terms(&self) -> Terms {
+        self.host.terms
     }
 
     /// What the policy decides after an attempt that ended so.
