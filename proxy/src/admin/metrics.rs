@@ -20,7 +20,9 @@ use self::encode::{Families, Histogram};
 use super::process;
 use crate::app::State;
 use crate::plugin::{FaultKind, Plugin};
-use crate::service::{DURATION_BUCKETS, Service, ServiceStats, Snapshot, StatsTotal, TunnelEnd, TunnelTotal};
+use crate::service::{
+    Condition, DURATION_BUCKETS, Fleet, Service, ServiceStats, Snapshot, StatsTotal, TunnelEnd, TunnelTotal,
+};
 use crate::transport::tls::Held;
 
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -225,6 +227,7 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "Requests sent again because their pooled connection was found dead.",
         by_service(|total| total.resent),
     )?;
+    of_health(families, &readings)?;
     of_tunnels(families, &readings)?;
     families.counters("heddle_plugin_decisions", "Decisions by plugins.", by_policy(|total| total.decisions))?;
     families.counters(
@@ -236,6 +239,39 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "heddle_plugin_asked_again",
         "Answers of plugins that could not be used: an endpoint not eligible, tried already, or not registered.",
         by_policy(|total| total.asked_again),
+    )
+}
+
+/// What circuit breakers have done.
+fn of_health(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result {
+    let of_fleets = |figure: fn(&Fleet) -> u64| {
+        readings.iter().map(move |reading| (reading.name(), figure(&reading.service.fleet)))
+    };
+    families.counters(
+        "heddle_ejections",
+        "Endpoints taken out of use by circuit breakers.",
+        of_fleets(Fleet::ejections),
+    )?;
+    families.counters(
+        "heddle_service_openings",
+        "Times that a service was opened as a whole, since every attempt failed.",
+        of_fleets(Fleet::openings),
+    )?;
+    families.gauges(
+        "heddle_service_open",
+        "1 while requests are refused because every attempt fails.",
+        readings
+            .iter()
+            .map(|reading| (reading.name(), number(reading.service.fleet.health.condition() != Condition::InUse))),
+    )?;
+    families.gauges(
+        "heddle_endpoints_ejected",
+        "Endpoints that a circuit breaker has out of use.",
+        readings.iter().map(|reading| {
+            let endpoints = reading.snapshot.endpoints();
+            let out = endpoints.filter(|endpoint| endpoint.health.condition() != Condition::InUse);
+            (reading.name(), out.count() as f64)
+        }),
     )
 }
 

@@ -54,6 +54,10 @@ struct ShownService {
     failed_attempts: u64,
     decisions: u64,
     fallbacks: u64,
+    /// As of an endpoint: `out` while all requests are refused because every attempt fails.
+    condition: &'static str,
+    /// Whether endpoints are used although they are out of use, as too few others are in it.
+    in_panic: bool,
     endpoints: Vec<ShownEndpoint>,
 }
 
@@ -64,6 +68,9 @@ struct ShownEndpoint {
     address: String,
     weight: u32,
     eligible: bool,
+    /// `in_use`, `out` or `half_open`, as the circuit breaker has it.
+    condition: &'static str,
+    ejections: u32,
     in_flight: u32,
     connections: u32,
     /// A moving average of the time to the response head; 0 before the first.
@@ -110,6 +117,7 @@ fn show_plugin(plugin: &Plugin) -> ShownPlugin {
 
 fn show_service(service: &Service) -> ShownService {
     let (total, snapshot) = (service.stats(), service.snapshot());
+    let now = service.fleet.clock.now();
     let settings = &service.settings.balancer.config;
     ShownService {
         name: service.name().to_string(),
@@ -119,18 +127,22 @@ fn show_service(service: &Service) -> ShownService {
         failed_attempts: total.failed_attempts,
         decisions: total.decisions,
         fallbacks: total.fallbacks,
-        endpoints: snapshot.endpoints().map(|endpoint| show_endpoint(endpoint, &snapshot)).collect(),
+        condition: service.fleet.health.condition().name(),
+        in_panic: snapshot.is_in_panic(),
+        endpoints: snapshot.endpoints().map(|endpoint| show_endpoint(endpoint, &snapshot, now)).collect(),
     }
 }
 
-fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot) -> ShownEndpoint {
-    let Endpoint { slot, registered, load, .. } = endpoint;
+fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot, now: Duration) -> ShownEndpoint {
+    let Endpoint { slot, registered, load, health, .. } = endpoint;
     ShownEndpoint {
         slot: *slot,
         id: registered.id.clone(),
         address: registered.address.clone(),
         weight: registered.weight,
         eligible: snapshot.eligible_endpoint(*slot).is_some(),
+        condition: health.condition().name(),
+        ejections: health.ejections(now),
         in_flight: load.in_flight(),
         connections: load.connections(),
         latency_micros: load.latency_micros(),

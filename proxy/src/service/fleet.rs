@@ -20,6 +20,9 @@ pub struct Fleet {
     pub name: Arc<str>,
     pub clock: Clock,
     pub health: ServiceHealth,
+    /// How often an endpoint was ejected, and the service opened as a whole.
+    ejections: AtomicU64,
+    openings: AtomicU64,
     snapshot: ArcSwap<Snapshot>,
     version: AtomicU64,
     builder: Mutex<Builder>,
@@ -42,6 +45,8 @@ impl Fleet {
             name,
             clock,
             health: ServiceHealth::default(),
+            ejections: AtomicU64::new(0),
+            openings: AtomicU64::new(0),
             snapshot: ArcSwap::default(),
             version: AtomicU64::new(0),
             builder: Mutex::new(Builder::new(ejection)),
@@ -56,6 +61,16 @@ impl Fleet {
     /// The newest snapshot.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()
+    }
+
+    /// How often an endpoint was ejected.
+    pub fn ejections(&self) -> u64 {
+        self.ejections.load(Ordering::Relaxed)
+    }
+
+    /// How often the service was opened as a whole.
+    pub fn openings(&self) -> u64 {
+        self.openings.load(Ordering::Relaxed)
     }
 
     /// Endpoints were registered or removed.
@@ -96,10 +111,15 @@ impl Fleet {
     /// Ejects an endpoint, if it is still in the state that was seen, and no more than the share that may be ejected are.
     pub fn eject(&self, slot: u32, seen: u64, time: Duration) -> bool {
         let mut builder = self.lock();
-        let Some(endpoint) = builder.endpoint(slot) else { return false };
+        let Some(endpoint) = builder.endpoint(slot).cloned() else { return false };
         // One that is out of use already is counted.
         let is_more = endpoint.health.condition() == Condition::InUse;
         let ejected = (!is_more || builder.may_eject_one_more()) && endpoint.health.eject(seen, time, self.clock.now());
+        if ejected {
+            self.ejections.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(target: "heddle::health", service = %self.name, endpoint = %endpoint.registered.address,
+                "ejected for {time:?}");
+        }
         self.publish_if(ejected, &mut builder)
     }
 
@@ -114,20 +134,35 @@ impl Fleet {
     pub fn restore(&self, slot: u32, seen: u64) -> bool {
         let mut builder = self.lock();
         let now = self.clock.now();
-        let changed = builder.endpoint(slot).is_some_and(|endpoint| endpoint.health.restore(seen, now));
+        let Some(endpoint) = builder.endpoint(slot).cloned() else { return false };
+        let changed = endpoint.health.restore(seen, now);
+        if changed {
+            tracing::info!(target: "heddle::health", service = %self.name, endpoint = %endpoint.registered.address,
+                "back in use");
+        }
         self.publish_if(changed, &mut builder)
     }
 
     /// Refuses all requests for a time, then lets so many probes at once through.
     pub fn open(&self, seen: u64, time: Duration, permits: u32) -> bool {
         let _builder = self.lock();
-        self.health.open(seen, time, permits, self.clock.now())
+        let was_in_use = self.health.condition() == Condition::InUse;
+        let opened = self.health.open(seen, time, permits, self.clock.now());
+        if opened && was_in_use {
+            self.openings.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(target: "heddle::health", service = %self.name, "every attempt fails: requests are refused");
+        }
+        opened
     }
 
     /// Lets requests through again.
     pub fn close(&self, seen: u64) -> bool {
         let _builder = self.lock();
-        self.health.close(seen)
+        let closed = self.health.close(seen);
+        if closed {
+            tracing::info!(target: "heddle::health", service = %self.name, "answers again");
+        }
+        closed
     }
 
     /// Says whether an endpoint's active check fails. Nothing happens to one that is not registered any more.
@@ -157,3 +192,6 @@ impl Fleet {
         self.builder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

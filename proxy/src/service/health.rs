@@ -26,6 +26,17 @@ pub enum Condition {
 #[derive(Debug, Default)]
 pub(super) struct State(AtomicU64);
 
+impl Condition {
+    /// The name in figures: `in_use`, `out` or `half_open`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InUse => "in_use",
+            Self::Out => "out",
+            Self::HalfOpen => "half_open",
+        }
+    }
+}
+
 impl State {
     pub fn seen(&self) -> u64 {
         self.0.load(Acquire)
