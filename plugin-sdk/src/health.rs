@@ -99,7 +99,8 @@ impl<'a> Health<'a> {
         host::health::consecutive(endpoint.slot.0, class as u32)
     }
 
-    /// Attempts at an endpoint over the last `seconds` (1 to 60) whole seconds.
+    /// Attempts at an endpoint over the last `seconds` (1 to 60) whole seconds, but none from before it was last put back
+    /// into use.
     #[must_use]
     pub fn attempts(&self, endpoint: &Endpoint, seconds: u32) -> Attempts {
         let (successes, failures) = host::health::window(endpoint.slot.0, seconds);

@@ -167,7 +167,7 @@ impl Breaker {
         let most = self.settings.ejection_time.saturating_mul(1 << doublings).min(self.settings.max_ejection_time);
         let time = self.between(most / 2, most);
         if state.eject(time) {
-            log(Level::Warning, &format!("{} is ejected for {} ms: {reason}", endpoint.address, time.as_millis()));
+            log(Level::Information, &[&endpoint.address, " is ejected: ", reason].concat());
         }
     }
 
@@ -177,10 +177,7 @@ impl Breaker {
             Circuit::HalfOpen => self.settings.open_time * 2,
             _ => return,
         };
-        let time = self.between(time, time + time / 4);
-        if service.open(time, self.settings.open_probes) && service.circuit() == Circuit::Closed {
-            log(Level::Warning, &format!("the service is open for {} ms: every attempt fails", time.as_millis()));
-        }
+        service.open(self.between(time, time + time / 4), self.settings.open_probes);
     }
 
     /// Whether every attempt at the service fails, wherever it goes.
