@@ -12,20 +12,61 @@ use super::machine::Trouble;
 /// One event. Two runs of a seed must have the same.
 #[derive(Debug, Clone, Hash)]
 pub enum Note {
-    Arrived { request: u64, worker: usize },
-    Attempt { request: u64, machine: usize, slot: u32, probe: bool, panic: bool },
+    Arrived {
+        request: u64,
+        worker: usize,
+    },
+    Attempt {
+        request: u64,
+        machine: usize,
+        slot: u32,
+        probe: bool,
+        panic: bool,
+    },
     /// A kind as its number in the contract.
-    Ended { request: u64, machine: usize, kind: u32, status: Option<u16>, micros: u64 },
-    Again { request: u64, delay: Duration },
+    Ended {
+        request: u64,
+        machine: usize,
+        kind: u32,
+        status: Option<u16>,
+        micros: u64,
+    },
+    Again {
+        request: u64,
+        delay: Duration,
+    },
     /// With this status; none where the client did not wait.
-    Answered { request: u64, status: Option<u16>, attempts: u32 },
-    Trouble { machine: usize, trouble: Option<Trouble> },
-    Registered { machine: usize, weight: Option<u32> },
-    Check { machine: usize, passed: bool },
-    Policy { number: u8, in_force: bool },
+    Answered {
+        request: u64,
+        status: Option<u16>,
+        attempts: u32,
+    },
+    Trouble {
+        machine: usize,
+        trouble: Option<Trouble>,
+    },
+    Registered {
+        machine: usize,
+        weight: Option<u32>,
+    },
+    Check {
+        machine: usize,
+        passed: bool,
+    },
+    Policy {
+        number: u8,
+        in_force: bool,
+    },
     /// Endpoints that may be picked, and those that are ejected or half-open.
-    Endpoints { version: u64, eligible: usize, out: usize, panic: bool },
-    Service { state: u64 },
+    Endpoints {
+        version: u64,
+        eligible: usize,
+        out: usize,
+        panic: bool,
+    },
+    Service {
+        state: u64,
+    },
 }
 
 impl Note {

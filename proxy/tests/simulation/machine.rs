@@ -73,8 +73,13 @@ impl Machine {
         self.troubles.retain(|(other, ..)| *other != fault);
     }
 
-    pub fn is_well(&self) -> bool {
-        self.troubles.is_empty()
+    /// Whether it answers nothing.
+    pub fn is_down(&self) -> bool {
+        self.troubles.last().is_some_and(|(_, trouble, _)| match trouble {
+            Trouble::Crashed | Trouble::BlackHole | Trouble::Frozen => true,
+            Trouble::Errors { percent, .. } | Trouble::Resets { percent } => *percent >= 100,
+            Trouble::Slow(_) | Trouble::Flaps { .. } => false,
+        })
     }
 
     fn trouble(&self, now: Duration) -> Option<Trouble> {
@@ -96,12 +101,16 @@ impl Machine {
     /// What comes of an attempt that begins now.
     pub fn serve(&self, now: Duration, latency: Latency, random: &mut Random) -> Reply {
         let usual = latency.draw(random);
-        let answer = |status, after| Reply { kind: Kind::Response, status: Some(status), after: Some(after), sent: true };
+        let answer =
+            |status, after| Reply { kind: Kind::Response, status: Some(status), after: Some(after), sent: true };
         match self.trouble(now) {
             None => answer(200, usual),
-            Some(Trouble::Crashed | Trouble::Flaps { .. }) => {
-                Reply { kind: Kind::Refused, status: None, after: Some(usual.min(Duration::from_micros(200))), sent: false }
-            }
+            Some(Trouble::Crashed | Trouble::Flaps { .. }) => Reply {
+                kind: Kind::Refused,
+                status: None,
+                after: Some(usual.min(Duration::from_micros(200))),
+                sent: false,
+            },
             Some(Trouble::BlackHole) => Reply { kind: Kind::ConnectTimeout, status: None, after: None, sent: false },
             Some(Trouble::Frozen) => Reply { kind: Kind::Timeout, status: None, after: None, sent: true },
             Some(Trouble::Slow(factor)) => answer(200, usual * factor),

@@ -22,7 +22,7 @@ pub struct Request {
     arrived: Duration,
     attempts: u32,
     /// What the request holds in a service that is half-open.
-    _door: Option<ServiceProbe>,
+    door: Option<ServiceProbe>,
     under_way: Option<Attempt>,
     is_answered: bool,
 }
@@ -39,6 +39,7 @@ impl World<'_> {
         self.numbers += 1;
         let id = self.numbers;
         let worker = self.random.below(self.workers.len());
+        self.watch.requests += 1;
         self.note(Note::Arrived { request: id, worker });
         let facts = facts(self.random.below(self.scenario.paths), self.random.below(self.scenario.clients));
         let door = match self.workers[worker].enter() {
@@ -49,8 +50,11 @@ impl World<'_> {
             }
             Err(other) => return Err(Broken(format!("an unexpected refusal: {other}"))),
         };
+        if door.is_some() {
+            self.watch.entered(self.scenario)?;
+        }
         let arrived = self.now;
-        let request = Request { worker, facts, arrived, attempts: 0, _door: door, under_way: None, is_answered: false };
+        let request = Request { worker, facts, arrived, attempts: 0, door, under_way: None, is_answered: false };
         self.requests.insert(id, request);
         if !self.scenario.is_calm(self.now) && self.random.percent(self.scenario.leaving) {
             let after = self.random.time(Duration::ZERO, self.scenario.latency.longest());
@@ -67,11 +71,13 @@ impl World<'_> {
             Ok(picked) => picked,
             Err(Refusal::NoEndpoint { .. }) => {
                 self.watch.none_eligible(&self.service.fleet, &request.facts.tried)?;
-                return self.answered(id, Some(503), request.attempts);
+                let attempts = request.attempts;
+                self.finish(request);
+                return self.answered(id, Some(503), attempts);
             }
             Err(other) => return Err(Broken(format!("an unexpected refusal: {other}"))),
         };
-        self.watch.picked(&self.service.fleet, self.scenario, &picked, &tried)?;
+        self.watch.picked(&self.service, self.scenario, &picked, &tried)?;
         request.attempts += 1;
         self.watch.attempts += 1;
         let machine = machine(&picked.endpoint);
@@ -134,11 +140,12 @@ impl World<'_> {
         self.workers[request.worker].ended(&mut request.facts, &picked.endpoint, &outcome);
         let machine = machine(&picked.endpoint);
         if picked.probe.is_some() {
-            self.watch.probe_ended(machine);
+            self.watch.probe_ended(&picked.endpoint);
         }
         let Picked { in_flight, probe, .. } = picked;
         drop(probe);
         let attempts = request.attempts;
+        request.is_answered = true;
         self.note(Note::ended(id, machine, reply.kind, reply.status, latency));
         drop(in_flight);
         let body = self.random.time(Duration::ZERO, self.scenario.latency.typical);
@@ -155,15 +162,34 @@ impl World<'_> {
 
     /// The client waits no longer.
     pub fn client_leaves(&mut self, id: u64) -> Held {
-        let Some(mut request) = self.requests.remove(&id).filter(|request| !request.is_answered) else { return Ok(()) };
+        let Some(mut request) = self.requests.remove(&id) else { return Ok(()) };
+        if request.is_answered {
+            self.requests.insert(id, request);
+            return Ok(());
+        }
         if let Some(Attempt { picked, began, .. }) = request.under_way.take() {
             let outcome = Outcome::of(Kind::ClientGone, self.now - began);
             self.workers[request.worker].ended(&mut request.facts, &picked.endpoint, &outcome);
             if picked.probe.is_some() {
-                self.watch.probe_ended(machine(&picked.endpoint));
+                self.watch.probe_ended(&picked.endpoint);
             }
         }
-        self.answered(id, None, request.attempts)
+        let attempts = request.attempts;
+        self.finish(request);
+        self.answered(id, None, attempts)
+    }
+
+    /// A response has ended.
+    pub fn body_ends(&mut self, id: u64) {
+        if let Some(request) = self.requests.remove(&id) {
+            self.finish(request);
+        }
+    }
+
+    fn finish(&mut self, request: Request) {
+        if request.door.is_some() {
+            self.watch.left();
+        }
     }
 
     /// Attempts under way at a machine that crashes end at once.

@@ -49,6 +49,54 @@ pub struct Balancer {
     pub spread: Spread,
 }
 
+/// Settings of the circuit breaker.
+#[derive(Debug, Clone, Copy)]
+pub struct Breaker {
+    pub consecutive_failures: u32,
+    pub interval: u64,
+    pub minimum_requests: u32,
+    pub ejection_time: Duration,
+    pub max_ejection_time: Duration,
+    pub probes: u32,
+    /// 0 for never.
+    pub service_failures: u32,
+    pub open_time: Duration,
+    pub open_probes: u32,
+}
+
+impl Breaker {
+    fn draw(random: &mut Random) -> Self {
+        let ejection_time = random.millis(100, 2_000);
+        Self {
+            consecutive_failures: random.between(2, 8) as u32,
+            interval: random.between(2, 10),
+            minimum_requests: random.between(20, 100) as u32,
+            ejection_time,
+            max_ejection_time: ejection_time * random.between(1, 6) as u32,
+            probes: random.between(1, 3) as u32,
+            service_failures: random.one_of(&[10, 10, 10, 5, 20, 0]),
+            open_time: random.millis(50, 400),
+            open_probes: random.between(1, 5) as u32,
+        }
+    }
+
+    fn write(&self, text: &mut String) {
+        let Self { consecutive_failures, interval, minimum_requests, probes, service_failures, open_probes, .. } = self;
+        let _ = writeln!(text, "[service.users.breaker]\nplugin = \"circuit-breaker\"");
+        let _ = writeln!(text, "consecutive_failures = {consecutive_failures}\ninterval = \"{interval}s\"");
+        let _ = writeln!(text, "minimum_requests = {minimum_requests}\nprobes = {probes}");
+        let _ = writeln!(text, "service_failures = {service_failures}\nopen_probes = {open_probes}");
+        let times = [
+            ("ejection_time", self.ejection_time),
+            ("max_ejection_time", self.max_ejection_time),
+            ("open_time", self.open_time),
+        ];
+        for (key, time) in times {
+            let _ = writeln!(text, "{key} = {}", millis(time));
+        }
+    }
+}
+
 /// Active checks.
 #[derive(Debug, Clone, Copy)]
 pub struct Check {
@@ -67,13 +115,19 @@ pub struct Fault {
 
 #[derive(Debug, Clone)]
 pub enum What {
-    Trouble { whom: Vec<usize>, trouble: Trouble },
+    Trouble {
+        whom: Vec<usize>,
+        trouble: Trouble,
+    },
     /// They are registered again at the end.
     Removed(Vec<usize>),
     /// So many more, which leave at the end.
     Added(usize),
     /// They weigh so much until the end.
-    Reweighted { whom: Vec<usize>, weight: u32 },
+    Reweighted {
+        whom: Vec<usize>,
+        weight: u32,
+    },
     /// Another generation comes into force.
     Replaced(Role),
     /// The proxy decides by itself until the end, if there was only one generation yet.
@@ -98,6 +152,7 @@ pub struct Scenario {
     pub balancer: Balancer,
     pub max_percent: u64,
     pub panic_percent: u64,
+    pub breaker: Option<Breaker>,
     pub check: Option<Check>,
     pub latency: Latency,
     pub connect_timeout: Duration,
@@ -130,8 +185,10 @@ impl Scenario {
         let balancer = random.one_of(BALANCERS);
         let most_weight = random.one_of(&[1, 1, 3, 10]);
         let weights = (0..count).map(|_| random.between(1, most_weight) as u32).collect();
-        let latency =
-            Latency { typical: random.time(Duration::from_millis(1), Duration::from_millis(20)), tail: random.between(2, 6) as u32 };
+        let latency = Latency {
+            typical: random.time(Duration::from_millis(1), Duration::from_millis(20)),
+            tail: random.between(2, 6) as u32,
+        };
         let connect_timeout = random.millis(50, 1_000);
         let request_timeout = latency.longest() * 2 + random.millis(100, 2_000);
         let check = random.percent(40).then(|| Check {
@@ -140,13 +197,17 @@ impl Scenario {
             rise: random.between(1, 3) as u32,
             fall: random.between(1, 3) as u32,
         });
+        let breaker = random.percent(85).then(|| Breaker::draw(random));
         let calm = random.millis(4_000, 8_000);
         let faults = calm + random.millis(8_000, 20_000);
         let slowest = request_timeout + connect_timeout;
         let checks = check.map_or(Duration::ZERO, |check| (check.interval * 2 + check.timeout) * (check.rise + 1));
-        let recovery = faults + slowest + checks + Duration::from_secs(2);
-        let end = recovery + random.millis(4_000, 8_000);
+        // The last attempts of the bad times end; what they eject is out for a time, and then some second's tick ends
+        // that. A service that is open for a while needs a request to be closed.
+        let ejections = breaker.map_or(Duration::ZERO, |breaker| breaker.max_ejection_time);
         let requests = random.between(1_000, 4_000);
+        let recovery = faults + slowest * 2 + checks + ejections + Duration::from_secs(5);
+        let end = recovery + random.millis(4_000, 8_000);
         let mut scenario = Self {
             seed,
             weights,
@@ -154,6 +215,7 @@ impl Scenario {
             balancer,
             max_percent: random.one_of(&[10, 10, 10, 30, 50, 100]),
             panic_percent: random.one_of(&[50, 50, 50, 30, 0]),
+            breaker,
             check,
             latency,
             connect_timeout,
@@ -207,12 +269,14 @@ impl Scenario {
     /// The configuration of the service.
     pub fn config(&self) -> String {
         let mut text = String::from("[[listener]]\naddress = \"127.0.0.1:0\"\n[service.users]\n");
-        let millis = |time: Duration| format!("\"{}ms\"", time.as_millis());
         let _ = writeln!(text, "balancer = {}", self.balancer.text);
         let _ = writeln!(text, "connect_timeout = {}", millis(self.connect_timeout));
         let _ = writeln!(text, "request_timeout = {}", millis(self.request_timeout));
         let Self { max_percent, panic_percent, .. } = self;
         let _ = writeln!(text, "ejection = {{ max_percent = {max_percent}, panic_percent = {panic_percent} }}");
+        if let Some(breaker) = &self.breaker {
+            breaker.write(&mut text);
+        }
         text
     }
 
@@ -220,6 +284,10 @@ impl Scenario {
     pub fn is_calm(&self, now: Duration) -> bool {
         now < self.parts.calm || now >= self.parts.recovery || self.faults.is_empty()
     }
+}
+
+fn millis(time: Duration) -> String {
+    format!("\"{}ms\"", time.as_millis())
 }
 
 fn trouble(random: &mut Random) -> Trouble {

@@ -5,10 +5,11 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Display;
+use std::sync::Arc;
 use std::time::Duration;
 
 use heddle::server::decide::Picked;
-use heddle::service::{Condition, Endpoint, Fleet, Load};
+use heddle::service::{Condition, Endpoint, Fleet, Health, Load, Service};
 
 use super::journal::{Journal, Note};
 use super::scenario::{Scenario, Spread};
@@ -45,6 +46,13 @@ struct Calm {
     homes: HashMap<String, usize>,
 }
 
+/// A time at which no endpoint answers.
+struct Outage {
+    began: Duration,
+    attempts: u64,
+    requests: u64,
+}
+
 pub struct Watch {
     pub registered: BTreeMap<usize, Registration>,
     /// Of every endpoint that ever was.
@@ -55,10 +63,14 @@ pub struct Watch {
     conditions: HashMap<usize, Condition>,
     panic: bool,
     service: u64,
-    /// Probes under way by machine.
-    probes: HashMap<usize, u32>,
+    /// Probes under way at an endpoint, by the place of what is remembered of it.
+    probes: HashMap<*const Health, u32>,
+    /// Requests under way that were let into a half-open service.
+    service_probes: u32,
+    outage: Option<Outage>,
     calm: Calm,
     pub attempts: u64,
+    pub requests: u64,
     pub answers: u64,
 }
 
@@ -73,8 +85,11 @@ impl Watch {
             panic: false,
             service: 0,
             probes: HashMap::new(),
+            service_probes: 0,
+            outage: None,
             calm: Calm::default(),
             attempts: 0,
+            requests: 0,
             answers: 0,
         }
     }
@@ -104,7 +119,7 @@ impl Watch {
         for endpoint in snapshot.endpoints() {
             let registration = self.registered.get(&machine(endpoint));
             let Some(registration) = registration.filter(|known| known.weight == endpoint.registered.weight) else {
-                return Err(Broken(format!("an endpoint that is not registered so: {endpoint:?}")));
+                return Err(Broken(format!("an endpoint that is not registered so: {}", shown(endpoint))));
             };
             usable += usize::from(registration.weight > 0);
             well += usize::from(registration.weight > 0 && is_well(endpoint, registration));
@@ -121,7 +136,7 @@ impl Watch {
             let eligible = registration.weight > 0 && (self.panic || is_well(endpoint, &registration));
             self.eligible[endpoint.slot as usize] = eligible;
             let is_eligible = snapshot.eligible_endpoint(endpoint.slot).is_some();
-            must!(is_eligible == eligible, "eligible is {is_eligible} and not {eligible}: {endpoint:?}");
+            must!(is_eligible == eligible, "eligible is {is_eligible} and not {eligible}: {}", shown(endpoint));
             let condition = endpoint.health.condition();
             let before = self.conditions.insert(machine, condition).unwrap_or(Condition::InUse);
             is_newly_ejected |= before == Condition::InUse && condition == Condition::Out;
@@ -144,13 +159,14 @@ impl Watch {
     }
 
     /// An endpoint was picked, after these were tried, for an attempt.
-    pub fn picked(&mut self, fleet: &Fleet, scenario: &Scenario, picked: &Picked, tried: &[u32]) -> Held {
+    pub fn picked(&mut self, service: &Service, scenario: &Scenario, picked: &Picked, tried: &[u32]) -> Held {
+        let (fleet, is_native) = (&service.fleet, service.balancer.current().is_none());
         let endpoint = &picked.endpoint;
         let slot = endpoint.slot;
         let is_eligible = |slot: u32| self.eligible.get(slot as usize).copied().unwrap_or(false);
-        must!(is_eligible(slot), "an endpoint that is not eligible was picked: {endpoint:?}");
+        must!(is_eligible(slot), "an endpoint that is not eligible was picked: {}", shown(endpoint));
         let half_open = endpoint.health.condition() == Condition::HalfOpen && !self.panic;
-        must!(picked.probe.is_some() == half_open, "a probe is {:?}: {endpoint:?}", picked.probe);
+        must!(picked.probe.is_some() == half_open, "a probe: {}, of {}", picked.probe.is_some(), shown(endpoint));
         let snapshot = fleet.snapshot();
         if tried.contains(&slot) {
             // One that is half-open may have no permit left.
@@ -159,9 +175,13 @@ impl Watch {
                     && !tried.contains(&other.slot)
                     && (self.panic || other.health.condition() != Condition::HalfOpen)
             });
-            must!(untried.is_none(), "slot {slot} was tried before ({tried:?}), and {untried:?} was not");
+            must!(
+                untried.is_none(),
+                "slot {slot} was tried before ({tried:?}), and {:?} was not",
+                untried.map(|other| shown(other))
+            );
         }
-        if scenario.balancer.spread == Spread::LeastLoaded && tried.is_empty() && !half_open {
+        if scenario.balancer.spread == Spread::LeastLoaded && !is_native && tried.is_empty() && !half_open {
             // The request itself is counted by now.
             let load = |endpoint: &Endpoint, less| {
                 u64::from(endpoint.load.in_flight() - less) * 1_000_000 / u64::from(endpoint.registered.weight)
@@ -176,7 +196,10 @@ impl Watch {
             must!(least.is_none_or(|least| load <= least), "slot {slot} has a load of {load}, and another {least:?}");
         }
         if picked.probe.is_some() {
-            *self.probes.entry(machine(endpoint)).or_default() += 1;
+            let probes = self.probes.entry(Arc::as_ptr(&endpoint.health)).or_default();
+            *probes += 1;
+            let most = scenario.breaker.map_or(0, |breaker| breaker.probes);
+            must!(*probes <= most, "{probes} probes at once, {most} are allowed: {}", shown(endpoint));
         }
         Ok(())
     }
@@ -188,12 +211,32 @@ impl Watch {
             self.eligible.get(endpoint.slot as usize) == Some(&true)
                 && (self.panic || endpoint.health.condition() != Condition::HalfOpen)
         });
-        must!(left.is_none(), "no endpoint was picked, tried {tried:?}, and there is {left:?}");
+        must!(
+            left.is_none(),
+            "no endpoint was picked, tried {tried:?}, and there is {:?}",
+            left.map(|left| shown(left))
+        );
         Ok(())
     }
 
-    pub fn probe_ended(&mut self, machine: usize) {
-        *self.probes.entry(machine).or_default() -= 1;
+    pub fn probe_ended(&mut self, endpoint: &Endpoint) {
+        let probes = self.probes.entry(Arc::as_ptr(&endpoint.health)).or_default();
+        *probes -= 1;
+        if *probes == 0 {
+            self.probes.remove(&Arc::as_ptr(&endpoint.health));
+        }
+    }
+
+    /// A request was let into a half-open service.
+    pub fn entered(&mut self, scenario: &Scenario) -> Held {
+        self.service_probes += 1;
+        let (probes, most) = (self.service_probes, scenario.breaker.map_or(0, |breaker| breaker.open_probes));
+        must!(probes <= most, "{probes} requests were let into a half-open service at once, {most} are allowed");
+        Ok(())
+    }
+
+    pub fn left(&mut self) {
+        self.service_probes -= 1;
     }
 
     /// Counts a pick of a time when all is well.
@@ -238,25 +281,69 @@ impl Watch {
         Ok(())
     }
 
+    /// Every endpoint is down from now on, or not every one.
+    pub fn set_outage(&mut self, is_down: bool, scenario: &Scenario, now: Duration) -> Held {
+        if is_down && self.outage.is_none() {
+            self.outage = Some(Outage { began: now, attempts: self.attempts, requests: self.requests });
+        }
+        let Some(outage) = self.outage.take_if(|_| !is_down) else { return Ok(()) };
+        let opens = scenario.breaker.is_some_and(|breaker| (1..=10).contains(&breaker.service_failures));
+        let (attempts, requests) = (self.attempts - outage.attempts, self.requests - outage.requests);
+        if opens {
+            let (time, most) = ((now - outage.began).as_secs_f64(), requests * 12 / 10 + 10);
+            must!(attempts <= most, "{attempts} attempts for {requests} requests while all was down for {time} s");
+        }
+        Ok(())
+    }
+
     /// The service has had time to recover.
     pub fn recovered(&self, fleet: &Fleet) -> Held {
         must!(fleet.health.condition() != Condition::Out, "the service is still open: {:?}", fleet.health);
         for endpoint in fleet.snapshot().endpoints() {
             let registration = self.registered[&machine(endpoint)];
             let slot = endpoint.slot as usize;
-            must!(registration.weight == 0 || self.eligible[slot] && !self.panic, "it has not recovered: {endpoint:?}");
+            must!(
+                registration.weight == 0 || self.eligible[slot] && !self.panic,
+                "it has not recovered: {}",
+                shown(endpoint)
+            );
         }
         Ok(())
     }
 
     /// Nothing is under way any more.
-    pub fn at_rest(&self) -> Held {
+    pub fn at_rest(&self, fleet: &Arc<Fleet>) -> Held {
         for (machine, load) in &self.loads {
             must!(load.in_flight() == 0, "{} requests are under way at machine {machine}", load.in_flight());
         }
-        must!(self.probes.values().all(|probes| *probes == 0), "probes are under way: {:?}", self.probes);
+        // As many permits as are allowed can be had, and no more.
+        const MOST_LOOKED_AT: usize = 100;
+        for endpoint in fleet.snapshot().endpoints().take(MOST_LOOKED_AT) {
+            let Endpoint { slot, health, .. } = &**endpoint;
+            if health.condition() == Condition::InUse && !fleet.eject(*slot, health.seen(), Duration::ZERO) {
+                continue;
+            }
+            if health.condition() == Condition::HalfOpen {
+                fleet.restore(*slot, health.seen());
+                fleet.eject(*slot, health.seen(), Duration::ZERO);
+            }
+            if fleet.probe(*slot, health.seen(), 2) {
+                let taken = [health.probe(), health.probe(), health.probe()].map(|probe| probe.is_some());
+                must!(taken == [true, true, false], "probes were not given back: {}", shown(endpoint));
+            }
+            fleet.restore(*slot, health.seen());
+        }
+        fleet.open(fleet.health.seen(), Duration::ZERO, 2);
+        let entered = [fleet.enter(), fleet.enter(), fleet.enter()].map(|door| matches!(door, Ok(Some(_))));
+        must!(entered == [true, true, false], "probes of the service were not given back: {entered:?}");
         Ok(())
     }
+}
+
+fn shown(endpoint: &Endpoint) -> String {
+    let Endpoint { slot, registered, health, .. } = endpoint;
+    let (condition, fails) = (health.condition(), health.check_fails());
+    format!("{} in slot {slot}, {condition:?}, check fails: {fails}, weight {}", registered.id, registered.weight)
 }
 
 /// The number that a machine's registration carries.

@@ -28,11 +28,20 @@ use super::watch::{Broken, Held, Registration, Watch};
 pub enum Event {
     Arrive,
     /// An attempt of a request ends, if it is still the one with this number.
-    AttemptEnds { request: u64, number: u64 },
-    Attempt { request: u64 },
+    AttemptEnds {
+        request: u64,
+        number: u64,
+    },
+    Attempt {
+        request: u64,
+    },
     /// A response has ended.
-    BodyEnds { request: u64 },
-    ClientLeaves { request: u64 },
+    BodyEnds {
+        request: u64,
+    },
+    ClientLeaves {
+        request: u64,
+    },
     Tick,
     FaultBegins(usize),
     FaultEnds(usize),
@@ -112,6 +121,7 @@ impl<'a> World<'a> {
     pub async fn run(&mut self) -> Held<Report> {
         let parts = self.scenario.parts;
         self.register((0..self.machines.len()).zip(self.scenario.weights.iter().copied()).collect());
+        self.look()?;
         self.plan(Duration::ZERO, Event::Arrive);
         self.plan(self.random.clone().time(Duration::ZERO, SECOND), Event::Tick);
         for (number, fault) in self.scenario.faults.iter().enumerate() {
@@ -125,13 +135,17 @@ impl<'a> World<'a> {
             self.clock.advance(at.saturating_sub(self.now));
             self.now = at;
             self.happen(event)?;
-            self.watch.look(&self.service.fleet, self.scenario, self.now, &mut self.journal)?;
+            self.look()?;
             // Workers make policies anew that were at fault.
             tokio::task::yield_now().await;
         }
         must_be_empty(&self.requests)?;
-        self.watch.at_rest()?;
+        self.watch.at_rest(&self.service.fleet)?;
         Ok(Report { hash: self.journal.hash(), requests: self.watch.answers, attempts: self.watch.attempts })
+    }
+
+    fn look(&mut self) -> Held {
+        self.watch.look(&self.service.fleet, self.scenario, self.now, &mut self.journal)
     }
 
     /// So long from now.
@@ -156,7 +170,7 @@ impl<'a> World<'a> {
             Event::AttemptEnds { request, number } => self.attempt_ends(request, number),
             Event::Attempt { request } => self.attempt(request),
             Event::BodyEnds { request } => {
-                self.requests.remove(&request);
+                self.body_ends(request);
                 Ok(())
             }
             Event::ClientLeaves { request } => self.client_leaves(request),
@@ -167,8 +181,14 @@ impl<'a> World<'a> {
                 }
                 Ok(())
             }
-            Event::FaultBegins(number) => self.fault_begins(number),
-            Event::FaultEnds(number) => self.fault_ends(number),
+            Event::FaultBegins(number) => {
+                self.fault_begins(number);
+                self.watch.set_outage(self.is_down(), self.scenario, self.now)
+            }
+            Event::FaultEnds(number) => {
+                self.fault_ends(number);
+                self.watch.set_outage(self.is_down(), self.scenario, self.now)
+            }
             Event::Part(part) => self.part_ends(part),
         }
     }
@@ -181,7 +201,13 @@ impl<'a> World<'a> {
         }
     }
 
-    fn fault_begins(&mut self, number: usize) -> Held {
+    /// Whether no endpoint answers.
+    fn is_down(&self) -> bool {
+        let usable = self.watch.registered.iter().filter(|(_, registration)| registration.weight > 0);
+        usable.map(|(&machine, _)| &self.machines[machine]).all(Machine::is_down)
+    }
+
+    fn fault_begins(&mut self, number: usize) {
         match self.scenario.faults[number].what.clone() {
             What::Trouble { whom, trouble } => {
                 for machine in whom {
@@ -213,10 +239,9 @@ impl<'a> World<'a> {
                 }
             }
         }
-        Ok(())
     }
 
-    fn fault_ends(&mut self, number: usize) -> Held {
+    fn fault_ends(&mut self, number: usize) {
         let fault = &self.scenario.faults[number];
         match fault.what.clone() {
             What::Trouble { whom, .. } => {
@@ -234,10 +259,11 @@ impl<'a> World<'a> {
             What::Added(count) => {
                 // Later faults may have added more behind them.
                 let added = |faults: &[_], number: usize| -> usize {
-                    let counts = faults.iter().enumerate().filter_map(|(other, fault): (usize, &super::scenario::Fault)| {
-                        let before = (fault.time.start, other) < (faults[number].time.start, number);
-                        if let What::Added(count) = fault.what { before.then_some(count) } else { None }
-                    });
+                    let counts =
+                        faults.iter().enumerate().filter_map(|(other, fault): (usize, &super::scenario::Fault)| {
+                            let before = (fault.time.start, other) < (faults[number].time.start, number);
+                            if let What::Added(count) = fault.what { before.then_some(count) } else { None }
+                        });
                     counts.sum()
                 };
                 let first = self.scenario.weights.len() + added(&self.scenario.faults, number);
@@ -257,7 +283,6 @@ impl<'a> World<'a> {
                 }
             }
         }
-        Ok(())
     }
 
     fn register(&mut self, machines: Vec<(usize, u32)>) {
