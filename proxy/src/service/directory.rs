@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use super::budget::Budget;
 use super::fleet::Fleet;
 use super::snapshot::Snapshot;
 use super::stats::{ServiceStats, StatsTotal};
@@ -23,6 +24,8 @@ pub struct Service {
     pub balancer: Arc<Plugin>,
     /// Who decides what follows a failed attempt.
     pub retry: Option<Arc<Plugin>>,
+    /// How many retries may be under way.
+    pub budget: Arc<Budget>,
     /// Who judges endpoints by how attempts end.
     pub breaker: Option<Arc<Plugin>>,
     stats: Mutex<Vec<Arc<ServiceStats>>>,
@@ -35,6 +38,7 @@ impl Service {
             balancer: policy_of(&settings.balancer, Role::Balancer),
             retry: settings.retry.as_ref().map(|policy| policy_of(policy, Role::RetryPolicy)),
             breaker: settings.breaker.as_ref().map(|policy| policy_of(policy, Role::CircuitBreaker)),
+            budget: Budget::new(settings.retry_budget),
             settings,
             stats: Mutex::default(),
         }

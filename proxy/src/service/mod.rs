@@ -6,6 +6,7 @@
 //! live beside the snapshots, in blocks that every snapshot of the service shares: they survive each change, and a
 //! balancer that looks at all endpoints reads contiguous memory.
 
+mod budget;
 mod directory;
 mod fleet;
 mod health;
@@ -15,6 +16,7 @@ mod stats;
 pub mod tick;
 mod window;
 
+pub use budget::{Active, Budget, Retry};
 pub use directory::{Directory, Service};
 pub use fleet::{Fleet, ServiceProbe};
 pub use health::{Class, Condition, Health, Probe, ServiceHealth};
