@@ -15,7 +15,7 @@ use super::decide::Picked;
 use super::h1;
 use super::refusal::Refusal;
 use super::worker::LocalService;
-use crate::policy::Facts;
+use crate::policy::{Facts, Health};
 use crate::service::{InFlight, ServiceStats, TunnelEnd};
 use crate::transport::proxy_protocol::{self, Addresses};
 use crate::transport::{Direction, Parted, Stream};
@@ -120,7 +120,9 @@ async fn open_to_service(
     let addresses = Addresses { source: connection.client, destination: connection.local };
     let header = local.service.settings.proxy_protocol.map(|version| proxy_protocol::encode(version, &addresses));
     let (other, permit) = connect(&pool, &local.stats, &header.unwrap_or_default(), content).await?;
-    endpoint.load.observe_latency(u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX));
+    let (latency, now) = (started.elapsed(), local.service.fleet.clock.now());
+    endpoint.load.observe_latency(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
+    endpoint.load.observe_peak(latency, Health::Success, now);
     let idle_timeout = local.service.settings.tunnel_idle_timeout;
     Ok(Tunnel::new(other, permit, Some(in_flight), &local.stats, idle_timeout))
 }

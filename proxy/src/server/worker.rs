@@ -225,6 +225,8 @@ impl LocalService {
 
     /// Takes note of how an attempt ended, and has the breaker judge it.
     pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome) {
+        let now = self.service.fleet.clock.now();
+        endpoint.load.observe_peak(outcome.latency, outcome.health(), now);
         let Some(breaker) = &self.breaker else { return };
         self.service.fleet.record(endpoint, outcome.health());
         let mut seat = breaker.borrow_mut();

@@ -76,8 +76,13 @@ impl Fleet {
     /// Endpoints were registered or removed.
     pub fn apply(&self, change: Change) {
         let mut builder = self.lock();
-        builder.apply(change);
+        builder.apply(change, self.clock.now());
         self.publish(&mut builder);
+    }
+
+    /// Who is registered from now on was not there when the proxy began.
+    pub fn settle(&self) {
+        self.lock().settled = true;
     }
 
     /// Changes how many endpoints may be ejected.
