@@ -120,9 +120,9 @@ async fn open_to_service(
     let addresses = Addresses { source: connection.client, destination: connection.local };
     let header = local.service.settings.proxy_protocol.map(|version| proxy_protocol::encode(version, &addresses));
     let (other, permit) = connect(&pool, &local.stats, &header.unwrap_or_default(), content).await?;
-    let (latency, now) = (started.elapsed(), local.service.fleet.clock.now());
+    let latency = started.elapsed();
     endpoint.load.observe_latency(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
-    endpoint.load.observe_peak(latency, Health::Success, now);
+    local.service.fleet.measure(&endpoint, Health::Success, latency);
     let idle_timeout = local.service.settings.tunnel_idle_timeout;
     Ok(Tunnel::new(other, permit, Some(in_flight), &local.stats, idle_timeout))
 }

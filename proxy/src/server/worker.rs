@@ -225,10 +225,11 @@ impl LocalService {
 
     /// Takes note of how an attempt ended, and has the breaker judge it.
     pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome) {
-        let now = self.service.fleet.clock.now();
-        endpoint.load.observe_peak(outcome.latency, outcome.health(), now);
-        let Some(breaker) = &self.breaker else { return };
-        self.service.fleet.record(endpoint, outcome.health());
+        let (fleet, health) = (&self.service.fleet, outcome.health());
+        let Some(breaker) = &self.breaker else { return fleet.measure(endpoint, health, outcome.latency) };
+        if !fleet.record(endpoint, health, outcome.latency) {
+            return;
+        }
         let mut seat = breaker.borrow_mut();
         seat.refresh();
         let judged = seat.ask(|policy| policy.judge(facts, endpoint.slot, outcome));
