@@ -141,18 +141,20 @@ impl Sending<'_> {
     fn settle(&self, visit: &mut Visit, mut exchanged: Exchanged, body: &Replay) -> Exchanged {
         exchanged.outcome.replayable = body.is_replayable();
         let outcome = &exchanged.outcome;
-        let is_under_way = match &exchanged.result {
+        // The head says it all, but of a gRPC call, whose status comes at the end; and that is too late for a probe, as a
+        // stream may last for hours.
+        let is_told_at_end = match &exchanged.result {
             Ok((reply, _)) => {
                 let micros = u32::try_from(outcome.latency.as_micros()).unwrap_or(u32::MAX);
                 visit.endpoint.load.observe_latency(micros);
-                matches!(reply.response.body(), Body::Stream(_)) && reply.upgraded.is_none()
+                self.call.is_grpc && !visit.is_probe() && matches!(reply.response.body(), Body::Stream(_))
             }
             Err(_) => {
                 self.local.stats.failed_attempts.add(1);
                 false
             }
         };
-        if !is_under_way || outcome.is_unwanted() {
+        if !is_told_at_end || outcome.is_unwanted() {
             visit.tell(outcome);
         }
         exchanged

@@ -243,8 +243,9 @@ impl LocalService {
 
     /// Takes note of how an attempt ended, and has the breaker judge it.
     pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome) {
-        let Some(breaker) = &self.breaker else { return };
-        if !self.service.fleet.record(endpoint, outcome.health(), outcome.latency) {
+        let (fleet, health) = (&self.service.fleet, outcome.health());
+        let Some(breaker) = &self.breaker else { return fleet.measure(endpoint, health, outcome.latency) };
+        if !fleet.record(endpoint, health, outcome.latency) {
             return;
         }
         let mut seat = breaker.borrow_mut();
