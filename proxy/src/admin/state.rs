@@ -52,6 +52,8 @@ struct ShownService {
     settings: serde_json::Value,
     requests: u64,
     failed_attempts: u64,
+    retries: u64,
+    hedges: u64,
     decisions: u64,
     fallbacks: u64,
     /// As of an endpoint: `out` while all requests are refused because every attempt fails.
@@ -125,6 +127,8 @@ fn show_service(service: &Service) -> ShownService {
         settings: serde_json::from_str(settings).unwrap_or_default(),
         requests: total.responses.iter().sum(),
         failed_attempts: total.failed_attempts,
+        retries: total.retries,
+        hedges: total.hedges,
         decisions: total.decisions,
         fallbacks: total.fallbacks,
         condition: service.fleet.health.condition().name(),

@@ -57,11 +57,7 @@ impl From<Response> for Reply {
 impl Target {
     /// Whether connections may turn out to carry HTTP/2.
     pub fn may_speak_http2(&self) -> bool {
-        match self.protocol {
-            UpstreamProtocol::Negotiated => self.tls.is_some(),
-            UpstreamProtocol::Http1 => false,
-            UpstreamProtocol::Http2 => true,
-        }
+        self.protocol.may_be_http2(self.tls.is_some())
     }
 }
 
@@ -77,11 +73,13 @@ pub(super) struct Failed {
     pub failure: Failure,
     /// The request's body, if the request can be sent again on another connection.
     pub again: Option<Body>,
+    /// Whether a byte of the request may have reached the endpoint.
+    pub sent: bool,
 }
 
 impl From<Failure> for Failed {
     fn from(failure: Failure) -> Self {
-        Self { failure, again: None }
+        Self { failure, again: None, sent: true }
     }
 }
 
@@ -121,16 +119,23 @@ impl Pool {
     /// One attempt of a request: on a pooled connection if there is one, else on a new one. A pooled connection that
     /// turns out to be dead before a byte of the response costs nothing but a second try on a new one, if the request
     /// can be sent again (RFC 9110, 9.2.2); `resent` is called then. No deadline is kept here but that of connecting.
+    /// `sent` says at any time whether a byte of the request may have reached the endpoint.
     ///
     /// # Errors
     ///
     /// Why there is no response.
-    pub async fn attempt(self: &Rc<Self>, head: &Parts, body: Body, resent: impl FnOnce()) -> Result<Reply, Failure> {
+    pub async fn attempt(
+        self: &Rc<Self>,
+        head: &Parts,
+        body: Body,
+        sent: &Cell<bool>,
+        resent: impl FnOnce(),
+    ) -> Result<Reply, Failure> {
         // Only HTTP/1.1 can be changed for another protocol.
         let http1 = self.target.may_speak_http2() && head.headers.contains_key(UPGRADE);
         let body = match self.pooled(http1) {
             None => body,
-            Some(pooled) => match self.exchange(pooled, head, body).await {
+            Some(pooled) => match self.exchange(pooled, head, body, sent).await {
                 Err(Failed { again: Some(body), .. }) => {
                     resent();
                     body
@@ -139,20 +144,26 @@ impl Pool {
             },
         };
         let opened = if http1 { self.open_http1().await? } else { self.open().await? };
-        self.exchange(opened, head, body).await.map_err(|failed| failed.failure)
+        self.exchange(opened, head, body, sent).await.map_err(|failed| failed.failure)
     }
 
-    async fn exchange(self: &Rc<Self>, on: Open, head: &Parts, body: Body) -> Result<Reply, Failed> {
-        match on {
+    async fn exchange(self: &Rc<Self>, on: Open, head: &Parts, body: Body, sent: &Cell<bool>) -> Result<Reply, Failed> {
+        let before = sent.replace(true);
+        let exchanged = match on {
             Open::Http2(exchange) => exchange.run(head, body).await.map(Reply::from),
             Open::Http1(connection) => self.exchange_h1(connection, head, body).await.map_err(|error| match error {
-                ExchangeError::Closed { body: again } => Failed {
+                ExchangeError::Closed { body: again, sent } => Failed {
                     failure: Failure::Closed { address: self.target.address.to_string() },
-                    again: again.filter(|_| head.method.is_idempotent()),
+                    again: again.filter(|_| head.method.is_idempotent() || !sent),
+                    sent,
                 },
                 error => self.failure(error).into(),
             }),
+        };
+        if let Err(Failed { sent: false, .. }) = &exchanged {
+            sent.set(before);
         }
+        exchanged
     }
 
     /// A connection that is there already and takes another request; one of HTTP/1.1 if it has to be.
