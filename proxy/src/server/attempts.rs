@@ -14,7 +14,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::attempt::{Attempt, Upload};
 use super::connection::Connection;
@@ -25,10 +25,9 @@ use super::replay::Replay;
 use super::retries::{Retries, pause};
 use super::visit::{Ending, Visit};
 use super::worker::LocalService;
-use crate::policy::retry::MAX_ATTEMPTS;
 use crate::policy::{Facts, Outcome};
 use crate::proto::Body;
-use crate::service::{Active, InFlight, Retry};
+use crate::service::{Active, InFlight};
 use crate::timer::Deadline;
 use crate::upstream::Reply;
 
@@ -178,7 +177,7 @@ impl Sending<'_> {
             let mut own = pin!(self.exchange(&first, body.body(), retries));
             match tokio::time::timeout(after, own.as_mut()).await {
                 Ok(exchanged) => Err(exchanged),
-                Err(_) => match self.beside(&first, body, retries) {
+                Err(_) => match body.is_whole().then(|| retries.beside(&first)).flatten() {
                     None => Err(own.await),
                     Some((second, _retry)) => {
                         let raced = {
@@ -201,22 +200,6 @@ impl Sending<'_> {
             None => {}
         }
         (winner, won)
-    }
-
-    /// An attempt beside this one, at another endpoint, if the budget allows it.
-    fn beside(&self, first: &Visit, body: &Replay, retries: &Retries<'_>) -> Option<(Visit, Retry)> {
-        if !body.is_whole() || first.facts.attempt >= MAX_ATTEMPTS {
-            return None;
-        }
-        let retry = retries.take()?;
-        let mut facts = first.facts_beside();
-        let tried = facts.tried.len();
-        let picked = self.local.decide(&mut facts).ok()?;
-        if picked.endpoint.slot == first.endpoint.slot {
-            return None;
-        }
-        self.local.stats.hedges.add(1);
-        Some((Visit::new(self.local, picked, facts, tried, Instant::now()), retry))
     }
 }
 

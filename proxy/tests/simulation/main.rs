@@ -25,7 +25,7 @@ use tokio::runtime::{Builder, LocalOptions, LocalRuntime};
 
 use plugins::Compiled;
 use scenario::Scenario;
-use world::{Report, World};
+use world::{Report, Stage, World};
 
 /// Seeds that are run with the other tests.
 const SEEDS: u64 = 1_000;
@@ -52,7 +52,8 @@ fn run(runtime: &LocalRuntime, seed: u64, aloud: bool) -> Result<Report, String>
     if aloud {
         println!("{scenario:#?}\n{}", scenario.config());
     }
-    let mut world = World::new(&scenario, &COMPILED, aloud);
+    let stage = Stage::new(&scenario, &COMPILED);
+    let mut world = World::new(&stage, &scenario, &COMPILED, aloud);
     runtime.block_on(world.run()).map_err(|broken| {
         let last = if aloud { String::new() } else { world.journal.last() };
         let at = world.now.as_secs_f64();
@@ -79,7 +80,7 @@ fn what_must_hold_does() {
         for _ in 0..THREADS {
             scope.spawn(|| {
                 let runtime = runtime();
-                while failures.lock().unwrap().is_empty() {
+                while failures.lock().unwrap().len() < number("HEDDLE_FAILURES").unwrap_or(1) as usize {
                     let seed = next.fetch_add(1, Relaxed);
                     if seed >= seeds {
                         break;

@@ -21,6 +21,15 @@ const BALANCERS: &[Balancer] = &[
     Balancer { text: r#""least-connections""#, spread: Spread::LeastLoaded },
     Balancer { text: r#""url-hash""#, spread: Spread::ByPath },
     Balancer { text: r#""ip-hash""#, spread: Spread::ByClient },
+    Balancer { text: r#""maglev""#, spread: Spread::ByClient },
+    Balancer { text: r#"{ plugin = "maglev", by = "path" }"#, spread: Spread::ByPath },
+    Balancer { text: r#"{ plugin = "maglev", bounded_load = 1.25 }"#, spread: Spread::Any },
+    Balancer { text: r#"{ plugin = "url-hash", bounded_load = 2 }"#, spread: Spread::Any },
+    Balancer { text: r#""peak-ewma""#, spread: Spread::Fastest },
+    Balancer { text: r#"{ plugin = "peak-ewma", slow_start = "3s" }"#, spread: Spread::Fastest },
+    Balancer { text: r#"{ plugin = "weighted-round-robin", slow_start = "3s" }"#, spread: Spread::Any },
+    Balancer { text: r#"{ plugin = "least-connections", slow_start = "3s" }"#, spread: Spread::Any },
+    Balancer { text: r#""leader""#, spread: Spread::First },
 ];
 
 /// How a balancer spreads requests over endpoints that are well.
@@ -40,6 +49,12 @@ pub enum Spread {
     ByPath,
     /// All of one client to the same.
     ByClient,
+    /// To the better of two that are drawn as their weights say.
+    Fastest,
+    /// All to the same.
+    First,
+    /// As the moment demands.
+    Any,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -47,6 +62,61 @@ pub struct Balancer {
     /// The value of the key `balancer`.
     pub text: &'static str,
     pub spread: Spread,
+}
+
+/// Settings of the retry policy, and the service's budget.
+#[derive(Debug, Clone, Copy)]
+pub struct Retry {
+    pub attempts: u32,
+    pub timeout: Option<Duration>,
+    pub per_try_timeout: Option<Duration>,
+    pub backoff: Duration,
+    pub max_backoff: Duration,
+    pub hedge: Option<&'static str>,
+    pub percent: u32,
+    pub min: u32,
+}
+
+impl Retry {
+    fn draw(latency: Latency, random: &mut Random) -> Self {
+        // What is well is in time.
+        let (backoff, long) = (random.millis(1, 50), latency.longest() * 3 / 2 + random.millis(100, 500));
+        Self {
+            attempts: random.between(1, 5) as u32,
+            timeout: random.percent(60).then(|| long + random.millis(0, 2_000)),
+            per_try_timeout: random.percent(60).then_some(long),
+            backoff,
+            max_backoff: backoff * random.between(1, 10) as u32,
+            hedge: random.percent(25).then_some(random.one_of(&["p50", "p90", "p95"])),
+            percent: random.one_of(&[20, 20, 20, 0, 50, 100]),
+            min: random.one_of(&[3, 3, 3, 0, 1, 10]),
+        }
+    }
+
+    /// Whether a second attempt may begin beside the first.
+    pub fn hedges(&self) -> bool {
+        self.hedge.is_some()
+    }
+
+    fn write(&self, text: &mut String) {
+        let Self { attempts, hedge, percent, min, .. } = self;
+        let _ = writeln!(text, "retry_budget = {{ percent = {percent}, min = {min} }}");
+        let _ = writeln!(text, "[service.users.retry]\nplugin = \"retry\"\nattempts = {attempts}");
+        if let Some(hedge) = hedge {
+            let _ = writeln!(text, "hedge = \"{hedge}\"");
+        }
+        let times = [
+            ("timeout", self.timeout),
+            ("per_try_timeout", self.per_try_timeout),
+            ("backoff", Some(self.backoff)),
+            ("max_backoff", Some(self.max_backoff)),
+        ];
+        for (key, time) in times {
+            if let Some(time) = time {
+                let _ = writeln!(text, "{key} = {}", millis(time));
+            }
+        }
+    }
 }
 
 /// Settings of the circuit breaker.
@@ -152,6 +222,7 @@ pub struct Scenario {
     pub balancer: Balancer,
     pub max_percent: u64,
     pub panic_percent: u64,
+    pub retry: Option<Retry>,
     pub breaker: Option<Breaker>,
     pub check: Option<Check>,
     pub latency: Latency,
@@ -197,6 +268,7 @@ impl Scenario {
             rise: random.between(1, 3) as u32,
             fall: random.between(1, 3) as u32,
         });
+        let retry = random.percent(80).then(|| Retry::draw(latency, random));
         let breaker = random.percent(85).then(|| Breaker::draw(random));
         let calm = random.millis(4_000, 8_000);
         let faults = calm + random.millis(8_000, 20_000);
@@ -206,7 +278,8 @@ impl Scenario {
         // that. A service that is open for a while needs a request to be closed.
         let ejections = breaker.map_or(Duration::ZERO, |breaker| breaker.max_ejection_time);
         let requests = random.between(1_000, 4_000);
-        let recovery = faults + slowest * 2 + checks + ejections + Duration::from_secs(5);
+        let retries = retry.map_or(Duration::ZERO, |retry| (slowest + retry.max_backoff) * retry.attempts);
+        let recovery = faults + slowest * 2 + retries + checks + ejections + Duration::from_secs(5);
         let end = recovery + random.millis(4_000, 8_000);
         let mut scenario = Self {
             seed,
@@ -215,6 +288,7 @@ impl Scenario {
             balancer,
             max_percent: random.one_of(&[10, 10, 10, 30, 50, 100]),
             panic_percent: random.one_of(&[50, 50, 50, 30, 0]),
+            retry,
             breaker,
             check,
             latency,
@@ -274,6 +348,9 @@ impl Scenario {
         let _ = writeln!(text, "request_timeout = {}", millis(self.request_timeout));
         let Self { max_percent, panic_percent, .. } = self;
         let _ = writeln!(text, "ejection = {{ max_percent = {max_percent}, panic_percent = {panic_percent} }}");
+        if let Some(retry) = &self.retry {
+            retry.write(&mut text);
+        }
         if let Some(breaker) = &self.breaker {
             breaker.write(&mut text);
         }

@@ -8,7 +8,6 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
-use heddle::server::decide::Picked;
 use heddle::service::{Condition, Endpoint, Fleet, Health, Load, Service};
 
 use super::journal::{Journal, Note};
@@ -71,6 +70,11 @@ pub struct Watch {
     calm: Calm,
     pub attempts: u64,
     pub requests: u64,
+    /// Requests with a retry policy, and retries, that are under way.
+    pub active: u32,
+    retries: u32,
+    /// Whether the retry policy was out of force at some time.
+    pub was_condemned: bool,
     pub answers: u64,
 }
 
@@ -90,6 +94,9 @@ impl Watch {
             calm: Calm::default(),
             attempts: 0,
             requests: 0,
+            active: 0,
+            retries: 0,
+            was_condemned: false,
             answers: 0,
         }
     }
@@ -159,14 +166,19 @@ impl Watch {
     }
 
     /// An endpoint was picked, after these were tried, for an attempt.
-    pub fn picked(&mut self, service: &Service, scenario: &Scenario, picked: &Picked, tried: &[u32]) -> Held {
+    pub fn picked(
+        &mut self,
+        service: &Service,
+        scenario: &Scenario,
+        (endpoint, is_probe): (&Endpoint, bool),
+        tried: &[u32],
+    ) -> Held {
         let (fleet, is_native) = (&service.fleet, service.balancer.current().is_none());
-        let endpoint = &picked.endpoint;
         let slot = endpoint.slot;
         let is_eligible = |slot: u32| self.eligible.get(slot as usize).copied().unwrap_or(false);
         must!(is_eligible(slot), "an endpoint that is not eligible was picked: {}", shown(endpoint));
         let half_open = endpoint.health.condition() == Condition::HalfOpen && !self.panic;
-        must!(picked.probe.is_some() == half_open, "a probe: {}, of {}", picked.probe.is_some(), shown(endpoint));
+        must!(is_probe == half_open, "a probe: {is_probe}, of {}", shown(endpoint));
         let snapshot = fleet.snapshot();
         if tried.contains(&slot) {
             // One that is half-open may have no permit left.
@@ -195,7 +207,7 @@ impl Watch {
             let load = load(endpoint, 1);
             must!(least.is_none_or(|least| load <= least), "slot {slot} has a load of {load}, and another {least:?}");
         }
-        if picked.probe.is_some() {
+        if is_probe {
             let probes = self.probes.entry(Arc::as_ptr(&endpoint.health)).or_default();
             *probes += 1;
             let most = scenario.breaker.map_or(0, |breaker| breaker.probes);
@@ -204,18 +216,14 @@ impl Watch {
         Ok(())
     }
 
-    /// No endpoint was picked, after these could not be used.
-    pub fn none_eligible(&self, fleet: &Fleet, tried: &[u32]) -> Held {
+    /// No endpoint was picked.
+    pub fn none_eligible(&self, fleet: &Fleet) -> Held {
         let snapshot = fleet.snapshot();
         let left = snapshot.endpoints().find(|endpoint| {
             self.eligible.get(endpoint.slot as usize) == Some(&true)
                 && (self.panic || endpoint.health.condition() != Condition::HalfOpen)
         });
-        must!(
-            left.is_none(),
-            "no endpoint was picked, tried {tried:?}, and there is {:?}",
-            left.map(|left| shown(left))
-        );
+        must!(left.is_none(), "no endpoint was picked, and there is {:?}", left.map(|left| shown(left)));
         Ok(())
     }
 
@@ -225,6 +233,19 @@ impl Watch {
         if *probes == 0 {
             self.probes.remove(&Arc::as_ptr(&endpoint.health));
         }
+    }
+
+    /// A retry begins, its delay included.
+    pub fn retry_begins(&mut self, scenario: &Scenario) -> Held {
+        self.retries += 1;
+        let (retries, active) = (self.retries, self.active);
+        let most = scenario.retry.map_or(0, |retry| (active * retry.percent / 100).max(retry.min));
+        must!(retries <= most, "{retries} retries for {active} requests, {most} are allowed");
+        Ok(())
+    }
+
+    pub fn retry_ends(&mut self) {
+        self.retries -= 1;
     }
 
     /// A request was let into a half-open service.
@@ -242,7 +263,7 @@ impl Watch {
     /// Counts a pick of a time when all is well.
     pub fn count(&mut self, spread: Spread, worker: usize, machine: usize, key: impl Display) -> Held {
         *self.calm.picks.entry((worker, machine)).or_default() += 1;
-        if matches!(spread, Spread::ByPath | Spread::ByClient) {
+        if matches!(spread, Spread::ByPath | Spread::ByClient | Spread::First) {
             let home = *self.calm.homes.entry(key.to_string()).or_insert(machine);
             must!(home == machine, "{key} went to {home}, and now to {machine}");
         }
@@ -256,20 +277,27 @@ impl Watch {
             let weighty = self.registered.iter().filter(|(_, registration)| registration.weight > 0);
             weighty.map(|(&machine, registration)| (machine, registration.weight.into())).collect()
         };
-        let weigh = matches!(scenario.balancer.spread, Spread::InWeightedTurn | Spread::WeightedRandom);
+        let weigh =
+            matches!(scenario.balancer.spread, Spread::InWeightedTurn | Spread::WeightedRandom | Spread::Fastest);
         let weight = |machine: usize| if weigh { weights[&machine] } else { 1 };
         let all: u64 = weights.keys().map(|&machine| weight(machine)).sum();
+        let hedges = scenario.retry.is_some_and(|retry| retry.hedges());
         for worker in 0..scenario.workers {
             let of = |machine| picks.get(&(worker, machine)).copied().unwrap_or(0);
             let total: u64 = weights.keys().map(|&machine| of(machine)).sum();
             for &machine in weights.keys() {
                 let (share, got) = (total as f64 * weight(machine) as f64 / all as f64, of(machine) as f64);
                 let off = match scenario.balancer.spread {
+                    // A second attempt takes a turn too.
+                    Spread::InTurn | Spread::InWeightedTurn if hedges => continue,
                     Spread::InTurn => 1.0,
                     Spread::InWeightedTurn => 3.0,
                     // Seven standard deviations of a Poisson distribution, and some for its longer tail.
                     Spread::Random | Spread::WeightedRandom => 7.0 * share.sqrt() + 12.0,
-                    Spread::LeastLoaded | Spread::ByPath | Spread::ByClient => continue,
+                    // Each is one of the two that are drawn twice as often as it is due, and not always the better one.
+                    Spread::Fastest if got <= 2.0 * share + 7.0 * (2.0 * share).sqrt() + 12.0 => continue,
+                    Spread::Fastest => 0.0,
+                    Spread::LeastLoaded | Spread::ByPath | Spread::ByClient | Spread::First | Spread::Any => continue,
                 };
                 let distance = (got - share).abs();
                 must!(
@@ -287,7 +315,8 @@ impl Watch {
             self.outage = Some(Outage { began: now, attempts: self.attempts, requests: self.requests });
         }
         let Some(outage) = self.outage.take_if(|_| !is_down) else { return Ok(()) };
-        let opens = scenario.breaker.is_some_and(|breaker| (1..=10).contains(&breaker.service_failures));
+        let opens = scenario.breaker.is_some_and(|breaker| (1..=10).contains(&breaker.service_failures))
+            && scenario.retry.is_none_or(|retry| retry.percent <= 20 && retry.min <= 3);
         let (attempts, requests) = (self.attempts - outage.attempts, self.requests - outage.requests);
         if opens {
             let (time, most) = ((now - outage.began).as_secs_f64(), requests * 12 / 10 + 10);
@@ -312,10 +341,15 @@ impl Watch {
     }
 
     /// Nothing is under way any more.
-    pub fn at_rest(&self, fleet: &Arc<Fleet>) -> Held {
+    pub fn at_rest(&self, service: &Service, scenario: &Scenario) -> Held {
+        let fleet = &service.fleet;
         for (machine, load) in &self.loads {
             must!(load.in_flight() == 0, "{} requests are under way at machine {machine}", load.in_flight());
         }
+        let counts = (self.active, self.retries, self.service_probes, self.probes.len());
+        must!(counts == (0, 0, 0, 0), "requests, retries and probes are under way: {counts:?}");
+        let left = service.budget.left();
+        must!(scenario.retry.is_none_or(|retry| left == retry.min), "the budget was not given back: {left} are left");
         // As many permits as are allowed can be had, and no more.
         const MOST_LOOKED_AT: usize = 100;
         for endpoint in fleet.snapshot().endpoints().take(MOST_LOOKED_AT) {

@@ -9,10 +9,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use heddle::clock::Clock;
+use heddle::policy::Role;
 use heddle::registry::{Change, Registered};
 use heddle::server::worker::LocalService;
 use heddle::service::Service;
 use heddle::service::tick::Breakers;
+use heddle::timer::{TICK, Timers};
 
 use super::journal::{Journal, Note};
 use super::machine::Machine;
@@ -35,6 +37,10 @@ pub enum Event {
     Attempt {
         request: u64,
     },
+    Hedge {
+        request: u64,
+        number: u64,
+    },
     /// A response has ended.
     BodyEnds {
         request: u64,
@@ -56,6 +62,26 @@ pub enum Part {
     End,
 }
 
+/// What a proxy has for one service, on all of its workers.
+pub struct Stage {
+    clock: Clock,
+    service: Arc<Service>,
+    workers: Vec<Rc<LocalService>>,
+    timers: Timers,
+}
+
+impl Stage {
+    pub fn new(scenario: &Scenario, compiled: &Compiled) -> Self {
+        let clock = Clock::turned_by_hand();
+        let config = heddle::config::parse(&scenario.config(), "scenario".as_ref(), &[]);
+        let config = config.map_err(|problems| format!("{problems:?}\n{}", scenario.config())).unwrap().config;
+        let service = compiled.service(config, clock.clone());
+        let seeds = (0..scenario.workers as u64).map(|worker| scenario.seed ^ worker << 32);
+        let workers = seeds.map(|seed| Rc::new(LocalService::new(service.clone(), seed))).collect();
+        Self { clock, service, workers, timers: Timers::default() }
+    }
+}
+
 /// A run.
 pub struct World<'a> {
     pub scenario: &'a Scenario,
@@ -63,11 +89,12 @@ pub struct World<'a> {
     pub clock: Clock,
     pub now: Duration,
     pub service: Arc<Service>,
-    pub workers: Vec<Rc<LocalService>>,
+    pub workers: &'a [Rc<LocalService>],
+    pub timers: &'a Timers,
     breakers: Breakers,
     pub machines: Vec<Machine>,
-    queue: Queue<Event>,
-    pub requests: BTreeMap<u64, Request>,
+    pub queue: Queue<Event>,
+    pub requests: BTreeMap<u64, Request<'a>>,
     /// Numbers of requests and of attempts.
     pub numbers: u64,
     pub random: Random,
@@ -87,27 +114,21 @@ pub struct Report {
 const SECOND: Duration = Duration::from_secs(1);
 
 impl<'a> World<'a> {
-    pub fn new(scenario: &'a Scenario, compiled: &'a Compiled, aloud: bool) -> Self {
-        let clock = Clock::turned_by_hand();
-        let config = heddle::config::parse(&scenario.config(), "scenario".as_ref(), &[]);
-        let config = config.map_err(|problems| format!("{problems:?}\n{}", scenario.config())).unwrap().config;
-        let service = compiled.service(config, clock.clone());
-        let mut random = Random::new(scenario.seed);
-        let workers =
-            (0..scenario.workers).map(|_| Rc::new(LocalService::new(service.clone(), random.next()))).collect();
+    pub fn new(stage: &'a Stage, scenario: &'a Scenario, compiled: &'a Compiled, aloud: bool) -> Self {
         Self {
             scenario,
             compiled,
-            now: clock.now(),
-            clock,
-            service,
-            workers,
+            now: stage.clock.now(),
+            clock: stage.clock.clone(),
+            service: stage.service.clone(),
+            workers: &stage.workers,
+            timers: &stage.timers,
             breakers: Breakers::default(),
             machines: scenario.weights.iter().map(|_| Machine::default()).collect(),
             queue: Queue::default(),
             requests: BTreeMap::new(),
             numbers: 0,
-            random,
+            random: Random::new(scenario.seed),
             watch: Watch::new(),
             journal: Journal::new(aloud),
         }
@@ -134,13 +155,14 @@ impl<'a> World<'a> {
         while let Some((at, event)) = self.queue.next() {
             self.clock.advance(at.saturating_sub(self.now));
             self.now = at;
+            self.timers.advance((at.as_micros() / TICK.as_micros()) as u64);
             self.happen(event)?;
             self.look()?;
             // Workers make policies anew that were at fault.
             tokio::task::yield_now().await;
         }
         must_be_empty(&self.requests)?;
-        self.watch.at_rest(&self.service.fleet)?;
+        self.watch.at_rest(&self.service, self.scenario)?;
         Ok(Report { hash: self.journal.hash(), requests: self.watch.answers, attempts: self.watch.attempts })
     }
 
@@ -169,6 +191,7 @@ impl<'a> World<'a> {
             }
             Event::AttemptEnds { request, number } => self.attempt_ends(request, number),
             Event::Attempt { request } => self.attempt(request),
+            Event::Hedge { request, number } => self.hedge(request, number),
             Event::BodyEnds { request } => {
                 self.body_ends(request);
                 Ok(())
@@ -235,6 +258,7 @@ impl<'a> World<'a> {
                 if let Some(plugin) = plugin_of(&self.service, role) {
                     plugins::condemn(plugin);
                     let in_force = plugin.current().is_some();
+                    self.watch.was_condemned |= role == Role::RetryPolicy;
                     self.note(Note::policy(role, in_force));
                 }
             }
@@ -324,7 +348,7 @@ impl<'a> World<'a> {
     }
 }
 
-fn must_be_empty(requests: &BTreeMap<u64, Request>) -> Held {
+fn must_be_empty(requests: &BTreeMap<u64, Request<'_>>) -> Held {
     match requests.keys().next() {
         Some(request) => Err(Broken(format!("request {request} was never answered"))),
         None => Ok(()),
