@@ -7,8 +7,9 @@ use std::time::{Duration, Instant};
 use http::header::{HOST, TE};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderValue, Method, Version};
+use http::{HeaderMap, HeaderValue, Method, Version};
 
+use super::admit::admit;
 use super::attempt::{Attempt, Upload};
 use super::connection::{Connection, Inside};
 use super::destination::{self, Destination};
@@ -16,16 +17,17 @@ use super::passthrough;
 use super::record::{Limits, Record};
 use super::refusal::Refusal;
 use super::route::{Named, named, target};
-use super::tunnel::{self, Tunnel};
+use super::tunnel::{self, Held, Tunnel};
 use super::worker::LocalService;
 use crate::config::checked::{Forwarded, UpstreamProtocol};
 use crate::policy::Facts;
+use crate::proto::deadline::{self, Due};
 use crate::proto::headers::{
     ClientSide, forward, identify, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers,
 };
 use crate::proto::upgrade::{ExtendedConnect, Upgrade};
 use crate::proto::{Body, Request, Response, grpc};
-use crate::service::{InFlight, ServiceStats};
+use crate::service::{Admitted, InFlight, ServiceStats};
 use crate::timer::{Deadline, Timers};
 use crate::upstream::h1::Malformed;
 use crate::upstream::{Failure, Pool, Reply};
@@ -93,12 +95,22 @@ fn find_destination(connection: &Connection, head: &Parts) -> Result<Destination
     destination::find(connection, host, absolute.map(|target| target.port_u16().unwrap_or(80)))
 }
 
-async fn to_service(connection: &Connection, local: &Rc<LocalService>, head: Parts, body: Body, call: Call) -> Answer {
+async fn to_service(
+    connection: &Connection,
+    local: &Rc<LocalService>,
+    head: Parts,
+    body: Body,
+    mut call: Call,
+) -> Answer {
     let Connection { worker, client, peer, .. } = connection;
     let settings = &local.service.settings;
     if call.upgrade.is_some() && settings.protocol == UpstreamProtocol::Http2 {
         return call
             .refused(&Refusal::Unsupported("an upgrade for a service whose endpoints speak HTTP/2"), &local.stats);
+    }
+    match admit(&local.service, &worker.timers, call.deadline.as_mut()).await {
+        Ok(admitted) => call.admitted = admitted,
+        Err(refusal) => return call.refused(&refusal, &local.stats),
     }
     let mut facts = Facts::new(head, client.ip(), peer.clone());
     let endpoint = match local.decide(&mut facts) {
@@ -116,7 +128,7 @@ async fn to_service(connection: &Connection, local: &Rc<LocalService>, head: Par
         stream_idle_timeout: settings.stream_idle_timeout,
         tunnel_idle_timeout: settings.tunnel_idle_timeout,
     };
-    way.go(connection, &head, body, call).await
+    way.go(connection, head, body, call).await
 }
 
 async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body: Body, call: Call) -> Answer {
@@ -130,7 +142,7 @@ async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body
         stream_idle_timeout: pool.target.stream_idle_timeout,
         tunnel_idle_timeout: tunnel::IDLE_TO_HOST,
     };
-    way.go(connection, &head, body, call).await
+    way.go(connection, head, body, call).await
 }
 
 /// What holds for a request from its head to the end of its response.
@@ -139,17 +151,29 @@ struct Call {
     /// Whether the client expects errors to be told in gRPC's way.
     is_grpc: bool,
     version: Version,
-    /// When the response must have ended: by the listener's setting, or by what a gRPC caller says, if that is sooner.
+    /// When the response must have ended: by the listener's setting, or by what the caller says, if that is sooner.
     /// It is kept on the coarse clock of [`Timers`], up to a tenth of a second late.
     deadline: Option<Deadline>,
+    /// The same to the microsecond, to be passed on.
+    due: Option<Due>,
     /// The protocol that the client wants to change to.
     upgrade: Option<Upgrade>,
+    /// The request's place among those of the service, where these are limited.
+    admitted: Option<Admitted>,
 }
 
 impl Call {
     fn new(head: &Parts) -> Self {
         let is_grpc = grpc::is_call(&head.headers);
-        Self { started: Instant::now(), is_grpc, version: head.version, deadline: None, upgrade: None }
+        Self {
+            started: Instant::now(),
+            is_grpc,
+            version: head.version,
+            deadline: None,
+            due: None,
+            upgrade: None,
+            admitted: None,
+        }
     }
 
     /// Reads how long the client waits, and what it wants to change to. An extended CONNECT becomes the request that
@@ -160,12 +184,27 @@ impl Call {
             let timeout = grpc::timeout(&head.headers).map_err(|_| Refusal::BadRequest("a malformed grpc-timeout"))?;
             limit = limit.into_iter().chain(timeout).min();
         }
+        if let Some(name) = &connection.listener.settings.deadline_header {
+            let said = deadline::read(&head.headers, name);
+            let said =
+                said.map_err(|_| Refusal::BadRequest("a deadline header that is not a number of milliseconds"))?;
+            limit = limit.into_iter().chain(said).min();
+        }
+        self.due = limit.map(|limit| Due { since: self.started, limit });
         self.deadline = limit.map(|limit| connection.worker.timers.deadline(limit));
         self.upgrade = match head.extensions.remove::<ExtendedConnect>() {
             Some(connect) => Some(Upgrade::by_connect(&connect, head).map_err(Refusal::Unsupported)?),
             None if matches!(body, Body::Empty) => Upgrade::asked_by(head),
             None => None,
         };
+        Ok(())
+    }
+
+    /// Tells the endpoint how long the caller still waits. To be said anew before each attempt.
+    fn tell_time_left(&self, headers: &mut HeaderMap, connection: &Connection) -> Result<(), Refusal> {
+        let Some(due) = self.due else { return Ok(()) };
+        let left = due.left(Instant::now()).ok_or(Refusal::Deadline)?;
+        deadline::write(headers, left, self.is_grpc, connection.listener.settings.deadline_header.as_ref());
         Ok(())
     }
 
@@ -186,7 +225,10 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    async fn go(self, connection: &Connection, head: &Parts, body: Body, mut call: Call) -> Answer {
+    async fn go(self, connection: &Connection, mut head: Parts, body: Body, mut call: Call) -> Answer {
+        if let Err(refusal) = call.tell_time_left(&mut head.headers, connection) {
+            return call.refused(&refusal, self.stats);
+        }
         let timers = &connection.worker.timers;
         let load = &self.pool.target.load;
         let in_flight = load.begin();
@@ -198,7 +240,7 @@ impl Way<'_> {
             idle_timeout: self.stream_idle_timeout,
             deadline: call.deadline.as_mut(),
         };
-        let answered = match attempt.run(timers, head, body).await {
+        let answered = match attempt.run(timers, &head, body).await {
             Ok((reply, upload)) => {
                 load.observe_latency(u32::try_from(call.started.elapsed().as_micros()).unwrap_or(u32::MAX));
                 self.answer(reply, upload, in_flight, &mut call, timers)
@@ -226,14 +268,20 @@ impl Way<'_> {
             let upgrade = upgrade.ok_or_else(|| Failure::Malformed { address: address(), what: Malformed::Upgrade })?;
             let response = upgrade.tell(response);
             self.stats.ended(response.status().as_u16(), call.started.elapsed());
-            let tunnel = Tunnel::new(other, permit, Some(in_flight), self.stats, self.tunnel_idle_timeout);
+            let held = Held { permit, in_flight: Some(in_flight), admitted: call.admitted.take() };
+            let tunnel = Tunnel::new(other, held, self.stats, self.tunnel_idle_timeout);
             return Ok(Answer { response, next: Some(Next::Relay(Box::new(tunnel))) });
         }
         if call.upgrade.as_ref().is_some_and(Upgrade::is_by_connect) && response.status().is_success() {
             // The client would take it for a tunnel.
             return Err(Failure::Malformed { address: address(), what: Malformed::NoUpgrade }.into());
         }
-        let record = Record { stats: self.stats.clone(), started: call.started, _in_flight: Some(in_flight) };
+        let record = Record {
+            stats: self.stats.clone(),
+            started: call.started,
+            _in_flight: Some(in_flight),
+            _admitted: call.admitted.take(),
+        };
         let limits = Limits {
             idle_timeout: self.stream_idle_timeout,
             deadline: call.deadline.take(),

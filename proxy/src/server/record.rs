@@ -16,7 +16,7 @@ use super::attempt::Upload;
 use super::refusal::Refusal;
 use crate::proto::body::Stream;
 use crate::proto::{Body, BodyError, Response};
-use crate::service::{InFlight, ServiceStats};
+use crate::service::{Admitted, InFlight, ServiceStats};
 use crate::timer::{Deadline, Timers};
 
 /// What is recorded of a request when its response has ended, or was given up.
@@ -25,6 +25,8 @@ pub struct Record {
     pub started: Instant,
     /// Counts at the endpoint until the response has ended.
     pub _in_flight: Option<InFlight>,
+    /// Counts at the service for as long.
+    pub _admitted: Option<Admitted>,
 }
 
 /// How long a response's body may take.

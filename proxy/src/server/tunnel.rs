@@ -10,12 +10,13 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::admit::admit;
 use super::connection::Connection;
 use super::h1;
 use super::refusal::Refusal;
 use super::worker::LocalService;
 use crate::policy::Facts;
-use crate::service::{InFlight, ServiceStats, TunnelEnd};
+use crate::service::{Admitted, InFlight, ServiceStats, TunnelEnd};
 use crate::transport::proxy_protocol::{self, Addresses};
 use crate::transport::{Direction, Parted, Stream};
 use crate::upstream::{Failure, Permit, Pool};
@@ -37,8 +38,17 @@ pub struct Tunnel {
     other: Stream,
     idle_timeout: Duration,
     record: Record,
-    /// One of the endpoint's connections, and one of the requests under way there.
-    _held: (Permit, Option<InFlight>),
+    _held: Held,
+}
+
+/// What a tunnel counts as, for as long as it lives.
+pub struct Held {
+    /// One of the endpoint's connections.
+    pub permit: Permit,
+    /// One of the requests under way at the endpoint.
+    pub in_flight: Option<InFlight>,
+    /// One of the requests of the service.
+    pub admitted: Option<Admitted>,
 }
 
 /// Records a tunnel when it ends, or is given up.
@@ -55,16 +65,10 @@ impl Drop for Record {
 
 impl Tunnel {
     /// A tunnel to the other side of this connection, which is one of an endpoint's, counted from now on.
-    pub fn new(
-        other: Stream,
-        permit: Permit,
-        in_flight: Option<InFlight>,
-        stats: &Arc<ServiceStats>,
-        idle_timeout: Duration,
-    ) -> Self {
+    pub fn new(other: Stream, held: Held, stats: &Arc<ServiceStats>, idle_timeout: Duration) -> Self {
         stats.tunnels.opened.add(1);
         let record = Record { stats: stats.clone(), end: Cell::new(TunnelEnd::Stopped) };
-        Self { other, idle_timeout, record, _held: (permit, in_flight) }
+        Self { other, idle_timeout, record, _held: held }
     }
 
     /// The proxy's own address on the other side.
@@ -101,8 +105,9 @@ pub async fn to_service(
     content: Content,
 ) -> Result<Tunnel, Refusal> {
     let opened = open_to_service(connection, local, content).await;
-    if opened.is_err() {
+    if let Err(refusal) = &opened {
         local.stats.tunnels.refused.add(1);
+        refusal.count_limit(&local.stats);
     }
     opened
 }
@@ -112,6 +117,7 @@ async fn open_to_service(
     local: &Rc<LocalService>,
     content: Content,
 ) -> Result<Tunnel, Refusal> {
+    let admitted = admit(&local.service, &connection.worker.timers, None).await?;
     let mut facts = Facts::of_connection(connection.client.ip(), connection.peer.clone());
     let endpoint = local.decide(&mut facts)?;
     let in_flight = endpoint.load.begin();
@@ -122,7 +128,8 @@ async fn open_to_service(
     let (other, permit) = connect(&pool, &local.stats, &header.unwrap_or_default(), content).await?;
     endpoint.load.observe_latency(u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX));
     let idle_timeout = local.service.settings.tunnel_idle_timeout;
-    Ok(Tunnel::new(other, permit, Some(in_flight), &local.stats, idle_timeout))
+    let held = Held { permit, in_flight: Some(in_flight), admitted };
+    Ok(Tunnel::new(other, held, &local.stats, idle_timeout))
 }
 
 /// Opens a tunnel to a host that is no service.
@@ -133,7 +140,10 @@ async fn open_to_service(
 pub async fn to_host(connection: &Connection, pool: &Rc<Pool>) -> Result<Tunnel, Refusal> {
     let stats = &connection.worker.passed_through;
     match connect(pool, stats, &[], Content::Tls).await {
-        Ok((other, permit)) => Ok(Tunnel::new(other, permit, None, stats, IDLE_TO_HOST)),
+        Ok((other, permit)) => {
+            let held = Held { permit, in_flight: None, admitted: None };
+            Ok(Tunnel::new(other, held, stats, IDLE_TO_HOST))
+        }
         Err(failure) => {
             stats.tunnels.refused.add(1);
             Err(failure.into())

@@ -10,6 +10,7 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use rustc_hash::FxBuildHasher;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::decide::{Choice, Decider};
 use super::passthrough::Passthrough;
@@ -19,7 +20,7 @@ use crate::config::checked::TlsClient;
 use crate::policy::Facts;
 use crate::proto::h1::{Date, Scratch};
 use crate::proto::headers::Signature;
-use crate::service::{Directory, Endpoint, Service, ServiceStats};
+use crate::service::{Directory, Endpoint, Keeper, Service, ServiceStats};
 use crate::timer::Timers;
 use crate::transport::Relays;
 use crate::transport::tls::Connector;
@@ -30,6 +31,10 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// An instance of a plugin that decided nothing between two of these is dropped.
 const EVICTION: Duration = Duration::from_secs(300);
+
+/// Requests and tunnels that wait for a connection to one service, over all workers: as many as Envoy lets wait. They
+/// wait for `connect_timeout` at most.
+const MAX_WAITING: usize = 1024;
 
 /// What all workers share.
 pub struct Shared {
@@ -82,6 +87,9 @@ pub struct Worker {
     pub unrouted: Arc<ServiceStats>,
     pub passed_through: Arc<ServiceStats>,
     services: RefCell<HashMap<Arc<str>, Rc<LocalService>, FxBuildHasher>>,
+    /// Names of services for which somebody waits for a connection, on whichever worker.
+    inbox: UnboundedSender<Arc<str>>,
+    asked: Cell<Option<UnboundedReceiver<Arc<str>>>>,
     seeds: RandomState,
     draining: Cell<bool>,
 }
@@ -90,6 +98,7 @@ impl Worker {
     pub fn new(number: usize, shared: Arc<Shared>) -> Rc<Self> {
         let of = |stats: &Vec<Arc<ServiceStats>>| stats.get(number).cloned().unwrap_or_default();
         let timers = Rc::default();
+        let (inbox, asked) = unbounded_channel();
         Rc::new(Self {
             number,
             relays: Relays::new(&timers),
@@ -100,6 +109,8 @@ impl Worker {
             unrouted: of(&shared.unrouted),
             passed_through: of(&shared.passed_through),
             services: RefCell::default(),
+            inbox,
+            asked: Cell::new(Some(asked)),
             seeds: RandomState::new(),
             draining: Cell::new(false),
             shared,
@@ -119,7 +130,7 @@ impl Worker {
         }
         let service = self.shared.directory.get(name)?;
         let name = service.name.clone();
-        let local = Rc::new(LocalService::new(service, self.seeds.hash_one(&name)));
+        let local = Rc::new(LocalService::new(service, self.seeds.hash_one(&name), &self.inbox));
         self.services.borrow_mut().insert(name, local.clone());
         Some(local)
     }
@@ -143,6 +154,7 @@ impl Worker {
     /// Lets time pass for this worker, for ever: deadlines, idle connections, idle plugins.
     pub async fn keep_house(self: Rc<Self>) {
         tokio::task::spawn_local(self.timers.clone().run());
+        tokio::task::spawn_local(self.clone().give_up_idle());
         let mut seconds = 0_u64;
         loop {
             tokio::time::sleep(SWEEP).await;
@@ -157,6 +169,18 @@ impl Worker {
             self.passthrough.sweep();
         }
     }
+
+    /// Gives up idle connections when somebody waits for one, for ever.
+    async fn give_up_idle(self: Rc<Self>) {
+        let Some(mut asked) = self.asked.take() else { return };
+        while let Some(name) = asked.recv().await {
+            let local = self.services.borrow().get(&name).cloned();
+            if let Some(local) = local {
+                local.keeper.looks();
+                local.pools.give_up_idle();
+            }
+        }
+    }
 }
 
 /// A service as one worker serves it.
@@ -165,13 +189,15 @@ pub struct LocalService {
     pub stats: Arc<ServiceStats>,
     decider: RefCell<Decider>,
     pools: Pools,
+    keeper: Arc<Keeper>,
 }
 
 impl LocalService {
-    fn new(service: Arc<Service>, seed: u64) -> Self {
+    fn new(service: Arc<Service>, seed: u64, inbox: &UnboundedSender<Arc<str>>) -> Self {
         let stats = service.worker_stats();
         let decider = RefCell::new(Decider::new(service.clone(), stats.clone(), seed));
-        Self { service, stats, decider, pools: Pools::default() }
+        let keeper = service.connections.keeper(&service.name, inbox);
+        Self { service, stats, decider, pools: Pools::default(), keeper }
     }
 
     /// Decides which endpoint the request, or the connection, goes to.
@@ -217,6 +243,9 @@ impl LocalService {
                 // What the registry announces is what the operator announced.
                 connect: ConnectSettings { timeout: settings.connect_timeout, reach: None, lookups: None },
                 limits: settings.pool,
+                connections: self.service.connections.clone(),
+                max_connections: settings.max_connections,
+                max_waiting: MAX_WAITING,
                 stream_idle_timeout: settings.stream_idle_timeout,
             };
             Pool::new(target, &worker.timers, &worker.scratch)

@@ -6,6 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use super::admission::{Connections, Requests};
 use super::snapshot::{Builder, Snapshot};
 use super::stats::{ServiceStats, StatsTotal};
 use crate::config::checked;
@@ -22,6 +23,10 @@ pub struct Service {
     snapshot: ArcSwap<Snapshot>,
     version: AtomicU64,
     builder: Mutex<Builder>,
+    /// Those under way, where their number is limited.
+    pub requests: Arc<Requests>,
+    /// To all endpoints.
+    pub connections: Arc<Connections>,
     stats: Mutex<Vec<Arc<ServiceStats>>>,
 }
 
@@ -34,6 +39,8 @@ impl Service {
             snapshot: ArcSwap::default(),
             version: AtomicU64::new(0),
             builder: Mutex::default(),
+            requests: Arc::default(),
+            connections: Arc::default(),
             stats: Mutex::default(),
         }
     }

@@ -6,12 +6,14 @@
 //! live beside the snapshots, in blocks that every snapshot of the service shares: they survive each change, and a
 //! balancer that looks at all endpoints reads contiguous memory.
 
+mod admission;
 mod directory;
 mod load;
 mod snapshot;
 mod stats;
 
+pub use admission::{Admitted, Connections, Ending, Keeper, Permit, Requests, Reuse, Turn, Waiting, Wanted};
 pub use directory::{Directory, Service};
 pub use load::{InFlight, Load};
 pub use snapshot::{Endpoint, Snapshot};
-pub use stats::{Counter, DURATION_BUCKETS, ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};
+pub use stats::{Counter, DURATION_BUCKETS, Limit, ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};
