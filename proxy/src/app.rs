@@ -12,12 +12,13 @@ use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 
+use crate::clock::Clock;
 use crate::config::checked::Config;
 use crate::plugin::{Engine, Folder, LoadError, Plugins, give_second_chances, watch};
 use crate::proto::headers::Signature;
 use crate::server::listener::{self, Accepted, BindError, Listener, Part, accept, take_over};
 use crate::server::worker::{Shared, Worker};
-use crate::service::Directory;
+use crate::service::{Directory, tick};
 use crate::transport::tls::{self, FileError};
 use crate::{admin, drain, registry};
 
@@ -95,7 +96,8 @@ impl App {
         let (plugins, folder) = load_plugins(&config)?;
         let directory = {
             let plugins = plugins.clone();
-            Arc::new(Directory::new(config.services.clone(), move |policy| plugins.require(policy)))
+            let clock = plugins.engine().clock.clone();
+            Arc::new(Directory::new(config.services.clone(), clock, move |policy, role| plugins.require(policy, role)))
         };
         let mut bound = Vec::new();
         let mut files = tls::Files::default();
@@ -174,11 +176,14 @@ impl App {
 
 /// The policies that services use, loaded, and the folder to be watched.
 fn load_plugins(config: &Config) -> Result<(Arc<Plugins>, Option<Folder>), StartError> {
-    let engine = Engine::new(config.plugins.clone()).map_err(|error| StartError::Engine(format!("{error:#}")))?;
+    let engine = Engine::new(config.plugins.clone(), Clock::running())
+        .map_err(|error| StartError::Engine(format!("{error:#}")))?;
     let plugins = Arc::new(Plugins::new(engine));
     let services = &config.services;
     for service in services.named.values().chain([&services.default]) {
-        plugins.require(&service.balancer);
+        for (policy, role) in service.policies() {
+            plugins.require(policy, role);
+        }
     }
     // A built-in policy that is not to be used as configured may be there under that name as a file.
     let builtin = plugins.load_builtin();
@@ -214,6 +219,7 @@ async fn run_control(
     until_stopped: oneshot::Receiver<()>,
 ) {
     tokio::spawn(give_second_chances(state.plugins.clone()));
+    tokio::spawn(tick::run(state.directory.clone()));
     if let Some(folder) = followed.folder {
         tokio::spawn(watch(folder, state.plugins.clone(), followed.rescan));
     }

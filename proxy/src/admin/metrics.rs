@@ -20,7 +20,9 @@ use self::encode::{Families, Histogram};
 use super::process;
 use crate::app::State;
 use crate::plugin::{FaultKind, Plugin};
-use crate::service::{DURATION_BUCKETS, Service, ServiceStats, Snapshot, StatsTotal, TunnelEnd, TunnelTotal};
+use crate::service::{
+    Condition, DURATION_BUCKETS, Fleet, Limit, Service, ServiceStats, Snapshot, StatsTotal, TunnelEnd, TunnelTotal,
+};
 use crate::transport::tls::Held;
 
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -163,11 +165,11 @@ struct Reading {
 
 impl Reading {
     fn name(&self) -> [(&'static str, &str); 1] {
-        [("service", &self.service.name)]
+        [("service", self.service.name())]
     }
 
     fn name_and_policy(&self) -> [(&'static str, &str); 2] {
-        [("service", &self.service.name), ("policy", &self.service.balancer.name)]
+        [("service", self.service.name()), ("policy", &self.service.balancer.name)]
     }
 
     fn durations(&self) -> Histogram {
@@ -182,7 +184,7 @@ impl Reading {
 
 fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
     let mut services = state.directory.all();
-    services.sort_by(|a, b| a.name.cmp(&b.name));
+    services.sort_by(|a, b| a.name().cmp(b.name()));
     let read = |service: Arc<Service>| Reading { total: service.stats(), snapshot: service.snapshot(), service };
     let readings: Vec<Reading> = services.into_iter().map(read).collect();
     let by_service =
@@ -196,7 +198,7 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
 
     let requests = readings.iter().flat_map(|reading| {
         let classes = CLASSES.iter().zip(reading.total.responses);
-        classes.map(|(class, count)| ([("service", &*reading.service.name), ("class", *class)], count))
+        classes.map(|(class, count)| ([("service", &*reading.service.fleet.name), ("class", *class)], count))
     });
     families.counters("heddle_requests", "Requests that have ended, by class of status.", requests)?;
     families.histograms(
@@ -225,6 +227,8 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "Requests sent again because their pooled connection was found dead.",
         by_service(|total| total.resent),
     )?;
+    of_health(families, &readings)?;
+    of_limits(families, &readings)?;
     of_tunnels(families, &readings)?;
     families.counters("heddle_plugin_decisions", "Decisions by plugins.", by_policy(|total| total.decisions))?;
     families.counters(
@@ -239,10 +243,70 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
     )
 }
 
+/// What circuit breakers have done.
+fn of_health(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result {
+    let of_fleets = |figure: fn(&Fleet) -> u64| {
+        readings.iter().map(move |reading| (reading.name(), figure(&reading.service.fleet)))
+    };
+    families.counters(
+        "heddle_ejections",
+        "Endpoints taken out of use by circuit breakers.",
+        of_fleets(Fleet::ejections),
+    )?;
+    families.counters(
+        "heddle_service_openings",
+        "Times that a service was opened as a whole, since every attempt failed.",
+        of_fleets(Fleet::openings),
+    )?;
+    families.gauges(
+        "heddle_service_open",
+        "1 while requests are refused because every attempt fails.",
+        readings
+            .iter()
+            .map(|reading| (reading.name(), number(reading.service.fleet.health.condition() != Condition::InUse))),
+    )?;
+    families.gauges(
+        "heddle_endpoints_ejected",
+        "Endpoints that a circuit breaker has out of use.",
+        readings.iter().map(|reading| {
+            let endpoints = reading.snapshot.endpoints();
+            let out = endpoints.filter(|endpoint| endpoint.health.condition() != Condition::InUse);
+            (reading.name(), out.count() as f64)
+        }),
+    )
+}
+
+/// What limits hold for, and what they have refused.
+fn of_limits(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result {
+    let now = |figure: fn(&Fleet) -> f64| {
+        readings.iter().map(move |reading| (reading.name(), figure(&reading.service.fleet)))
+    };
+    families.gauges(
+        "heddle_requests_pending",
+        "Requests that wait because their service is full.",
+        now(|fleet| fleet.requests.pending() as f64),
+    )?;
+    families.gauges(
+        "heddle_connections",
+        "Connections to endpoints, idle ones included.",
+        now(|fleet| f64::from(fleet.connections.open())),
+    )?;
+    families.gauges(
+        "heddle_connections_pending",
+        "Requests and tunnels that wait for a connection because there are as many as may be.",
+        now(|fleet| fleet.connections.pending() as f64),
+    )?;
+    let limited = readings.iter().flat_map(|reading| {
+        let limits = Limit::ALL.iter().zip(reading.total.limited);
+        limits.map(|(limit, count)| ([("service", &*reading.service.fleet.name), ("limit", limit.name())], count))
+    });
+    families.counters("heddle_limited", "Requests and tunnels that were refused for a limit.", limited)
+}
+
 /// Connections that are passed on as they are.
 fn of_tunnels(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result {
     let tunnels = readings.iter().flat_map(|reading| {
-        let service = ("service", &*reading.service.name);
+        let service = ("service", &*reading.service.fleet.name);
         by_result(&reading.total.tunnels).map(move |([result], count)| ([service, result], count))
     });
     families.counters("heddle_tunnels", "Tunnels that have ended or did not come about, by how.", tunnels)?;
@@ -254,7 +318,7 @@ fn of_tunnels(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result 
     let bytes = readings.iter().flat_map(|reading| {
         let TunnelTotal { sent, received, .. } = reading.total.tunnels;
         [("sent", sent), ("received", received)]
-            .map(|(direction, bytes)| ([("service", &*reading.service.name), ("direction", direction)], bytes))
+            .map(|(direction, bytes)| ([("service", &*reading.service.fleet.name), ("direction", direction)], bytes))
     });
     families.counters("heddle_tunnel_bytes", "Bytes through tunnels: sent by clients, and received by them.", bytes)
 }

@@ -14,6 +14,7 @@ use super::engine::Engine;
 use super::fault::{Fault, FaultCounts};
 use super::generation::{ContentHash, Generation, LoadError, Origin};
 use crate::config::checked;
+use crate::policy::Role;
 
 /// A generation in quarantine that nothing could replace is given another chance after this time.
 pub const SECOND_CHANCE: Duration = Duration::from_secs(30);
@@ -56,8 +57,8 @@ struct History {
     last_good: Option<Arc<Generation>>,
     /// Out of force with nothing to replace it, since this moment.
     quarantined: Option<(Arc<Generation>, Instant)>,
-    /// Configurations that services give this policy.
-    configs: BTreeSet<Arc<str>>,
+    /// What services use this policy as, and the configurations that they give it.
+    uses: BTreeSet<(Role, Arc<str>)>,
     quarantines: u64,
     refusals: u64,
 }
@@ -186,11 +187,16 @@ impl Plugins {
         Self { engine, plugins: Mutex::default() }
     }
 
+    /// What all plugins share.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
     /// The plugin that a service's policy names; its configuration is among those that every generation is probed with
     /// from now on.
-    pub fn require(&self, policy: &checked::Policy) -> Arc<Plugin> {
+    pub fn require(&self, policy: &checked::Policy, role: Role) -> Arc<Plugin> {
         let plugin = self.plugin(&policy.plugin);
-        plugin.history().configs.insert(policy.config.clone());
+        plugin.history().uses.insert((role, policy.config.clone()));
         plugin
     }
 
@@ -239,7 +245,7 @@ impl Plugins {
                 Err(error) => tracing::error!(target: "heddle::plugin", policy = name,
                     "its file is gone, and the built-in policy cannot take over ({error}): it stays in force"),
             }
-        } else if plugin.history().configs.is_empty() {
+        } else if plugin.history().uses.is_empty() {
             plugin.put(None);
             self.lock().remove(name);
             tracing::info!(target: "heddle::plugin", policy = name, "its file is gone");
@@ -259,8 +265,7 @@ impl Plugins {
     /// Names that services use and that no generation is in force for.
     pub fn missing(&self) -> Vec<Arc<str>> {
         let plugins = self.all();
-        let missing =
-            plugins.iter().filter(|plugin| plugin.current().is_none() && !plugin.history().configs.is_empty());
+        let missing = plugins.iter().filter(|plugin| plugin.current().is_none() && !plugin.history().uses.is_empty());
         missing.map(|plugin| plugin.name.clone()).collect()
     }
 
@@ -269,8 +274,8 @@ impl Plugins {
         if let Some(current) = plugin.current().filter(|current| current.hash == hash && current.origin == origin) {
             return Ok(current);
         }
-        let configs: Vec<Arc<str>> = plugin.history().configs.iter().cloned().collect();
-        match Generation::load(&self.engine, &plugin.name, bytes, origin, &configs) {
+        let uses: Vec<(Role, Arc<str>)> = plugin.history().uses.iter().cloned().collect();
+        match Generation::load(&self.engine, &plugin.name, bytes, origin, &uses) {
             Ok(generation) => {
                 plugin.replace(generation.clone());
                 Ok(generation)
@@ -319,12 +324,13 @@ pub fn builtin_policy(name: &str) -> Option<&'static [u8]> {
 mod tests {
     use super::super::fault::FaultKind;
     use super::*;
+    use crate::clock::Clock;
 
     /// Counters are for graphs, on which a fall would look like a restart.
     #[test]
     fn faults_are_counted_over_all_generations() {
         let checked = crate::config::parse("[[listener]]\naddress = '127.0.0.1:0'", "test".as_ref(), &[]).unwrap();
-        let plugins = Plugins::new(Engine::new(checked.config.plugins).unwrap());
+        let plugins = Plugins::new(Engine::new(checked.config.plugins, Clock::running()).unwrap());
         let bytes = builtin_policy("random").unwrap();
         let first = plugins.load("random", bytes, Origin::BuiltIn).unwrap();
         let plugin = plugins.plugin("random");

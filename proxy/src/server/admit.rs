@@ -22,12 +22,12 @@ pub(super) async fn admit(
 ) -> Result<Option<Admitted>, Refusal> {
     let settings = &service.settings;
     let Some(limit) = settings.max_requests else { return Ok(None) };
-    if let Some(admitted) = service.requests.try_admit(limit) {
+    if let Some(admitted) = service.fleet.requests.try_admit(limit) {
         return Ok(Some(admitted));
     }
-    let full = |limit| Refusal::Full { service: service.name.to_string(), limit };
+    let full = |limit| Refusal::Full { service: service.name().to_string(), limit };
     let most = usize::try_from(settings.max_pending).unwrap_or(usize::MAX);
-    let mut waiting = service.requests.wait(limit, most).ok_or_else(|| full(Limit::Requests))?;
+    let mut waiting = service.fleet.requests.wait(limit, most).ok_or_else(|| full(Limit::Requests))?;
     let mut patience = timers.deadline(settings.max_pending_time);
     poll_fn(|cx| {
         if let Poll::Ready(admitted) = Pin::new(&mut waiting).poll(cx) {

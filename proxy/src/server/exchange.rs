@@ -7,11 +7,12 @@ use std::time::{Duration, Instant};
 use http::header::{HOST, TE};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderMap, HeaderValue, Method, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 use super::admit::admit;
 use super::attempt::{Attempt, Upload};
 use super::connection::{Connection, Inside};
+use super::decide::Picked;
 use super::destination::{self, Destination};
 use super::passthrough;
 use super::record::{Limits, Record};
@@ -20,7 +21,7 @@ use super::route::{Named, named, target};
 use super::tunnel::{self, Held, Tunnel};
 use super::worker::LocalService;
 use crate::config::checked::{Forwarded, UpstreamProtocol};
-use crate::policy::Facts;
+use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::deadline::{self, Due};
 use crate::proto::headers::{
     ClientSide, forward, identify, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers,
@@ -108,16 +109,23 @@ async fn to_service(
         return call
             .refused(&Refusal::Unsupported("an upgrade for a service whose endpoints speak HTTP/2"), &local.stats);
     }
+    // One that is open has nobody wait for it.
+    let _service_probe = match local.enter() {
+        Ok(probe) => probe,
+        Err(refusal) => return call.refused(&refusal, &local.stats),
+    };
     match admit(&local.service, &worker.timers, call.deadline.as_mut()).await {
         Ok(admitted) => call.admitted = admitted,
         Err(refusal) => return call.refused(&refusal, &local.stats),
     }
     let mut facts = Facts::new(head, client.ip(), peer.clone());
-    let endpoint = match local.decide(&mut facts) {
-        Ok(endpoint) => endpoint,
+    let picked = match local.decide(&mut facts) {
+        Ok(picked) => picked,
         Err(refusal) => return call.refused(&refusal, &local.stats),
     };
-    let mut head = facts.head;
+    let Picked { endpoint, in_flight, probe: _probe } = picked;
+    let started = call.started;
+    let mut head = std::mem::replace(&mut facts.head, Facts::placeholder().head);
     let pool = local.pool(&endpoint, worker);
     prepare_request(&mut head, connection, &pool, call.upgrade.as_ref());
     identify(&mut head.headers, peer.as_ref().and_then(|peer| peer.identity.as_deref()));
@@ -127,12 +135,19 @@ async fn to_service(
         request_timeout: settings.request_timeout,
         stream_idle_timeout: settings.stream_idle_timeout,
         tunnel_idle_timeout: settings.tunnel_idle_timeout,
+        deadline_header: connection.listener.settings.deadline_header.as_ref(),
     };
-    way.go(connection, head, body, call).await
+    let answer = way.go(connection, head, body, call, in_flight).await;
+    let status = Some(answer.response.status());
+    let outcome = Outcome { status, ..Outcome::of(Kind::Response, started.elapsed()) };
+    local.ended(&mut facts, &endpoint, &outcome);
+    answer
 }
 
 async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body: Body, call: Call) -> Answer {
     prepare_request(&mut head, connection, pool, call.upgrade.as_ref());
+    let deadline_header = connection.listener.settings.deadline_header.as_ref();
+    let says_deadline = deadline_header.is_some_and(|name| head.headers.contains_key(name));
     // Who the client is, is for services only.
     identify(&mut head.headers, None);
     let way = Way {
@@ -141,8 +156,10 @@ async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body
         request_timeout: passthrough::REQUEST_TIMEOUT,
         stream_idle_timeout: pool.target.stream_idle_timeout,
         tunnel_idle_timeout: tunnel::IDLE_TO_HOST,
+        // Not what the client has not said itself.
+        deadline_header: deadline_header.filter(|_| says_deadline),
     };
-    way.go(connection, head, body, call).await
+    way.go(connection, head, body, call, pool.target.load.begin()).await
 }
 
 /// What holds for a request from its head to the end of its response.
@@ -201,10 +218,10 @@ impl Call {
     }
 
     /// Tells the endpoint how long the caller still waits. To be said anew before each attempt.
-    fn tell_time_left(&self, headers: &mut HeaderMap, connection: &Connection) -> Result<(), Refusal> {
+    fn tell_time_left(&self, headers: &mut HeaderMap, in_header: Option<&HeaderName>) -> Result<(), Refusal> {
         let Some(due) = self.due else { return Ok(()) };
         let left = due.left(Instant::now()).ok_or(Refusal::Deadline)?;
-        deadline::write(headers, left, self.is_grpc, connection.listener.settings.deadline_header.as_ref());
+        deadline::write(headers, left, self.is_grpc, in_header);
         Ok(())
     }
 
@@ -222,16 +239,24 @@ struct Way<'a> {
     request_timeout: Duration,
     stream_idle_timeout: Duration,
     tunnel_idle_timeout: Duration,
+    /// The header that says how long the caller still waits.
+    deadline_header: Option<&'a HeaderName>,
 }
 
 impl Way<'_> {
-    async fn go(self, connection: &Connection, mut head: Parts, body: Body, mut call: Call) -> Answer {
-        if let Err(refusal) = call.tell_time_left(&mut head.headers, connection) {
+    async fn go(
+        self,
+        connection: &Connection,
+        mut head: Parts,
+        body: Body,
+        mut call: Call,
+        in_flight: InFlight,
+    ) -> Answer {
+        if let Err(refusal) = call.tell_time_left(&mut head.headers, self.deadline_header) {
             return call.refused(&refusal, self.stats);
         }
         let timers = &connection.worker.timers;
         let load = &self.pool.target.load;
-        let in_flight = load.begin();
         let attempt = Attempt {
             pool: self.pool,
             stats: self.stats,

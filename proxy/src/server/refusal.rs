@@ -5,7 +5,7 @@
 //! gRPC's way; the figures count it by its HTTP status all the same.
 
 use std::io::ErrorKind;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::StatusCode;
@@ -53,6 +53,9 @@ pub enum Refusal {
     /// As much of the service is in use as a limit allows.
     #[error("{service} is full: {}", told(*.limit))]
     Full { service: String, limit: Limit },
+    /// Every attempt at the service has failed lately; the time for which that is taken for granted.
+    #[error("every endpoint of {service} fails")]
+    Open { service: String, left: Duration },
     #[error("the request has taken longer than it may")]
     Deadline,
     #[error("{0}")]
@@ -78,6 +81,7 @@ impl Refusal {
             Self::Declined { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "balancer"),
             // The one registered type that says that a limit of the proxy's own has been reached.
             Self::Full { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", "limits"),
+            Self::Open { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "breaker"),
             Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", "deadline"),
             Self::Upstream(failure) => classify_failure(failure),
         }
@@ -94,7 +98,9 @@ impl Refusal {
             Self::UnknownService { .. } | Self::Unsupported(_) => Code::Unimplemented,
             Self::PortDenied { .. } => Code::PermissionDenied,
             // Not `RESOURCE_EXHAUSTED`, by which gRPC means a quota of the caller's: this is everybody's, and passes.
-            Self::NoEndpoint { .. } | Self::Declined { .. } | Self::Full { .. } => Code::Unavailable,
+            Self::NoEndpoint { .. } | Self::Declined { .. } | Self::Open { .. } | Self::Full { .. } => {
+                Code::Unavailable
+            }
             Self::HeadTimeout | Self::Deadline => Code::DeadlineExceeded,
             Self::Upstream(failure) => grpc_code_of_failure(failure),
         }
@@ -117,17 +123,11 @@ impl Refusal {
         }
     }
 
-    /// When to come again, where that is likely to help: what has no room now has some as soon as a request has ended.
-    fn retry_after(&self) -> Option<HeaderValue> {
-        let passes = matches!(self, Self::Full { .. } | Self::Upstream(Failure::NoPermit { .. }));
-        passes.then_some(SOON)
-    }
-
     /// What a client of SOCKS5 is told (RFC 1928, 6).
     pub fn socks_reply(&self) -> Reply {
         match self {
             Self::UnknownService { .. } | Self::PortDenied { .. } => Reply::NotAllowed,
-            Self::NoEndpoint { .. } | Self::Declined { .. } => Reply::HostUnreachable,
+            Self::NoEndpoint { .. } | Self::Declined { .. } | Self::Open { .. } => Reply::HostUnreachable,
             Self::Unsupported(_) => Reply::CommandNotSupported,
             Self::Upstream(failure) => reply_to_failure(failure),
             _ => Reply::Failed,
@@ -145,9 +145,22 @@ impl Refusal {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-        headers.extend(self.retry_after().map(|soon| (RETRY_AFTER, soon)));
+        if let Some(after) = self.retry_after() {
+            // Whole seconds (RFC 9110, 10.2.3), never too soon.
+            headers.insert(RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000).max(1) as u64));
+        }
         self.write_proxy_status(headers);
         response
+    }
+
+    /// When it may be worth another try, where that is known.
+    fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Open { left, .. } => Some(*left),
+            // As soon as any request has ended.
+            Self::Full { .. } | Self::Upstream(Failure::NoPermit { .. }) => Some(Duration::ZERO),
+            _ => None,
+        }
     }
 
     /// The response that says so to a gRPC call: trailers without a message before them, which come in the head.
@@ -173,9 +186,6 @@ impl Refusal {
         }
     }
 }
-
-/// In whole seconds (RFC 9110, 10.2.3): the least there is that is not at once.
-const SOON: HeaderValue = HeaderValue::from_static("1");
 
 fn told(limit: Limit) -> &'static str {
     match limit {
@@ -302,7 +312,7 @@ mod tests {
             Failure::NoPermit { address: "10.0.0.1:80".to_owned() }.into(),
         ] {
             let response = refusal.response();
-            assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &SOON));
+            assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &HeaderValue::from(1)));
             assert_eq!(refusal.grpc_response().headers()["grpc-status"], "14");
         }
         assert!(!Refusal::Deadline.response().headers().contains_key("retry-after"));

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use super::admit::admit;
 use super::connection::Connection;
+use super::decide::Picked;
 use super::h1;
 use super::refusal::Refusal;
 use super::worker::LocalService;
@@ -119,8 +120,7 @@ async fn open_to_service(
 ) -> Result<Tunnel, Refusal> {
     let admitted = admit(&local.service, &connection.worker.timers, None).await?;
     let mut facts = Facts::of_connection(connection.client.ip(), connection.peer.clone());
-    let endpoint = local.decide(&mut facts)?;
-    let in_flight = endpoint.load.begin();
+    let Picked { endpoint, in_flight, .. } = local.decide(&mut facts)?;
     let pool = local.pool(&endpoint, &connection.worker);
     let started = Instant::now();
     let addresses = Addresses { source: connection.client, destination: connection.local };

@@ -1,58 +1,53 @@
 //! All services, by name.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
-use super::admission::{Connections, Requests};
-use super::snapshot::{Builder, Snapshot};
+use super::fleet::Fleet;
+use super::snapshot::Snapshot;
 use super::stats::{ServiceStats, StatsTotal};
+use crate::clock::Clock;
 use crate::config::checked;
 use crate::plugin::Plugin;
+use crate::policy::Role;
 use crate::registry::Change;
 
 /// A name that applications call, with what serves it.
 #[derive(Debug)]
 pub struct Service {
-    pub name: Arc<str>,
     pub settings: Arc<checked::Service>,
+    pub fleet: Arc<Fleet>,
     /// Who chooses among the endpoints.
     pub balancer: Arc<Plugin>,
-    snapshot: ArcSwap<Snapshot>,
-    version: AtomicU64,
-    builder: Mutex<Builder>,
-    /// Those under way, where their number is limited.
-    pub requests: Arc<Requests>,
-    /// To all endpoints.
-    pub connections: Arc<Connections>,
+    /// Who decides what follows a failed attempt.
+    pub retry: Option<Arc<Plugin>>,
+    /// Who judges endpoints by how attempts end.
+    pub breaker: Option<Arc<Plugin>>,
     stats: Mutex<Vec<Arc<ServiceStats>>>,
 }
 
 impl Service {
-    fn new(name: Arc<str>, settings: Arc<checked::Service>, balancer: Arc<Plugin>) -> Self {
+    fn new(fleet: Fleet, settings: Arc<checked::Service>, policy_of: &PolicyOf) -> Self {
         Self {
-            name,
+            fleet: Arc::new(fleet),
+            balancer: policy_of(&settings.balancer, Role::Balancer),
+            retry: settings.retry.as_ref().map(|policy| policy_of(policy, Role::RetryPolicy)),
+            breaker: settings.breaker.as_ref().map(|policy| policy_of(policy, Role::CircuitBreaker)),
             settings,
-            balancer,
-            snapshot: ArcSwap::default(),
-            version: AtomicU64::new(0),
-            builder: Mutex::default(),
-            requests: Arc::default(),
-            connections: Arc::default(),
             stats: Mutex::default(),
         }
     }
 
-    /// The version of the newest snapshot: all that a worker looks at while nothing changes.
-    pub fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
+    /// What applications call it.
+    pub fn name(&self) -> &Arc<str> {
+        &self.fleet.name
     }
 
-    /// The newest snapshot.
+    /// The newest snapshot of its endpoints.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.snapshot.load_full()
+        self.fleet.snapshot()
     }
 
     /// Figures for one more worker to write.
@@ -70,20 +65,12 @@ impl Service {
         }
         total
     }
-
-    fn apply(&self, change: Change) {
-        let mut builder = self.builder.lock().unwrap_or_else(PoisonError::into_inner);
-        let snapshot = builder.apply(change);
-        let version = snapshot.version;
-        self.snapshot.store(Arc::new(snapshot));
-        self.version.store(version, Ordering::Release);
-    }
 }
 
 type Services = HashMap<Arc<str>, Arc<Service>>;
 
 /// Resolves the name of a policy; the one place where services and plugins meet.
-type PolicyOf = Box<dyn Fn(&checked::Policy) -> Arc<Plugin> + Send + Sync>;
+type PolicyOf = Box<dyn Fn(&checked::Policy, Role) -> Arc<Plugin> + Send + Sync>;
 
 /// All services, by name. Reading takes no lock; a service that was known once stays known, so that a service whose
 /// last endpoint left answers 503 and is not taken for an unknown host.
@@ -91,6 +78,7 @@ pub struct Directory {
     services: ArcSwap<Services>,
     settings: checked::Services,
     policy_of: PolicyOf,
+    clock: Clock,
     writer: Mutex<()>,
 }
 
@@ -98,22 +86,27 @@ impl Directory {
     /// A directory that knows the services that the configuration names, without endpoints yet.
     pub fn new(
         settings: checked::Services,
-        policy_of: impl Fn(&checked::Policy) -> Arc<Plugin> + Send + Sync + 'static,
+        clock: Clock,
+        policy_of: impl Fn(&checked::Policy, Role) -> Arc<Plugin> + Send + Sync + 'static,
     ) -> Self {
-        let services: Services = settings
-            .named
-            .iter()
-            .map(|(name, service)| {
-                let balancer = policy_of(&service.balancer);
-                (name.clone(), Arc::new(Service::new(name.clone(), service.clone(), balancer)))
-            })
-            .collect();
-        Self {
-            services: ArcSwap::from_pointee(services),
+        let directory = Self {
+            services: ArcSwap::default(),
             settings,
             policy_of: Box::new(policy_of),
+            clock,
             writer: Mutex::new(()),
-        }
+        };
+        let named = directory.settings.named.keys();
+        let services: Services = named.map(|name| (name.clone(), directory.service(name.clone()))).collect();
+        directory.services.store(Arc::new(services));
+        directory
+    }
+
+    /// A new service, without endpoints yet.
+    fn service(&self, name: Arc<str>) -> Arc<Service> {
+        let settings = self.settings.get(&name).clone();
+        let fleet = Fleet::new(name, settings.ejection, self.clock.clone());
+        Arc::new(Service::new(fleet, settings, &self.policy_of))
     }
 
     /// The service of this name.
@@ -135,14 +128,12 @@ impl Directory {
             let current = self.services.load();
             let table = grown.as_ref().unwrap_or(&current);
             if let Some(service) = table.get(change.service.as_str()) {
-                service.apply(change);
+                service.fleet.apply(change);
                 continue;
             }
             let name: Arc<str> = change.service.as_str().into();
-            let settings = self.settings.get(&name).clone();
-            let balancer = (self.policy_of)(&settings.balancer);
-            let service = Arc::new(Service::new(name.clone(), settings, balancer));
-            service.apply(change);
+            let service = self.service(name.clone());
+            service.fleet.apply(change);
             grown.get_or_insert_with(|| (**current).clone()).insert(name, service);
         }
         if let Some(grown) = grown {

@@ -8,12 +8,18 @@
 
 mod admission;
 mod directory;
+mod fleet;
+mod health;
 mod load;
 mod snapshot;
 mod stats;
+pub mod tick;
+mod window;
 
 pub use admission::{Admitted, Connections, Ending, Keeper, Permit, Requests, Reuse, Turn, Waiting, Wanted};
 pub use directory::{Directory, Service};
+pub use fleet::{Fleet, ServiceProbe};
+pub use health::{Class, Condition, Health, Probe, ServiceHealth};
 pub use load::{InFlight, Load};
 pub use snapshot::{Endpoint, Snapshot};
 pub use stats::{Counter, DURATION_BUCKETS, Limit, ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};
