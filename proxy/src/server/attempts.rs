@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use super::admit::admit;
 use super::attempt::{Attempt, Upload};
 use super::connection::Connection;
 use super::exchange::Call;
@@ -28,7 +29,7 @@ use super::worker::LocalService;
 use crate::policy::retry::MAX_ATTEMPTS;
 use crate::policy::{Facts, Outcome};
 use crate::proto::Body;
-use crate::service::{Active, InFlight, Retry};
+use crate::service::{Active, Admitted, InFlight, Retry};
 use crate::timer::Deadline;
 use crate::upstream::Reply;
 
@@ -45,6 +46,8 @@ pub(super) struct Answered {
 pub(super) struct Held {
     /// At its endpoint.
     pub in_flight: Option<InFlight>,
+    /// Among the requests of its service.
+    pub admitted: Option<Admitted>,
     /// In the service's retry budget.
     pub _active: Option<Active>,
     /// What is told of the attempt then.
@@ -76,6 +79,8 @@ impl Sending<'_> {
         let Self { connection, local, call } = self;
         let service_probe = local.enter()?;
         let until = call.deadline.as_ref().map(Deadline::tick);
+        // After the door: for a service that is open nobody waits.
+        let admitted = admit(&local.service, &connection.worker.timers, until).await?;
         let mut retries = Retries::begin(local, &connection.worker.timers, call.started, until);
         let settings = &local.service.settings;
         let mut body = Replay::new(body, retries.are_on().then_some(settings.max_replay_bytes));
@@ -86,7 +91,7 @@ impl Sending<'_> {
                 let (reply, upload) = result?;
                 let (in_flight, active) = (visit.take_in_flight(), retries.into_active());
                 let ending = visit.into_ending(outcome, service_probe);
-                return Ok(Answered { reply, upload, held: Held { in_flight, _active: active, ending } });
+                return Ok(Answered { reply, upload, held: Held { in_flight, admitted, _active: active, ending } });
             };
             // The response that is not wanted, and its place at the endpoint, are given up before the wait.
             drop(result);
@@ -97,7 +102,11 @@ impl Sending<'_> {
 
     /// One attempt, or two of which the better one counts. What ended is told, but for a response of which the end is not
     /// known yet.
-    async fn attempt(&self, visit: Visit, body: &mut Replay, retries: &Retries<'_>) -> (Visit, Exchanged) {
+    async fn attempt(&self, mut visit: Visit, body: &mut Replay, retries: &Retries<'_>) -> (Visit, Exchanged) {
+        if let Err(refusal) = self.tell_time_left(&mut visit) {
+            let outcome = outcome::of_refusal(&refusal, false, Duration::ZERO);
+            return (visit, Exchanged { result: Err(refusal), outcome });
+        }
         let (mut visit, exchanged) = match self.hedges_after(&visit, retries) {
             None => {
                 let exchanged = self.exchange(&visit, body.body(), retries).await;
@@ -110,6 +119,12 @@ impl Sending<'_> {
             self.local.latencies().add(exchanged.outcome.latency);
         }
         (visit, exchanged)
+    }
+
+    /// Has the request say how long its caller still waits.
+    fn tell_time_left(&self, visit: &mut Visit) -> Result<(), Refusal> {
+        let in_header = self.connection.listener.settings.deadline_header.as_ref();
+        self.call.tell_time_left(&mut visit.facts.head.headers, in_header)
     }
 
     async fn exchange(&self, visit: &Visit, body: Body, retries: &Retries<'_>) -> Exchanged {
@@ -215,8 +230,10 @@ impl Sending<'_> {
         if picked.endpoint.slot == first.endpoint.slot {
             return None;
         }
+        let mut visit = Visit::new(self.local, picked, facts, tried, Instant::now());
+        self.tell_time_left(&mut visit).ok()?;
         self.local.stats.hedges.add(1);
-        Some((Visit::new(self.local, picked, facts, tried, Instant::now()), retry))
+        Some((visit, retry))
     }
 }
 

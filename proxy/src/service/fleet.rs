@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::admission::{Connections, Requests};
 use super::health::{Condition, Door, ServiceHealth};
 use super::snapshot::{Builder, Endpoint, Snapshot};
 use crate::clock::Clock;
@@ -20,6 +21,10 @@ pub struct Fleet {
     pub name: Arc<str>,
     pub clock: Clock,
     pub health: ServiceHealth,
+    /// Those under way, where their number is limited.
+    pub requests: Arc<Requests>,
+    /// To all endpoints.
+    pub connections: Arc<Connections>,
     /// How often an endpoint was ejected, and the service opened as a whole.
     ejections: AtomicU64,
     openings: AtomicU64,
@@ -45,6 +50,8 @@ impl Fleet {
             name,
             clock,
             health: ServiceHealth::default(),
+            requests: Arc::default(),
+            connections: Arc::default(),
             ejections: AtomicU64::new(0),
             openings: AtomicU64::new(0),
             snapshot: ArcSwap::default(),

@@ -6,6 +6,7 @@
 //! live beside the snapshots, in blocks that every snapshot of the service shares: they survive each change, and a
 //! balancer that looks at all endpoints reads contiguous memory.
 
+mod admission;
 mod budget;
 mod directory;
 mod fleet;
@@ -17,6 +18,7 @@ mod stats;
 pub mod tick;
 mod window;
 
+pub use admission::{Admitted, Connections, Ending, Keeper, Permit, Requests, Reuse, Turn, Waiting, Wanted};
 pub use budget::{Active, Budget, Retry};
 pub use directory::{Directory, Service};
 pub use fleet::{Fleet, ServiceProbe};
@@ -24,4 +26,4 @@ pub use health::{Class, Condition, Health, Probe, ServiceHealth};
 pub use load::{InFlight, Load};
 pub use peak::PEAK_START;
 pub use snapshot::{Endpoint, Snapshot};
-pub use stats::{Counter, DURATION_BUCKETS, ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};
+pub use stats::{Counter, DURATION_BUCKETS, Limit, ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};
