@@ -18,6 +18,9 @@ use crate::service::ServiceStats;
 use crate::transport::tls::TlsFailure;
 use crate::upstream::Failure;
 
+/// When to come again to a service that somebody has paused: nobody says how long that takes.
+const PAUSED: Duration = Duration::from_secs(5);
+
 /// Why the proxy answered by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -47,6 +50,8 @@ pub enum Refusal {
     Unsupported(&'static str),
     #[error("no endpoint of {service} is eligible")]
     NoEndpoint { service: String },
+    #[error("{service} is paused")]
+    Paused { service: String },
     #[error("the balancer of {service} picked no endpoint")]
     Declined { service: String },
     /// Every attempt at the service has failed lately; the time for which that is taken for granted.
@@ -74,6 +79,7 @@ impl Refusal {
             Self::Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected", "router"),
             Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "http_request_denied", "router"),
             Self::NoEndpoint { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "registry"),
+            Self::Paused { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "pause"),
             Self::Declined { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "balancer"),
             Self::Open { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "breaker"),
             Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", "deadline"),
@@ -91,7 +97,9 @@ impl Refusal {
             }
             Self::UnknownService { .. } | Self::Unsupported(_) => Code::Unimplemented,
             Self::PortDenied { .. } => Code::PermissionDenied,
-            Self::NoEndpoint { .. } | Self::Declined { .. } | Self::Open { .. } => Code::Unavailable,
+            Self::NoEndpoint { .. } | Self::Paused { .. } | Self::Declined { .. } | Self::Open { .. } => {
+                Code::Unavailable
+            }
             Self::HeadTimeout | Self::Deadline => Code::DeadlineExceeded,
             Self::Upstream(failure) => grpc_code_of_failure(failure),
         }
@@ -108,7 +116,9 @@ impl Refusal {
     pub fn socks_reply(&self) -> Reply {
         match self {
             Self::UnknownService { .. } | Self::PortDenied { .. } => Reply::NotAllowed,
-            Self::NoEndpoint { .. } | Self::Declined { .. } | Self::Open { .. } => Reply::HostUnreachable,
+            Self::NoEndpoint { .. } | Self::Paused { .. } | Self::Declined { .. } | Self::Open { .. } => {
+                Reply::HostUnreachable
+            }
             Self::Unsupported(_) => Reply::CommandNotSupported,
             Self::Upstream(failure) => reply_to_failure(failure),
             _ => Reply::Failed,
@@ -136,7 +146,11 @@ impl Refusal {
 
     /// When it may be worth another try, where that is known.
     fn retry_after(&self) -> Option<Duration> {
-        if let Self::Open { left, .. } = self { Some(*left) } else { None }
+        match self {
+            Self::Open { left, .. } => Some(*left),
+            Self::Paused { .. } => Some(PAUSED),
+            _ => None,
+        }
     }
 
     /// The response that says so to a gRPC call: trailers without a message before them, which come in the head.

@@ -218,6 +218,9 @@ impl LocalService {
         }
         match choice {
             Choice::Endpoint(picked) => Ok(picked),
+            Choice::NoneEligible if self.service.snapshot().pause().is_paused() => {
+                Err(Refusal::Paused { service: service() })
+            }
             Choice::NoneEligible => Err(Refusal::NoEndpoint { service: service() }),
             Choice::Declined => Err(Refusal::Declined { service: service() }),
         }

@@ -3,9 +3,11 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 
 use super::health::{Condition, Health};
 use super::load::{Load, LoadTable};
+use super::pause::Pause;
 use crate::config::checked::Ejection;
 use crate::registry::{Change, Registered};
 
@@ -19,6 +21,19 @@ pub struct Endpoint {
     pub socket: Option<SocketAddr>,
     pub load: Load,
     pub health: Arc<Health>,
+    paused_by_registry: bool,
+}
+
+impl Endpoint {
+    /// Whether it is kept from being picked, and by whom.
+    pub fn pause(&self) -> Pause {
+        Pause { by_registry: self.paused_by_registry, by_admin: self.health.paused.load(Relaxed) }
+    }
+
+    /// Whether it is meant to be picked: it has a weight, and nobody has paused it.
+    fn is_offered(&self) -> bool {
+        self.registered.weight > 0 && !self.pause().is_paused()
+    }
 }
 
 /// The endpoints of a service at one moment, never changed once published.
@@ -31,6 +46,7 @@ pub struct Snapshot {
     eligible_count: usize,
     /// Whether so few endpoints are well that all are eligible.
     in_panic: bool,
+    pause: Pause,
     load: LoadTable,
 }
 
@@ -71,6 +87,11 @@ impl Snapshot {
         self.in_panic
     }
 
+    /// Whether the service as a whole is kept from being used, and by whom: no endpoint is eligible then.
+    pub fn pause(&self) -> Pause {
+        self.pause
+    }
+
     /// Requests under way at each slot.
     pub fn in_flight(&self) -> Vec<u32> {
         self.load.in_flight(self.slots.len())
@@ -106,6 +127,8 @@ impl Snapshot {
 #[derive(Debug)]
 pub(super) struct Builder {
     pub ejection: Ejection,
+    /// Of the service as a whole.
+    pub pause: Pause,
     /// Shared with the snapshots until it changes.
     slots: Arc<Vec<Option<Arc<Endpoint>>>>,
     /// Of each slot's last holder.
@@ -120,6 +143,7 @@ impl Builder {
     pub fn new(ejection: Ejection) -> Self {
         Self {
             ejection,
+            pause: Pause::default(),
             slots: Arc::default(),
             health: Vec::new(),
             by_id: HashMap::new(),
@@ -134,6 +158,11 @@ impl Builder {
         self.slots.get(usize::try_from(slot).ok()?)?.as_ref()
     }
 
+    /// All registered endpoints, by slot.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.slots.iter().flatten()
+    }
+
     /// Whether the share of endpoints that may be ejected leaves room for one more; one may always be.
     pub fn may_eject_one_more(&self) -> bool {
         let registered = self.slots.iter().flatten().count();
@@ -145,7 +174,8 @@ impl Builder {
 
     /// Applies a change.
     pub fn apply(&mut self, change: Change) {
-        let Change { removed, added, .. } = change;
+        let Change { removed, added, paused, .. } = change;
+        self.pause.by_registry = paused.unwrap_or(self.pause.by_registry);
         // A registration that changed keeps its slot and its counters.
         let mut kept: HashMap<String, u32> = HashMap::new();
         for id in removed {
@@ -216,7 +246,8 @@ impl Builder {
         }
         self.by_id.insert(registered.id.clone(), slot);
         let socket = registered.address.parse().ok();
-        let endpoint = Arc::new(Endpoint { slot, socket, load: self.load.slot(index), health, registered });
+        let (load, paused_by_registry) = (self.load.slot(index), registered.is_paused());
+        let endpoint = Arc::new(Endpoint { slot, socket, load, health, paused_by_registry, registered });
         if let Some(place) = slots.get_mut(index) {
             *place = Some(endpoint);
         }
@@ -225,10 +256,11 @@ impl Builder {
     /// The next snapshot.
     pub fn snapshot(&mut self) -> Snapshot {
         self.version += 1;
-        let (usable, usable_count) = self.bits(|endpoint| endpoint.registered.weight > 0);
+        let is_running = !self.pause.is_paused();
+        let (usable, usable_count) = self.bits(|endpoint| is_running && endpoint.is_offered());
         let (well, well_count) = self.bits(|endpoint| {
             let health = &endpoint.health;
-            endpoint.registered.weight > 0 && health.condition() != Condition::Out && !health.check_fails()
+            is_running && endpoint.is_offered() && health.condition() != Condition::Out && !health.check_fails()
         });
         let in_panic = well_count * 100 < usable_count * usize::from(self.ejection.panic_percent);
         let (eligible, eligible_count) = if in_panic { (usable, usable_count) } else { (well, well_count) };
@@ -238,6 +270,7 @@ impl Builder {
             eligible,
             eligible_count,
             in_panic,
+            pause: self.pause,
             load: self.load.clone(),
         }
     }
@@ -282,6 +315,7 @@ mod tests {
             service: "users".into(),
             removed: removed.iter().map(ToString::to_string).collect(),
             added: added.iter().map(|(id, weight)| registered(id, *weight)).collect(),
+            paused: None,
         }
     }
 

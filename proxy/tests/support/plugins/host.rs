@@ -56,7 +56,7 @@ impl Host {
     }
 
     pub fn change(&self, service: &str, removed: &[String], added: Vec<Registered>) {
-        self.directory.apply(vec![Change { service: service.into(), removed: removed.to_vec(), added }]);
+        self.directory.apply(vec![Change { service: service.into(), removed: removed.to_vec(), added, paused: None }]);
     }
 
     pub fn service(&self, name: &str) -> Arc<Service> {
