@@ -16,6 +16,7 @@ use super::passthrough::Passthrough;
 use super::refusal::Refusal;
 use super::route::{normalized, without_suffix};
 use crate::config::checked::{Policy, TlsClient};
+use crate::drain::Phase;
 use crate::plugin::{Instance, Plugin, Seat};
 use crate::policy::{Facts, Outcome, Role, Terms};
 use crate::proto::h1::{Date, Scratch};
@@ -31,6 +32,10 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// An instance of a plugin that decided nothing between two of these is dropped.
 const EVICTION: Duration = Duration::from_secs(300);
+
+/// While the proxy stops: how long a connection may take to its first request. A client that has just connected sends
+/// one at once, and a close in its stead would be an error to it, other than on a connection that was used before.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// What all workers share.
 pub struct Shared {
@@ -84,7 +89,11 @@ pub struct Worker {
     pub passed_through: Arc<ServiceStats>,
     services: RefCell<HashMap<Arc<str>, Rc<LocalService>, FxBuildHasher>>,
     seeds: RandomState,
-    draining: Cell<bool>,
+    phase: Cell<Phase>,
+    /// Whether those that have asked for nothing have been waited for long enough, while draining.
+    hurries: Cell<bool>,
+    /// Requests, streams and tunnels.
+    under_way: Cell<usize>,
 }
 
 impl Worker {
@@ -102,7 +111,9 @@ impl Worker {
             passed_through: of(&shared.passed_through),
             services: RefCell::default(),
             seeds: RandomState::new(),
-            draining: Cell::new(false),
+            phase: Cell::new(Phase::Serving),
+            hurries: Cell::new(false),
+            under_way: Cell::new(0),
             shared,
         })
     }
@@ -130,15 +141,48 @@ impl Worker {
         self.shared.connections.get(self.number).map_or(0, |count| count.load(Relaxed))
     }
 
+    /// Whether clients are to be told to leave. Connections stay open until they have been told.
+    pub fn is_leaving(&self) -> bool {
+        self.phase.get() >= Phase::Leaving
+    }
+
     /// Whether connections are to end as soon as nothing is under way on them.
     pub fn is_draining(&self) -> bool {
-        self.draining.get()
+        self.phase.get() >= Phase::Finishing
+    }
+
+    /// Whether a connection on which nothing has been asked for yet, since this tick, is to end.
+    pub fn has_no_time_for(&self, since: u64) -> bool {
+        self.is_draining() && (self.hurries.get() || self.timers.since(since) >= MOMENT)
+    }
+
+    /// Asks clients to leave, each with the next response.
+    pub fn leave(&self) {
+        self.phase.set(Phase::Leaving);
+        self.timers.wake_all();
     }
 
     /// Ends idle connections now and busy ones after what is under way.
-    pub fn drain(&self) {
-        self.draining.set(true);
+    pub fn drain(self: &Rc<Self>) {
+        self.phase.set(Phase::Finishing);
         self.timers.wake_all();
+        let worker = self.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(MOMENT).await;
+            worker.hurries.set(true);
+            worker.timers.wake_all();
+        });
+    }
+
+    /// Counts something that a stop has to wait for, until what is returned is dropped.
+    pub fn begin(&self) -> UnderWay<'_> {
+        self.under_way.set(self.under_way.get() + 1);
+        UnderWay(&self.under_way)
+    }
+
+    /// Whether something is under way that would be cut off now.
+    pub fn is_busy(&self) -> bool {
+        self.under_way.get() > 0
     }
 
     /// Lets time pass for this worker, for ever: deadlines, idle connections, idle plugins.
@@ -157,6 +201,15 @@ impl Worker {
             }
             self.passthrough.sweep();
         }
+    }
+}
+
+/// Something that a stop has to wait for.
+pub struct UnderWay<'a>(&'a Cell<usize>);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
     }
 }
 
