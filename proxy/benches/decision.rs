@@ -19,15 +19,15 @@ mod host;
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use heddle::plugin::{Instance, builtin_names};
-use host::{Host, facts, registered};
+use heddle::plugin::Instance;
+use host::{Host, balancers, facts, registered};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn host() -> Host {
     let services: String =
-        builtin_names().iter().map(|name| format!("[service.{name}]\nbalancer = \"{name}\"\n")).collect();
+        balancers().iter().map(|name| format!("[service.{name}]\nbalancer = \"{name}\"\n")).collect();
     let host = Host::new("", &services);
     host.plugins.load_builtin().unwrap();
     host
@@ -44,7 +44,7 @@ fn decision(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decision");
     for endpoints in [3, 100, 1_000] {
         let host = host();
-        for name in builtin_names() {
+        for name in balancers() {
             host.register(name, endpoints);
             let mut instance = instance(&host, name);
             let mut facts = facts("/users/1?fields=name");
@@ -95,7 +95,7 @@ fn change(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("change");
     group.sample_size(20);
     let host = host();
-    for name in builtin_names() {
+    for name in balancers() {
         host.register(name, 10_000);
         group.bench_function(BenchmarkId::new("instance", name), |bencher| {
             bencher.iter(|| instance(&host, name));

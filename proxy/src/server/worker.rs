@@ -282,7 +282,9 @@ impl LocalService {
     /// Takes note of how an attempt ended, and has the breaker judge it.
     pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome) {
         let Some(breaker) = &self.breaker else { return };
-        self.service.fleet.record(endpoint, outcome.health());
+        if !self.service.fleet.record(endpoint, outcome.health(), outcome.latency) {
+            return;
+        }
         let mut seat = breaker.borrow_mut();
         seat.refresh();
         let judged = seat.ask(|policy| policy.judge(facts, endpoint.slot, outcome));

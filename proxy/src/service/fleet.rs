@@ -88,11 +88,13 @@ impl Fleet {
         self.publish(&mut builder);
     }
 
-    /// Counts an attempt that has ended.
-    pub fn record(&self, endpoint: &Endpoint, health: policy::Health) {
+    /// Counts an attempt that has ended after this time. True when it is to be judged: one that began before the
+    /// endpoint's state changed says nothing of what the endpoint is like now.
+    pub fn record(&self, endpoint: &Endpoint, health: policy::Health, time: Duration) -> bool {
         let now = self.clock.now();
         endpoint.health.record(health, now);
         self.health.record(health, now);
+        endpoint.health.is_unchanged_since(now.saturating_sub(time))
     }
 
     /// Lets a request through, as a probe where the service is half-open.
@@ -127,7 +129,8 @@ impl Fleet {
     /// Lets so many probes at once through to an endpoint that is ejected.
     pub fn probe(&self, slot: u32, seen: u64, permits: u32) -> bool {
         let mut builder = self.lock();
-        let changed = builder.endpoint(slot).is_some_and(|endpoint| endpoint.health.half_open(seen, permits));
+        let now = self.clock.now();
+        let changed = builder.endpoint(slot).is_some_and(|endpoint| endpoint.health.half_open(seen, permits, now));
         self.publish_if(changed, &mut builder)
     }
 
