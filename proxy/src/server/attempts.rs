@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
+use super::admit::admit;
 use super::attempt::{Attempt, Upload};
 use super::connection::Connection;
 use super::exchange::Call;
@@ -25,9 +26,9 @@ use super::replay::Replay;
 use super::retries::{Retries, pause};
 use super::visit::{Ending, Visit};
 use super::worker::LocalService;
-use crate::policy::{Facts, Outcome};
+use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::Body;
-use crate::service::{Active, InFlight};
+use crate::service::{Active, Admitted, InFlight, Retry};
 use crate::timer::Deadline;
 use crate::upstream::Reply;
 
@@ -44,6 +45,8 @@ pub(super) struct Answered {
 pub(super) struct Held {
     /// At its endpoint.
     pub in_flight: Option<InFlight>,
+    /// Among the requests of its service.
+    pub admitted: Option<Admitted>,
     /// In the service's retry budget.
     pub _active: Option<Active>,
     /// What is told of the attempt then.
@@ -75,6 +78,8 @@ impl Sending<'_> {
         let Self { connection, local, call } = self;
         let service_probe = local.enter()?;
         let until = call.deadline.as_ref().map(Deadline::tick);
+        // After the door: for a service that is open nobody waits.
+        let admitted = admit(&local.service, &connection.worker.timers, until).await?;
         let mut retries = Retries::begin(local, &connection.worker.timers, call.started, until);
         let settings = &local.service.settings;
         let mut body = Replay::new(body, retries.are_on().then_some(settings.max_replay_bytes));
@@ -85,7 +90,7 @@ impl Sending<'_> {
                 let (reply, upload) = result?;
                 let (in_flight, active) = (visit.take_in_flight(), retries.into_active());
                 let ending = visit.into_ending(outcome, service_probe);
-                return Ok(Answered { reply, upload, held: Held { in_flight, _active: active, ending } });
+                return Ok(Answered { reply, upload, held: Held { in_flight, admitted, _active: active, ending } });
             };
             // The response that is not wanted, and its place at the endpoint, are given up before the wait.
             drop(result);
@@ -96,7 +101,11 @@ impl Sending<'_> {
 
     /// One attempt, or two of which the better one counts. What ended is told, but for a response of which the end is not
     /// known yet.
-    async fn attempt(&self, visit: Visit, body: &mut Replay, retries: &Retries<'_>) -> (Visit, Exchanged) {
+    async fn attempt(&self, mut visit: Visit, body: &mut Replay, retries: &Retries<'_>) -> (Visit, Exchanged) {
+        if let Err(refusal) = self.tell_time_left(&mut visit) {
+            let outcome = outcome::of_refusal(&refusal, false, Duration::ZERO);
+            return (visit, Exchanged { result: Err(refusal), outcome });
+        }
         let (mut visit, exchanged) = match self.hedges_after(&visit, retries) {
             None => {
                 let exchanged = self.exchange(&visit, body.body(), retries).await;
@@ -109,6 +118,12 @@ impl Sending<'_> {
             self.local.latencies().add(exchanged.outcome.latency);
         }
         (visit, exchanged)
+    }
+
+    /// Has the request say how long its caller still waits.
+    fn tell_time_left(&self, visit: &mut Visit) -> Result<(), Refusal> {
+        let in_header = self.connection.listener.settings.deadline_header.as_ref();
+        self.call.tell_time_left(&mut visit.facts.head.headers, in_header)
     }
 
     async fn exchange(&self, visit: &Visit, body: Body, retries: &Retries<'_>) -> Exchanged {
@@ -131,6 +146,8 @@ impl Sending<'_> {
         let latency = elapsed.saturating_sub(visit.started.saturating_duration_since(call.started));
         let outcome = match &result {
             Ok((reply, _)) => outcome::of_response(&reply.response, call.is_grpc, latency),
+            // Else a caller could have endpoints ejected by waiting for none of them.
+            Err(Refusal::Deadline) if call.is_own_deadline(retries.until) => Outcome::of(Kind::ClientGone, latency),
             Err(refusal) => outcome::of_refusal(refusal, sent.get(), latency),
         };
         Exchanged { result, outcome: Outcome { elapsed, ..outcome } }
@@ -177,7 +194,7 @@ impl Sending<'_> {
             let mut own = pin!(self.exchange(&first, body.body(), retries));
             match tokio::time::timeout(after, own.as_mut()).await {
                 Ok(exchanged) => Err(exchanged),
-                Err(_) => match body.is_whole().then(|| retries.beside(&first)).flatten() {
+                Err(_) => match self.beside(&first, body, retries) {
                     None => Err(own.await),
                     Some((second, _retry)) => {
                         let raced = {
@@ -200,6 +217,17 @@ impl Sending<'_> {
             None => {}
         }
         (winner, won)
+    }
+
+    /// An attempt beside this one, at another endpoint, if the budget allows it.
+    fn beside(&self, first: &Visit, body: &Replay, retries: &Retries<'_>) -> Option<(Visit, Retry)> {
+        if !body.is_whole() {
+            return None;
+        }
+        let (mut visit, retry) = retries.beside(first)?;
+        self.tell_time_left(&mut visit).ok()?;
+        self.local.stats.hedges.add(1);
+        Some((visit, retry))
     }
 }
 

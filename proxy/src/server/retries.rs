@@ -9,7 +9,7 @@ use super::visit::Visit;
 use super::worker::LocalService;
 use crate::policy::retry::{MAX_ATTEMPTS, fits, may_follow};
 use crate::policy::{Facts, Outcome, Terms};
-use crate::service::{Active, Retry};
+use crate::service::{Active, Condition, Retry};
 use crate::timer::Timers;
 
 /// The retries of one request, or of one connection.
@@ -68,6 +68,10 @@ impl<'a> Retries<'a> {
 
     /// The same, where the request arrived so long ago, for somebody who waits by himself.
     pub fn pick(&mut self, mut facts: Facts, replayable: bool, elapsed: Duration) -> Pick {
+        // A delay that just fitted may have ended a moment later.
+        if self.until.is_some_and(|tick| tick <= self.timers.now()) {
+            return Pick::Refused(Refusal::Deadline);
+        }
         let tried = facts.tried.len();
         let refusal = match self.local.decide(&mut facts) {
             Ok(picked) => {
@@ -95,15 +99,16 @@ impl<'a> Retries<'a> {
         if picked.endpoint.slot == first.endpoint.slot {
             return None;
         }
-        self.local.stats.hedges.add(1);
         Some((Visit::new(self.local, picked, facts, tried, Instant::now()), retry))
     }
 
-    /// How long to wait before the next attempt, after one that ended so; none where that was the last.
+    /// How long to wait before the next attempt, after one that ended so; none where that was the last. A request that
+    /// was to find out whether its service is well has done so: while the service is not in use, nothing is tried again.
     pub fn decide(&mut self, facts: &mut Facts, outcome: &Outcome) -> Option<Duration> {
         self.retry = None;
         let left = self.until.map(|tick| self.timers.until(tick));
-        if !self.are_on() || !may_follow(outcome, facts.attempt, left) {
+        let is_in_use = self.local.service.fleet.health.condition() == Condition::InUse;
+        if !self.are_on() || !is_in_use || !may_follow(outcome, facts.attempt, left) {
             return None;
         }
         let outcome = Outcome { budget_left: self.local.service.budget.left(), ..*outcome };

@@ -9,7 +9,7 @@ use super::decide::Picked;
 use super::worker::LocalService;
 use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::BodyError;
-use crate::service::{Endpoint, InFlight, Probe, ServiceProbe};
+use crate::service::{Condition, Endpoint, InFlight, Probe, ServiceProbe};
 
 /// An attempt at an endpoint. Its outcome is told, whatever becomes of it: when this is dropped before, nobody waits for a
 /// response any longer. A response that breaks after its head was told is a second outcome.
@@ -75,7 +75,7 @@ impl Visit {
 
     /// Whether it is to find out if the endpoint, or the service, is well.
     pub fn is_probe(&self) -> bool {
-        self.probe.is_some() || self.service_probe.is_some()
+        self.probe.is_some() || self.local.service.fleet.health.condition() != Condition::InUse
     }
 
     /// What may be told when the response has ended whose head this outcome is of; none where nobody asks.

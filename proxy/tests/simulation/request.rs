@@ -141,6 +141,14 @@ impl<'a> World<'a> {
                 self.watch.none_eligible(&self.service.fleet)?;
                 self.give_up(id, request, Some(503))
             }
+            Pick::Refused(Refusal::Deadline) => {
+                must!(
+                    sending.until.is_some_and(|until| until <= self.now),
+                    "the time is not over: {:?}",
+                    sending.until
+                );
+                self.give_up(id, request, Some(504))
+            }
             Pick::Refused(other) => Err(Broken(format!("an unexpected refusal: {other}"))),
         }
     }

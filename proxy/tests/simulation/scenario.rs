@@ -23,12 +23,12 @@ const BALANCERS: &[Balancer] = &[
     Balancer { text: r#""ip-hash""#, spread: Spread::ByClient },
     Balancer { text: r#""maglev""#, spread: Spread::ByClient },
     Balancer { text: r#"{ plugin = "maglev", by = "path" }"#, spread: Spread::ByPath },
-    Balancer { text: r#"{ plugin = "maglev", bounded_load = 1.25 }"#, spread: Spread::Any },
-    Balancer { text: r#"{ plugin = "url-hash", bounded_load = 2 }"#, spread: Spread::Any },
+    Balancer { text: r#"{ plugin = "maglev", bounded_load = 1.25 }"#, spread: Spread::Bounded },
+    Balancer { text: r#"{ plugin = "url-hash", bounded_load = 2 }"#, spread: Spread::Bounded },
     Balancer { text: r#""peak-ewma""#, spread: Spread::Fastest },
     Balancer { text: r#"{ plugin = "peak-ewma", slow_start = "3s" }"#, spread: Spread::Fastest },
-    Balancer { text: r#"{ plugin = "weighted-round-robin", slow_start = "3s" }"#, spread: Spread::Any },
-    Balancer { text: r#"{ plugin = "least-connections", slow_start = "3s" }"#, spread: Spread::Any },
+    Balancer { text: r#"{ plugin = "weighted-round-robin", slow_start = "3s" }"#, spread: Spread::Growing },
+    Balancer { text: r#"{ plugin = "least-connections", slow_start = "3s" }"#, spread: Spread::Growing },
     Balancer { text: r#""leader""#, spread: Spread::First },
 ];
 
@@ -53,8 +53,10 @@ pub enum Spread {
     Fastest,
     /// All to the same.
     First,
-    /// As the moment demands.
-    Any,
+    /// All of one client to the same, while that has no more than its share under way.
+    Bounded,
+    /// By weights that change with time.
+    Growing,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -277,9 +279,10 @@ impl Scenario {
         // The last attempts of the bad times end; what they eject is out for a time, and then some second's tick ends
         // that. A service that is open for a while needs a request to be closed.
         let ejections = breaker.map_or(Duration::ZERO, |breaker| breaker.max_ejection_time);
-        let requests = random.between(1_000, 4_000);
+        let requests = if random.percent(15) { random.between(100, 500) } else { random.between(1_000, 4_000) };
         let retries = retry.map_or(Duration::ZERO, |retry| (slowest + retry.max_backoff) * retry.attempts);
-        let recovery = faults + slowest * 2 + retries + checks + ejections + Duration::from_secs(5);
+        let gap = (faults + Duration::from_secs(15)) / requests as u32;
+        let recovery = faults + slowest * 2 + retries + checks + ejections + gap * 30 + Duration::from_secs(5);
         let end = recovery + random.millis(4_000, 8_000);
         let mut scenario = Self {
             seed,
@@ -294,7 +297,7 @@ impl Scenario {
             latency,
             connect_timeout,
             request_timeout,
-            gap: end / requests as u32,
+            gap,
             paths: random.one_of(&[1, 20, 200]),
             clients: random.one_of(&[1, 20, 200]),
             leaving: random.one_of(&[0, 0, 1, 10]),
@@ -355,6 +358,11 @@ impl Scenario {
             breaker.write(&mut text);
         }
         text
+    }
+
+    /// Whether requests reach all endpoints, whoever sends them.
+    pub fn reaches_all(&self) -> bool {
+        !matches!(self.balancer.spread, Spread::ByPath | Spread::ByClient | Spread::Bounded | Spread::First)
     }
 
     /// Whether anything goes wrong.

@@ -297,7 +297,12 @@ impl Watch {
                     // Each is one of the two that are drawn twice as often as it is due, and not always the better one.
                     Spread::Fastest if got <= 2.0 * share + 7.0 * (2.0 * share).sqrt() + 12.0 => continue,
                     Spread::Fastest => 0.0,
-                    Spread::LeastLoaded | Spread::ByPath | Spread::ByClient | Spread::First | Spread::Any => continue,
+                    Spread::LeastLoaded
+                    | Spread::ByPath
+                    | Spread::ByClient
+                    | Spread::Bounded
+                    | Spread::First
+                    | Spread::Growing => continue,
                 };
                 let distance = (got - share).abs();
                 must!(
@@ -315,7 +320,8 @@ impl Watch {
             self.outage = Some(Outage { began: now, attempts: self.attempts, requests: self.requests });
         }
         let Some(outage) = self.outage.take_if(|_| !is_down) else { return Ok(()) };
-        let opens = scenario.breaker.is_some_and(|breaker| (1..=10).contains(&breaker.service_failures))
+        let opens = scenario.reaches_all()
+            && scenario.breaker.is_some_and(|breaker| (1..=10).contains(&breaker.service_failures))
             && scenario.retry.is_none_or(|retry| retry.percent <= 20 && retry.min <= 3);
         let (attempts, requests) = (self.attempts - outage.attempts, self.requests - outage.requests);
         if opens {

@@ -16,6 +16,8 @@ use heddle::service::Service;
 use heddle::service::tick::Breakers;
 use heddle::timer::{TICK, Timers};
 
+use tokio::sync::mpsc::unbounded_channel;
+
 use super::journal::{Journal, Note};
 use super::machine::Machine;
 use super::plugins::{self, Compiled, plugin_of};
@@ -77,7 +79,9 @@ impl Stage {
         let config = config.map_err(|problems| format!("{problems:?}\n{}", scenario.config())).unwrap().config;
         let service = compiled.service(config, clock.clone());
         let seeds = (0..scenario.workers as u64).map(|worker| scenario.seed ^ worker << 32);
-        let workers = seeds.map(|seed| Rc::new(LocalService::new(service.clone(), seed))).collect();
+        // Nobody has connections here.
+        let (inbox, _) = unbounded_channel();
+        let workers = seeds.map(|seed| Rc::new(LocalService::new(service.clone(), seed, &inbox))).collect();
         Self { clock, service, workers, timers: Timers::default() }
     }
 }
