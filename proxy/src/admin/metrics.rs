@@ -227,6 +227,17 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "Requests sent again because their pooled connection was found dead.",
         by_service(|total| total.resent),
     )?;
+    families.counters(
+        "heddle_retries",
+        "Attempts after a failed one, as the retry policy wanted.",
+        by_service(|total| total.retries),
+    )?;
+    families.counters("heddle_hedges", "Attempts beside one that was slow.", by_service(|total| total.hedges))?;
+    families.counters(
+        "heddle_retries_over_budget",
+        "Retries and hedges that the service's budget did not allow.",
+        by_service(|total| total.over_budget),
+    )?;
     of_health(families, &readings)?;
     of_limits(families, &readings)?;
     of_tunnels(families, &readings)?;

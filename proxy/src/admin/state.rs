@@ -53,6 +53,8 @@ struct ShownService {
     settings: serde_json::Value,
     requests: u64,
     failed_attempts: u64,
+    retries: u64,
+    hedges: u64,
     decisions: u64,
     fallbacks: u64,
     /// Requests that wait because the service is full.
@@ -133,6 +135,8 @@ fn show_service(service: &Service) -> ShownService {
         settings: serde_json::from_str(settings).unwrap_or_default(),
         requests: total.responses.iter().sum(),
         failed_attempts: total.failed_attempts,
+        retries: total.retries,
+        hedges: total.hedges,
         decisions: total.decisions,
         fallbacks: total.fallbacks,
         pending: service.fleet.requests.pending(),

@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::checked::{
     Config, Ejection, Etcd, EtcdLogin, EtcdWatch, FileSource, FixedEndpoint, KeyPair, Layout, Listener, ListenerTls,
-    Plugins, Policy, Pool, Protocol, Registry, Service, Services, TlsClient, UpstreamProtocol,
+    Plugins, Policy, Pool, Protocol, Registry, RetryBudget, Service, Services, TlsClient, UpstreamProtocol,
 };
 use super::file::{self, Admin, File, NamedService};
 use super::problem::{Place, Problems};
@@ -280,6 +280,8 @@ fn built_in_service() -> Service {
         retry: None,
         breaker: None,
         ejection: Ejection { max_percent: 10, panic_percent: 50 },
+        retry_budget: RetryBudget { percent: 20, min: 3 },
+        max_replay_bytes: 64 << 10,
         protocol: UpstreamProtocol::Negotiated,
         connect_timeout: Duration::from_secs(1),
         request_timeout: Duration::from_secs(15),
@@ -305,6 +307,11 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
             max_percent: written.ejection.max_percent.unwrap_or(base.ejection.max_percent),
             panic_percent: written.ejection.panic_percent.unwrap_or(base.ejection.panic_percent),
         },
+        retry_budget: RetryBudget {
+            percent: written.retry_budget.percent.unwrap_or(base.retry_budget.percent),
+            min: written.retry_budget.min.unwrap_or(base.retry_budget.min),
+        },
+        max_replay_bytes: written.max_replay_bytes.unwrap_or(base.max_replay_bytes),
         protocol: written.protocol.unwrap_or(base.protocol),
         connect_timeout: written.connect_timeout.unwrap_or(base.connect_timeout),
         request_timeout: written.request_timeout.unwrap_or(base.request_timeout),

@@ -323,6 +323,10 @@ pub struct Service {
     /// Who judges endpoints by how attempts end; none by default.
     pub breaker: Option<Policy>,
     pub ejection: Ejection,
+    pub retry_budget: RetryBudget,
+    /// Bytes of a request's body that are kept while it is sent, so that it can be sent again; 64 KiB by default. Only
+    /// with a retry policy.
+    pub max_replay_bytes: usize,
     /// Where it is stated, in other words not [`UpstreamProtocol::Negotiated`], the service is sent requests and nothing
     /// else: what is not recognized, in a tunnel or with [`Protocol::Auto`], is refused. [`Protocol::Tcp`] passes it on.
     pub protocol: UpstreamProtocol,
@@ -371,6 +375,15 @@ pub struct Ejection {
     pub panic_percent: u8,
 }
 
+/// How many retries, hedges counted, may be under way at once for a service, over all workers: the greater of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryBudget {
+    /// Of the requests under way, in percent; 20 by default.
+    pub percent: u32,
+    /// However few requests there are; 3 by default.
+    pub min: u32,
+}
+
 /// TLS to endpoints.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub struct TlsClient {
@@ -408,6 +421,17 @@ pub enum UpstreamProtocol {
     Http1,
     /// Without TLS, with prior knowledge (RFC 9113, 3.3).
     Http2,
+}
+
+impl UpstreamProtocol {
+    /// Whether connections, with or without TLS, may turn out to carry HTTP/2.
+    pub fn may_be_http2(self, tls: bool) -> bool {
+        match self {
+            Self::Negotiated => tls,
+            Self::Http1 => false,
+            Self::Http2 => true,
+        }
+    }
 }
 
 /// Connections to one endpoint.

@@ -13,7 +13,7 @@ use super::problem::{Problem, Problems};
 use super::read::{At, Refusal, Section, take_item};
 use super::tls;
 use super::tree::{Node, Table, Value};
-use super::value::{choice, duration, endpoint_address, integer, plugin, refuse, shown};
+use super::value::{choice, duration, endpoint_address, integer, plugin, refuse, shown, size};
 
 /// `[service.NAME]` or `[service.default]`.
 #[derive(Default)]
@@ -36,6 +36,8 @@ pub(super) struct Service {
     pub max_pending_time: Option<Duration>,
     pub pool: Pool,
     pub ejection: Ejection,
+    pub retry_budget: RetryBudget,
+    pub max_replay_bytes: Option<usize>,
     pub endpoints: Option<Vec<At<FixedEndpoint>>>,
 }
 
@@ -62,6 +64,13 @@ pub(super) struct Ejection {
     pub panic_percent: Option<u8>,
 }
 
+/// `retry_budget` of a service.
+#[derive(Default)]
+pub(super) struct RetryBudget {
+    pub percent: Option<u32>,
+    pub min: Option<u32>,
+}
+
 impl Service {
     /// Relative paths start from `base`.
     pub fn read(s: &mut Section<'_>, base: &Path) -> Service {
@@ -82,6 +91,8 @@ impl Service {
             max_pending_time: s.get("max_pending_time", duration(WAIT)),
             pool: s.section("pool", pool).unwrap_or_default(),
             ejection: s.section("ejection", ejection).unwrap_or_default(),
+            retry_budget: s.section("retry_budget", retry_budget).unwrap_or_default(),
+            max_replay_bytes: s.get("max_replay_bytes", size(0..=16 << 20)),
             endpoints: s.list("endpoints", endpoint),
         }
     }
@@ -124,6 +135,10 @@ fn ejection(s: &mut Section<'_>) -> Ejection {
         max_percent: s.get("max_percent", integer(0..=100)),
         panic_percent: s.get("panic_percent", integer(0..=100)),
     }
+}
+
+fn retry_budget(s: &mut Section<'_>) -> RetryBudget {
+    RetryBudget { percent: s.get("percent", integer(0..=100)), min: s.get("min", integer(0..=1_000_000)) }
 }
 
 /// `"host:port"`, or a table with an address and more.

@@ -58,6 +58,11 @@ pub fn is_call(headers: &HeaderMap) -> bool {
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
+/// The status that these headers, or trailers, say; none where they say none that can be read.
+pub fn status(headers: &HeaderMap) -> Option<u32> {
+    headers.get(STATUS)?.to_str().ok()?.parse().ok()
+}
+
 /// A `grpc-timeout` that cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a grpc-timeout that is not at most eight digits and one of H, M, S, m, u, n")]

@@ -7,10 +7,10 @@ use std::task::Poll;
 
 use super::refusal::{Limit, Refusal};
 use crate::service::{Admitted, Service};
-use crate::timer::{Deadline, Timers};
+use crate::timer::Timers;
 
 /// A place among the requests of the service; none where there is no limit. A service that is full is waited for in
-/// its queue, if it has one, but not beyond the request's own deadline.
+/// its queue, if it has one, but not beyond the tick `until` of the request's own deadline.
 ///
 /// # Errors
 ///
@@ -18,7 +18,7 @@ use crate::timer::{Deadline, Timers};
 pub(super) async fn admit(
     service: &Service,
     timers: &Rc<Timers>,
-    mut deadline: Option<&mut Deadline>,
+    until: Option<u64>,
 ) -> Result<Option<Admitted>, Refusal> {
     let settings = &service.settings;
     let Some(limit) = settings.max_requests else { return Ok(None) };
@@ -29,6 +29,7 @@ pub(super) async fn admit(
     let most = usize::try_from(settings.max_pending).unwrap_or(usize::MAX);
     let mut waiting = service.fleet.requests.wait(limit, most).ok_or_else(|| full(Limit::Requests))?;
     let mut patience = timers.deadline(settings.max_pending_time);
+    let mut deadline = until.map(|tick| timers.deadline_at(tick));
     poll_fn(|cx| {
         if let Poll::Ready(admitted) = Pin::new(&mut waiting).poll(cx) {
             return Poll::Ready(admitted.map(Some).ok_or_else(|| full(Limit::Requests)));

@@ -210,7 +210,9 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
         }
         Failure::Tls { .. } => (StatusCode::BAD_GATEWAY, "tls_protocol_error"),
         Failure::Denied { .. } => (StatusCode::FORBIDDEN, "destination_ip_prohibited"),
-        Failure::Closed { .. } | Failure::Broken { .. } => (StatusCode::BAD_GATEWAY, "connection_terminated"),
+        Failure::Closed { .. } | Failure::Broken { .. } | Failure::GoingAway { .. } => {
+            (StatusCode::BAD_GATEWAY, "connection_terminated")
+        }
         Failure::Malformed { .. } | Failure::Http2 { .. } => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
         Failure::Reset { .. } => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
         Failure::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),

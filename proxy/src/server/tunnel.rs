@@ -12,11 +12,12 @@ use std::time::{Duration, Instant};
 
 use super::admit::admit;
 use super::connection::Connection;
-use super::decide::Picked;
 use super::h1;
+use super::outcome;
 use super::refusal::Refusal;
+use super::retries::{Retries, pause};
 use super::worker::LocalService;
-use crate::policy::Facts;
+use crate::policy::{Facts, Kind, Outcome};
 use crate::service::{Admitted, InFlight, ServiceStats, TunnelEnd};
 use crate::transport::proxy_protocol::{self, Addresses};
 use crate::transport::{Direction, Parted, Stream};
@@ -118,18 +119,47 @@ async fn open_to_service(
     local: &Rc<LocalService>,
     content: Content,
 ) -> Result<Tunnel, Refusal> {
-    let admitted = admit(&local.service, &connection.worker.timers, None).await?;
-    let mut facts = Facts::of_connection(connection.client.ip(), connection.peer.clone());
-    let Picked { endpoint, in_flight, .. } = local.decide(&mut facts)?;
-    let pool = local.pool(&endpoint, &connection.worker);
-    let started = Instant::now();
-    let addresses = Addresses { source: connection.client, destination: connection.local };
-    let header = local.service.settings.proxy_protocol.map(|version| proxy_protocol::encode(version, &addresses));
-    let (other, permit) = connect(&pool, &local.stats, &header.unwrap_or_default(), content).await?;
-    endpoint.load.observe_latency(u32::try_from(started.elapsed().as_micros()).unwrap_or(u32::MAX));
-    let idle_timeout = local.service.settings.tunnel_idle_timeout;
-    let held = Held { permit, in_flight: Some(in_flight), admitted };
-    Ok(Tunnel::new(other, held, &local.stats, idle_timeout))
+    let Connection { worker, client, peer, .. } = connection;
+    let mut facts = Facts::of_connection(client.ip(), peer.clone());
+    let settings = &local.service.settings;
+    let addresses = Addresses { source: *client, destination: connection.local };
+    let header = settings.proxy_protocol.map(|version| proxy_protocol::encode(version, &addresses));
+    let header = header.unwrap_or_default();
+    let _service_probe = local.enter()?;
+    let began = Instant::now();
+    let mut admitted = admit(&local.service, &worker.timers, None).await?;
+    let mut retries = Retries::begin(local, &worker.timers, began, None);
+    loop {
+        let mut visit = retries.visit(facts, true).await?;
+        let pool = local.pool(&visit.endpoint, worker);
+        let connecting = async { connect(&pool, &local.stats, &header, content).await.map_err(Refusal::from) };
+        let connected = match retries.until {
+            None => connecting.await,
+            Some(tick) => {
+                let left = worker.timers.until(tick);
+                worker.timers.within(left, connecting).await.unwrap_or(Err(Refusal::Deadline))
+            }
+        };
+        let latency = visit.started.elapsed();
+        let outcome = match &connected {
+            Ok(_) => Outcome::of(Kind::Response, latency),
+            Err(refusal) => outcome::of_refusal(refusal, false, latency),
+        };
+        // Nothing of what the client sends has been sent.
+        let outcome = Outcome { replayable: true, elapsed: began.elapsed(), ..outcome };
+        visit.tell(&outcome);
+        let refusal = match connected {
+            Ok((other, permit)) => {
+                visit.endpoint.load.observe_latency(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
+                let held = Held { permit, in_flight: visit.take_in_flight(), admitted: admitted.take() };
+                return Ok(Tunnel::new(other, held, &local.stats, settings.tunnel_idle_timeout));
+            }
+            Err(refusal) => refusal,
+        };
+        let Some(delay) = retries.decide(&mut visit.facts, &outcome) else { return Err(refusal) };
+        facts = visit.into_facts();
+        pause(delay).await;
+    }
 }
 
 /// Opens a tunnel to a host that is no service.

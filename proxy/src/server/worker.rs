@@ -1,7 +1,7 @@
 //! One thread with everything that requests on it need, so that they share nothing with other threads but snapshots
 //! and counters.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
@@ -18,7 +18,7 @@ use super::refusal::{Limit, Refusal};
 use super::route::{normalized, without_suffix};
 use crate::config::checked::{Policy, TlsClient};
 use crate::plugin::{Instance, Plugin, Seat};
-use crate::policy::{Facts, Outcome, Role, Terms};
+use crate::policy::{Facts, Latencies, Outcome, Role, Terms};
 use crate::proto::h1::{Date, Scratch};
 use crate::proto::headers::Signature;
 use crate::service::{Directory, Endpoint, Keeper, Service, ServiceProbe, ServiceStats};
@@ -192,6 +192,8 @@ pub struct LocalService {
     retry: Option<RefCell<Seat>>,
     breaker: Option<RefCell<Seat>>,
     pools: Pools,
+    /// Made when a policy first hedges.
+    latencies: RefCell<Option<Box<Latencies>>>,
     keeper: Arc<Keeper>,
 }
 
@@ -215,6 +217,7 @@ impl LocalService {
             retry: optional(&service.retry, &settings.retry, Role::RetryPolicy),
             breaker: optional(&service.breaker, &settings.breaker, Role::CircuitBreaker),
             pools: Pools::default(),
+            latencies: RefCell::default(),
             keeper: service.fleet.connections.keeper(service.name(), inbox),
             stats,
             service,
@@ -229,6 +232,21 @@ impl LocalService {
     pub fn enter(&self) -> Result<Option<ServiceProbe>, Refusal> {
         let open = |left| Refusal::Open { service: self.service.name().to_string(), left };
         self.service.fleet.enter().map_err(open)
+    }
+
+    /// Whether a retry policy may want more than one attempt.
+    pub fn may_retry(&self) -> bool {
+        self.retry.is_some()
+    }
+
+    /// Whether somebody judges how attempts end.
+    pub fn has_breaker(&self) -> bool {
+        self.breaker.is_some()
+    }
+
+    /// How long this worker's requests to the service took of late; for services whose policy hedges.
+    pub fn latencies(&self) -> RefMut<'_, Latencies> {
+        RefMut::map(self.latencies.borrow_mut(), |latencies| &mut **latencies.get_or_insert_default())
     }
 
     /// Decides which endpoint the request, or the connection, goes to.
@@ -252,8 +270,11 @@ impl LocalService {
 
     /// Takes note of how an attempt ended, and has the breaker judge it.
     pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome) {
-        let Some(breaker) = &self.breaker else { return };
-        self.service.fleet.record(endpoint, outcome.health());
+        let (fleet, health) = (&self.service.fleet, outcome.health());
+        let Some(breaker) = &self.breaker else { return fleet.measure(endpoint, health, outcome.latency) };
+        if !fleet.record(endpoint, health, outcome.latency) {
+            return;
+        }
         let mut seat = breaker.borrow_mut();
         seat.refresh();
         let judged = seat.ask(|policy| policy.judge(facts, endpoint.slot, outcome));

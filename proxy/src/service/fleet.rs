@@ -83,8 +83,13 @@ impl Fleet {
     /// Endpoints were registered or removed.
     pub fn apply(&self, change: Change) {
         let mut builder = self.lock();
-        builder.apply(change);
+        builder.apply(change, self.clock.now());
         self.publish(&mut builder);
+    }
+
+    /// Who is registered from now on was not there when the proxy began.
+    pub fn settle(&self) {
+        self.lock().settled = true;
     }
 
     /// Changes how many endpoints may be ejected.
@@ -94,11 +99,19 @@ impl Fleet {
         self.publish(&mut builder);
     }
 
-    /// Counts an attempt that has ended.
-    pub fn record(&self, endpoint: &Endpoint, health: policy::Health) {
+    /// Takes note of an attempt's time where nobody judges how it ended.
+    pub fn measure(&self, endpoint: &Endpoint, health: policy::Health, time: Duration) {
+        endpoint.load.observe_peak(time, health, self.clock.now());
+    }
+
+    /// Counts an attempt that has ended after this time. True when it is to be judged: one that began before the
+    /// endpoint's state changed says nothing of what the endpoint is like now.
+    pub fn record(&self, endpoint: &Endpoint, health: policy::Health, time: Duration) -> bool {
         let now = self.clock.now();
+        endpoint.load.observe_peak(time, health, now);
         endpoint.health.record(health, now);
         self.health.record(health, now);
+        endpoint.health.is_unchanged_since(now.saturating_sub(time))
     }
 
     /// Lets a request through, as a probe where the service is half-open.
@@ -133,7 +146,8 @@ impl Fleet {
     /// Lets so many probes at once through to an endpoint that is ejected.
     pub fn probe(&self, slot: u32, seen: u64, permits: u32) -> bool {
         let mut builder = self.lock();
-        let changed = builder.endpoint(slot).is_some_and(|endpoint| endpoint.health.half_open(seen, permits));
+        let now = self.clock.now();
+        let changed = builder.endpoint(slot).is_some_and(|endpoint| endpoint.health.half_open(seen, permits, now));
         self.publish_if(changed, &mut builder)
     }
 

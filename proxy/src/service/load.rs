@@ -2,6 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
+
+use super::peak::Peak;
+use crate::policy::Health;
 
 /// Slots in one block; four cache lines for each counter.
 const BLOCK: usize = 64;
@@ -12,12 +16,14 @@ struct Block {
     in_flight: [AtomicU32; BLOCK],
     latency: [AtomicU32; BLOCK],
     connections: [AtomicU32; BLOCK],
+    peak: [Peak; BLOCK],
 }
 
 impl Block {
     fn new() -> Arc<Self> {
         let zeroes = || std::array::from_fn(|_| AtomicU32::new(0));
-        Arc::new(Self { in_flight: zeroes(), latency: zeroes(), connections: zeroes() })
+        let peak = std::array::from_fn(|_| Peak::start(Duration::ZERO));
+        Arc::new(Self { in_flight: zeroes(), latency: zeroes(), connections: zeroes(), peak })
     }
 }
 
@@ -30,7 +36,7 @@ pub struct Load {
 
 impl Load {
     #[expect(clippy::indexing_slicing, reason = "an index modulo the array's length")]
-    fn counter(of: &[AtomicU32; BLOCK], index: usize) -> &AtomicU32 {
+    fn counter<T>(of: &[T; BLOCK], index: usize) -> &T {
         &of[index % BLOCK]
     }
 
@@ -71,6 +77,17 @@ impl Load {
         let old = average.load(Relaxed);
         let new = if old == 0 { micros } else { old - old / 8 + micros / 8 };
         average.store(new.max(1), Relaxed);
+    }
+
+    /// The peak average of the time to the response head, as it is at this time, in microseconds, at least 1: it rises at
+    /// once, falls with time, and starts at 30 ms.
+    pub fn peak_micros(&self, now: Duration) -> u32 {
+        Self::counter(&self.block.peak, self.index).micros(now)
+    }
+
+    /// Takes an attempt into the peak average that has ended after this time. Only a success makes it fall.
+    pub fn observe_peak(&self, latency: Duration, health: Health, now: Duration) {
+        Self::counter(&self.block.peak, self.index).observe(latency, health == Health::Success, now);
     }
 
     /// Connections open to the endpoint, over all workers.
@@ -134,9 +151,11 @@ impl LoadTable {
         self.slot(slot).is_idle()
     }
 
-    /// Resets what an earlier holder of the slot left behind.
-    pub(super) fn reset(&mut self, slot: usize) {
-        Load::counter(&self.slot(slot).block.latency, slot % BLOCK).store(0, Relaxed);
+    /// Resets what an earlier holder of the slot left behind; the next one comes now.
+    pub(super) fn reset(&mut self, slot: usize, now: Duration) {
+        let load = self.slot(slot);
+        Load::counter(&load.block.latency, slot % BLOCK).store(0, Relaxed);
+        Load::counter(&load.block.peak, slot % BLOCK).reset(now);
     }
 
     /// Requests under way of the first `slots` slots, in order.
@@ -203,5 +222,18 @@ mod tests {
             load.observe_latency(80);
         }
         assert!(load.latency_micros() < 100, "{}", load.latency_micros());
+    }
+
+    #[test]
+    fn only_a_success_makes_the_peak_average_fall_and_a_new_holder_starts_anew() {
+        let (mut table, at) = (LoadTable::default(), Duration::from_secs);
+        let load = table.slot(65);
+        load.observe_peak(Duration::from_millis(80), Health::Unknown, at(1));
+        load.observe_peak(Duration::from_millis(1), Health::Unknown, at(50));
+        assert_eq!(load.peak_micros(at(50)), 80_000);
+        load.observe_peak(Duration::from_millis(1), Health::Success, at(60));
+        assert!(load.peak_micros(at(60)) < 31_000);
+        table.reset(65, at(100));
+        assert_eq!(load.peak_micros(at(100)), 30_000);
     }
 }

@@ -8,19 +8,23 @@
 //! once is counted in the same way, over all workers: [`Requests`] and [`Connections`].
 
 mod admission;
+mod budget;
 mod directory;
 mod fleet;
 mod health;
 mod load;
+mod peak;
 mod snapshot;
 mod stats;
 pub mod tick;
 mod window;
 
 pub use admission::{Admitted, Connections, Ending, Keeper, Permit, Requests, Reuse, Turn, Waiting, Wanted};
+pub use budget::{Active, Budget, Retry};
 pub use directory::{Directory, Service};
 pub use fleet::{Fleet, ServiceProbe};
 pub use health::{Class, Condition, Health, Probe, ServiceHealth};
 pub use load::{InFlight, Load};
+pub use peak::PEAK_START;
 pub use snapshot::{Endpoint, Snapshot};
 pub use stats::{Counter, DURATION_BUCKETS, Limit, ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};

@@ -151,6 +151,12 @@ pub struct ServiceStats {
     pub failed_attempts: Counter,
     /// Times that a request was sent again because its pooled connection was found dead.
     pub resent: Counter,
+    /// Attempts after a failed one, as the retry policy wanted.
+    pub retries: Counter,
+    /// Attempts beside one that was slow.
+    pub hedges: Counter,
+    /// Retries and hedges that the budget did not allow.
+    pub over_budget: Counter,
     /// Decisions by the plugin.
     pub decisions: Counter,
     /// Decisions made natively in the plugin's stead.
@@ -194,6 +200,9 @@ pub struct StatsTotal {
     pub duration_seconds: f64,
     pub failed_attempts: u64,
     pub resent: u64,
+    pub retries: u64,
+    pub hedges: u64,
+    pub over_budget: u64,
     pub decisions: u64,
     pub fallbacks: u64,
     pub asked_again: u64,
@@ -214,6 +223,9 @@ impl StatsTotal {
         self.duration_seconds += of.duration_micros.get() as f64 / 1e6;
         self.failed_attempts += of.failed_attempts.get();
         self.resent += of.resent.get();
+        self.retries += of.retries.get();
+        self.hedges += of.hedges.get();
+        self.over_budget += of.over_budget.get();
         self.decisions += of.decisions.get();
         self.fallbacks += of.fallbacks.get();
         self.asked_again += of.asked_again.get();

@@ -18,7 +18,7 @@ use hyper_util::rt::TokioIo;
 use super::fault::{Fault, Noting};
 use super::pool::{Failed, Open};
 use super::{Failure, Permit, Pool};
-use crate::proto::http2::{From, Incoming, Outgoing, describe, reset_code};
+use crate::proto::http2::{From, Incoming, Outgoing, describe, is_going_away, reset_code};
 use crate::proto::{Body, BodyError, Response};
 use crate::service::{Ending, Reuse};
 use crate::timer::Timers;
@@ -189,23 +189,25 @@ impl Exchange {
     /// Sends a request and waits for the response's head.
     pub(super) async fn run(self, head: &Parts, body: Body) -> Result<Response, Failed> {
         let may_be_sent_again = body.is_end_stream() && head.method.is_idempotent();
-        let request = request_for(head, &self.pool, body)?;
+        let request =
+            request_for(head, &self.pool, body).map_err(|failure| Failed { failure, again: None, sent: false })?;
         let mut sender = self.connection.sender.clone();
         let mut error = match sender.try_send_request(request).await {
             Ok(response) => return Ok(answered(response, self)),
             Err(error) => error,
         };
-        let again = match error.take_message() {
+        let (again, sent) = match error.take_message() {
             // The connection was found closed before the request was given to it.
-            Some(request) => Some(request.into_body().0),
-            None => (may_be_sent_again && self.connection.sender.is_closed()).then_some(Body::Empty),
+            Some(request) => (Some(request.into_body().0), false),
+            None => ((may_be_sent_again && self.connection.sender.is_closed()).then_some(Body::Empty), true),
         };
         // That an endpoint wants another certificate of ours is known only when it answers.
         let failure = match self.connection.fault.borrow().clone() {
             Some(fault) => Failure::Tls { address: self.pool.target.address.to_string(), source: fault.into() },
             None => broken(&self.pool, &error.into_error()),
         };
-        Err(Failed { failure, again })
+        let sent = sent && !failure.is_unprocessed();
+        Err(Failed { failure, again, sent })
     }
 }
 
@@ -226,8 +228,10 @@ fn failure(pool: &Pool, what: String) -> Failure {
 
 /// What hyper found: a stream that was reset, or a connection that broke.
 fn broken(pool: &Pool, error: &hyper::Error) -> Failure {
+    let address = || pool.target.address.to_string();
     match reset_code(error) {
-        Some(code) => Failure::Reset { address: pool.target.address.to_string(), code },
+        Some(code) => Failure::Reset { address: address(), code },
+        None if is_going_away(error) => Failure::GoingAway { address: address() },
         None => failure(pool, describe(error)),
     }
 }

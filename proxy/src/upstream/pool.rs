@@ -69,11 +69,7 @@ impl From<Response> for Reply {
 impl Target {
     /// Whether connections may turn out to carry HTTP/2.
     pub fn may_speak_http2(&self) -> bool {
-        match self.protocol {
-            UpstreamProtocol::Negotiated => self.tls.is_some(),
-            UpstreamProtocol::Http1 => false,
-            UpstreamProtocol::Http2 => true,
-        }
+        self.protocol.may_be_http2(self.tls.is_some())
     }
 }
 
@@ -98,11 +94,13 @@ pub(super) struct Failed {
     pub failure: Failure,
     /// The request's body, if the request can be sent again on another connection.
     pub again: Option<Body>,
+    /// Whether a byte of the request may have reached the endpoint.
+    pub sent: bool,
 }
 
 impl From<Failure> for Failed {
     fn from(failure: Failure) -> Self {
-        Self { failure, again: None }
+        Self { failure, again: None, sent: true }
     }
 }
 
@@ -148,37 +146,50 @@ impl Pool {
     /// One attempt of a request: on a pooled connection if there is one, else on a new one. A pooled connection that
     /// turns out to be dead before a byte of the response costs nothing but a second try on a new one, if the request
     /// can be sent again (RFC 9110, 9.2.2); `resent` is called then. No deadline is kept here but that of connecting.
+    /// `sent` says at any time whether a byte of the request may have reached the endpoint.
     ///
     /// # Errors
     ///
     /// Why there is no response.
-    pub async fn attempt(self: &Rc<Self>, head: &Parts, body: Body, resent: impl FnOnce()) -> Result<Reply, Failure> {
+    pub async fn attempt(
+        self: &Rc<Self>,
+        head: &Parts,
+        body: Body,
+        sent: &Cell<bool>,
+        resent: impl FnOnce(),
+    ) -> Result<Reply, Failure> {
         // Only HTTP/1.1 can be changed for another protocol.
         let http1 = self.target.may_speak_http2() && head.headers.contains_key(UPGRADE);
         let (open, is_used) = match self.pooled(http1) {
             Some(pooled) => (pooled, true),
             None => self.open(http1, if http1 { Reuse::Http1 } else { Reuse::Any }).await?,
         };
-        let body = match self.exchange(open, head, body).await {
+        let body = match self.exchange(open, head, body, sent).await {
             Err(Failed { again: Some(body), .. }) if is_used => body,
             result => return result.map_err(|failed| failed.failure),
         };
         resent();
         let (open, _) = self.open(http1, Reuse::None).await?;
-        self.exchange(open, head, body).await.map_err(|failed| failed.failure)
+        self.exchange(open, head, body, sent).await.map_err(|failed| failed.failure)
     }
 
-    async fn exchange(self: &Rc<Self>, on: Open, head: &Parts, body: Body) -> Result<Reply, Failed> {
-        match on {
+    async fn exchange(self: &Rc<Self>, on: Open, head: &Parts, body: Body, sent: &Cell<bool>) -> Result<Reply, Failed> {
+        let before = sent.replace(true);
+        let exchanged = match on {
             Open::Http2(exchange) => exchange.run(head, body).await.map(Reply::from),
             Open::Http1(connection) => self.exchange_h1(connection, head, body).await.map_err(|error| match error {
-                ExchangeError::Closed { body: again } => Failed {
+                ExchangeError::Closed { body: again, sent } => Failed {
                     failure: Failure::Closed { address: self.target.address.to_string() },
-                    again: again.filter(|_| head.method.is_idempotent()),
+                    again: again.filter(|_| head.method.is_idempotent() || !sent),
+                    sent,
                 },
                 error => self.failure(error).into(),
             }),
+        };
+        if let Err(Failed { sent: false, .. }) = &exchanged {
+            sent.set(before);
         }
+        exchanged
     }
 
     /// A connection that is there already and takes another request; one of HTTP/1.1 if it has to be.
