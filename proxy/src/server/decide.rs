@@ -35,18 +35,24 @@ pub struct Picked {
 pub struct Decider {
     pub seat: Seat,
     stats: Arc<ServiceStats>,
+    /// Requests at one endpoint at once: one that has as many is not used.
+    max_requests: Option<u32>,
     /// The slot chosen natively last.
     last: u32,
 }
 
 impl Decider {
     pub fn new(seat: Seat, stats: Arc<ServiceStats>) -> Self {
-        Self { seat, stats, last: u32::MAX }
+        Self { seat, stats, max_requests: None, last: u32::MAX }
+    }
+
+    /// The same with a limit on the requests at one endpoint at once, over all workers; none for any number.
+    pub fn limited_to(self, max_requests: Option<u32>) -> Self {
+        Self { max_requests, ..self }
     }
 
     /// Chooses an endpoint. Slots that were picked and could not be used are added to `facts.tried`.
-    /// An endpoint with `limit` requests under way is not used.
-    pub fn choose(&mut self, facts: &mut Facts, limit: Option<u32>) -> Choice {
+    pub fn choose(&mut self, facts: &mut Facts) -> Choice {
         self.seat.refresh();
         if self.seat.snapshot().eligible_count() == 0 {
             return Choice::NoneEligible;
@@ -56,7 +62,8 @@ impl Decider {
                 Some(Some(slot)) => {
                     self.stats.decisions.add(1);
                     let untried = Some(slot).filter(|slot| !facts.tried.contains(slot));
-                    if let Some(picked) = untried.and_then(|slot| admit(self.seat.snapshot(), slot, limit)) {
+                    if let Some(picked) = untried.and_then(|slot| admit(self.seat.snapshot(), slot, self.max_requests))
+                    {
                         return Choice::Endpoint(picked);
                     }
                     self.stats.asked_again.add(1);
@@ -69,11 +76,11 @@ impl Decider {
                 None => break,
             }
         }
-        self.choose_natively(&facts.tried, limit)
+        self.choose_natively(&facts.tried)
     }
 
     /// The next in rotation that takes another request: one that was not tried, if there is one.
-    fn choose_natively(&mut self, tried: &[u32], limit: Option<u32>) -> Choice {
+    fn choose_natively(&mut self, tried: &[u32]) -> Choice {
         self.stats.fallbacks.add(1);
         let snapshot = self.seat.snapshot();
         // Each is looked at once a round: where all are full, this is what every request costs.
@@ -82,7 +89,7 @@ impl Decider {
                 let Some(slot) = rotate(snapshot.eligible_bits(), &[], self.last) else { break };
                 self.last = slot;
                 if tried.contains(&slot) == is_tried
-                    && let Some(picked) = admit(snapshot, slot, limit)
+                    && let Some(picked) = admit(snapshot, slot, self.max_requests)
                 {
                     return Choice::Endpoint(picked);
                 }
@@ -90,16 +97,16 @@ impl Decider {
         }
         let is_full = |endpoint: &Endpoint| {
             let is_eligible = snapshot.eligible_endpoint(endpoint.slot).is_some();
-            is_eligible && limit.is_some_and(|limit| endpoint.load.in_flight() >= limit)
+            is_eligible && self.max_requests.is_some_and(|limit| endpoint.load.in_flight() >= limit)
         };
         if snapshot.endpoints().any(|endpoint| is_full(endpoint)) { Choice::AllFull } else { Choice::NoneEligible }
     }
 }
 
 /// The endpoint of a slot, if it may be picked and takes another request.
-fn admit(snapshot: &Snapshot, slot: u32, limit: Option<u32>) -> Option<Picked> {
+fn admit(snapshot: &Snapshot, slot: u32, max_requests: Option<u32>) -> Option<Picked> {
     let endpoint = snapshot.eligible_endpoint(slot)?;
-    let in_flight = endpoint.load.try_begin(limit)?;
+    let in_flight = endpoint.load.try_begin(max_requests)?;
     let probe = match endpoint.health.condition() {
         Condition::HalfOpen if !snapshot.is_in_panic() => Some(endpoint.health.probe()?),
         // It has just been ejected, and the next snapshot says so.

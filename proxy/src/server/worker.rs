@@ -209,11 +209,9 @@ impl LocalService {
             let (plugin, policy) = plugin.as_ref().zip(policy.as_ref())?;
             Some(RefCell::new(seat(plugin, policy, role)))
         };
+        let decider = Decider::new(seat(&service.balancer, &settings.balancer, Role::Balancer), stats.clone());
         Self {
-            decider: RefCell::new(Decider::new(
-                seat(&service.balancer, &settings.balancer, Role::Balancer),
-                stats.clone(),
-            )),
+            decider: RefCell::new(decider.limited_to(settings.pool.max_requests)),
             retry: optional(&service.retry, &settings.retry, Role::RetryPolicy),
             breaker: optional(&service.breaker, &settings.breaker, Role::CircuitBreaker),
             pools: Pools::default(),
@@ -256,7 +254,7 @@ impl LocalService {
     /// When no endpoint is eligible, or the policy wants none to be used.
     pub fn decide(self: &Rc<Self>, facts: &mut Facts) -> Result<Picked, Refusal> {
         let service = || self.service.name().to_string();
-        let choice = self.decider.borrow_mut().choose(facts, self.service.settings.pool.max_requests);
+        let choice = self.decider.borrow_mut().choose(facts);
         if self.decider.borrow().seat.needs_instance() {
             self.mend();
         }
