@@ -27,7 +27,7 @@ use super::retries::{Retries, pause};
 use super::visit::{Ending, Visit};
 use super::worker::LocalService;
 use crate::policy::retry::MAX_ATTEMPTS;
-use crate::policy::{Facts, Outcome};
+use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::Body;
 use crate::service::{Active, Admitted, InFlight, Retry};
 use crate::timer::Deadline;
@@ -147,6 +147,8 @@ impl Sending<'_> {
         let latency = elapsed.saturating_sub(visit.started.saturating_duration_since(call.started));
         let outcome = match &result {
             Ok((reply, _)) => outcome::of_response(&reply.response, call.is_grpc, latency),
+            // Else a caller could have endpoints ejected by waiting for none of them.
+            Err(Refusal::Deadline) if call.is_own_deadline(retries.until) => Outcome::of(Kind::ClientGone, latency),
             Err(refusal) => outcome::of_refusal(refusal, sent.get(), latency),
         };
         Exchanged { result, outcome: Outcome { elapsed, ..outcome } }

@@ -35,20 +35,16 @@ pub struct Picked {
 pub struct Decider {
     pub seat: Seat,
     stats: Arc<ServiceStats>,
-    /// Requests at one endpoint at once: one that has as many is not used.
-    max_requests: Option<u32>,
+    /// Requests that may be under way at one endpoint; none for any number.
+    limit: Option<u32>,
     /// The slot chosen natively last.
     last: u32,
 }
 
 impl Decider {
-    pub fn new(seat: Seat, stats: Arc<ServiceStats>) -> Self {
-        Self { seat, stats, max_requests: None, last: u32::MAX }
-    }
-
-    /// The same with a limit on the requests at one endpoint at once, over all workers; none for any number.
-    pub fn limited_to(self, max_requests: Option<u32>) -> Self {
-        Self { max_requests, ..self }
+    /// With so many requests at most under way at one endpoint.
+    pub fn new(seat: Seat, stats: Arc<ServiceStats>, limit: Option<u32>) -> Self {
+        Self { seat, stats, limit, last: u32::MAX }
     }
 
     /// Chooses an endpoint. Slots that were picked and could not be used are added to `facts.tried`.
@@ -62,8 +58,7 @@ impl Decider {
                 Some(Some(slot)) => {
                     self.stats.decisions.add(1);
                     let untried = Some(slot).filter(|slot| !facts.tried.contains(slot));
-                    if let Some(picked) = untried.and_then(|slot| admit(self.seat.snapshot(), slot, self.max_requests))
-                    {
+                    if let Some(picked) = untried.and_then(|slot| admit(self.seat.snapshot(), slot, self.limit)) {
                         return Choice::Endpoint(picked);
                     }
                     self.stats.asked_again.add(1);
@@ -82,14 +77,14 @@ impl Decider {
     /// The next in rotation that takes another request: one that was not tried, if there is one.
     fn choose_natively(&mut self, tried: &[u32]) -> Choice {
         self.stats.fallbacks.add(1);
-        let snapshot = self.seat.snapshot();
+        let (snapshot, limit) = (self.seat.snapshot(), self.limit);
         // Each is looked at once a round: where all are full, this is what every request costs.
         for is_tried in [false, true] {
             for _ in 0..snapshot.eligible_count() {
                 let Some(slot) = rotate(snapshot.eligible_bits(), &[], self.last) else { break };
                 self.last = slot;
                 if tried.contains(&slot) == is_tried
-                    && let Some(picked) = admit(snapshot, slot, self.max_requests)
+                    && let Some(picked) = admit(snapshot, slot, limit)
                 {
                     return Choice::Endpoint(picked);
                 }
@@ -97,16 +92,16 @@ impl Decider {
         }
         let is_full = |endpoint: &Endpoint| {
             let is_eligible = snapshot.eligible_endpoint(endpoint.slot).is_some();
-            is_eligible && self.max_requests.is_some_and(|limit| endpoint.load.in_flight() >= limit)
+            is_eligible && limit.is_some_and(|limit| endpoint.load.in_flight() >= limit)
         };
         if snapshot.endpoints().any(|endpoint| is_full(endpoint)) { Choice::AllFull } else { Choice::NoneEligible }
     }
 }
 
 /// The endpoint of a slot, if it may be picked and takes another request.
-fn admit(snapshot: &Snapshot, slot: u32, max_requests: Option<u32>) -> Option<Picked> {
+fn admit(snapshot: &Snapshot, slot: u32, limit: Option<u32>) -> Option<Picked> {
     let endpoint = snapshot.eligible_endpoint(slot)?;
-    let in_flight = endpoint.load.try_begin(max_requests)?;
+    let in_flight = endpoint.load.try_begin(limit)?;
     let probe = match endpoint.health.condition() {
         Condition::HalfOpen if !snapshot.is_in_panic() => Some(endpoint.health.probe()?),
         // It has just been ejected, and the next snapshot says so.
