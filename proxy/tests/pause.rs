@@ -47,7 +47,8 @@ impl Stage {
     fn start(registry: &str, before: impl FnOnce(&Path)) -> Self {
         let folder = tempfile::tempdir().expect("a folder");
         before(folder.path());
-        let (socket, registry) = (folder.path().join("admin.sock"), registry.replace("FOLDER", folder.path().to_str().unwrap()));
+        let (socket, registry) =
+            (folder.path().join("admin.sock"), registry.replace("FOLDER", folder.path().to_str().unwrap()));
         let config = format!(
             "admin = false\nadmin_socket = {socket:?}\nworkers = 2\ndrain = '20s'\n{}{registry}",
             one_listener("passthrough = false")
@@ -55,7 +56,9 @@ impl Stage {
         let proxy = Proxy::start(&config);
         let clients = (0..8).map(|_| proxy.client()).collect();
         let state = proxy.app().state.clone();
-        wait_until("both workers have clients", || state.workers.connections.iter().all(|count| count.load(Relaxed) > 1));
+        wait_until("both workers have clients", || {
+            state.workers.connections.iter().all(|count| count.load(Relaxed) > 1)
+        });
         Self { folder, proxy, clients }
     }
 
@@ -169,10 +172,7 @@ const FILE: &str = "[registry.file]\npath = 'FOLDER/services.toml'\nrescan = '10
 fn a_file_pauses_endpoints_and_services() {
     let ((a, _), (b, _)) = (named("a"), named("b"));
     let text = |service: &str, of_a: &str| {
-        format!(
-            "[services.users]\n{service}endpoints = [{{ address = '{}'{of_a} }}, '{}']\n",
-            a.address, b.address
-        )
+        format!("[services.users]\n{service}endpoints = [{{ address = '{}'{of_a} }}, '{}']\n", a.address, b.address)
     };
     let mut stage = Stage::start(FILE, |folder| write(folder, &text("", ", paused = true")));
     stage.assert_answer(&["b"]);
