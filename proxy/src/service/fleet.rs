@@ -1,11 +1,12 @@
 //! The endpoints of one service: who is registered, how they fare, and who may be picked.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::admission::{Connections, Requests};
 use super::health::{Condition, Door, ServiceHealth};
 use super::pause::Pause;
 use super::snapshot::{Builder, Endpoint, Snapshot};
@@ -21,9 +22,15 @@ pub struct Fleet {
     pub name: Arc<str>,
     pub clock: Clock,
     pub health: ServiceHealth,
+    /// Those under way, where their number is limited.
+    pub requests: Arc<Requests>,
+    /// To all endpoints.
+    pub connections: Arc<Connections>,
     /// How often an endpoint was ejected, and the service opened as a whole.
     ejections: AtomicU64,
     openings: AtomicU64,
+    /// Whether a policy reads peak averages: nobody else needs them.
+    reads_peaks: AtomicBool,
     snapshot: ArcSwap<Snapshot>,
     version: AtomicU64,
     builder: Mutex<Builder>,
@@ -46,8 +53,11 @@ impl Fleet {
             name,
             clock,
             health: ServiceHealth::default(),
+            requests: Arc::default(),
+            connections: Arc::default(),
             ejections: AtomicU64::new(0),
             openings: AtomicU64::new(0),
+            reads_peaks: AtomicBool::new(false),
             snapshot: ArcSwap::default(),
             version: AtomicU64::new(0),
             builder: Mutex::new(Builder::new(ejection)),
@@ -77,8 +87,13 @@ impl Fleet {
     /// Endpoints were registered or removed.
     pub fn apply(&self, change: Change) {
         let mut builder = self.lock();
-        builder.apply(change);
+        builder.apply(change, self.clock.now());
         self.publish(&mut builder);
+    }
+
+    /// Who is registered from now on was not there when the proxy began.
+    pub fn settle(&self) {
+        self.lock().settled = true;
     }
 
     /// Changes how many endpoints may be ejected.
@@ -88,10 +103,25 @@ impl Fleet {
         self.publish(&mut builder);
     }
 
+    /// Takes note of an attempt's time where nobody judges how it ended.
+    pub fn measure(&self, endpoint: &Endpoint, health: policy::Health, time: Duration) {
+        if self.reads_peaks.load(Ordering::Relaxed) {
+            endpoint.load.observe_peak(time, health, self.clock.now());
+        }
+    }
+
+    /// Has peak averages kept from now on.
+    pub fn read_peaks(&self) {
+        if !self.reads_peaks.load(Ordering::Relaxed) {
+            self.reads_peaks.store(true, Ordering::Relaxed);
+        }
+    }
+
     /// Counts an attempt that has ended after this time. True when it is to be judged: one that began before the
     /// endpoint's state changed says nothing of what the endpoint is like now.
     pub fn record(&self, endpoint: &Endpoint, health: policy::Health, time: Duration) -> bool {
         let now = self.clock.now();
+        self.measure(endpoint, health, time);
         endpoint.health.record(health, now);
         self.health.record(health, now);
         endpoint.health.is_unchanged_since(now.saturating_sub(time))

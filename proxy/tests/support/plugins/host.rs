@@ -73,7 +73,7 @@ impl Host {
         let stats = service.worker_stats();
         let config = service.settings.balancer.config.clone();
         let seat = Seat::new(service.fleet.clone(), service.balancer.clone(), config, 7);
-        Local { decider: Decider::new(seat, stats), service }
+        Local { decider: Decider::new(seat, stats, None), service }
     }
 }
 
