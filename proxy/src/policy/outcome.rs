@@ -129,8 +129,14 @@ mod tests {
         };
         let gateway = Health::Failure(Failure { connect: false, timeout: false, gateway: true });
         let other = Health::Failure(Failure { connect: false, timeout: false, gateway: false });
-        assert_eq!((of(200, None), of(404, None), of(500, None), of(503, None)), (Health::Success, Health::Success, other, gateway));
-        assert_eq!((of(200, Some(0)), of(200, Some(5)), of(200, Some(12))), (Health::Success, Health::Success, Health::Success));
+        assert_eq!(
+            (of(200, None), of(404, None), of(500, None), of(503, None)),
+            (Health::Success, Health::Success, other, gateway)
+        );
+        assert_eq!(
+            (of(200, Some(0)), of(200, Some(5)), of(200, Some(12))),
+            (Health::Success, Health::Success, Health::Success)
+        );
         assert_eq!((of(200, Some(13)), of(200, Some(14))), (other, gateway));
     }
 
