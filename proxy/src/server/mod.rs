@@ -1,6 +1,6 @@
 //! From an accepted connection to a response.
 //!
-//! The order of reading: [`listener`] accepts, [`connection`] serves layer by layer, of which `layer` finds out what each
+//! The order of reading: [`listener`] accepts from a [`socket`], [`connection`] serves layer by layer, of which `layer` finds out what each
 //! is, `h1`, `h2` and `socks` speak it, and [`exchange`] is the path of one request, with an `attempt` at an endpoint and
 //! the `record` of its response. What is no request is passed on as it is by `tunnel`. What all ask on their way is next
 //! door: [`route`] reads what a request names, [`destination`] knows where that leads, [`decide`] chooses the endpoint,
@@ -20,6 +20,7 @@ mod passthrough;
 mod record;
 pub mod refusal;
 pub mod route;
+pub mod socket;
 mod socks;
 mod tunnel;
 pub mod worker;

@@ -1,7 +1,10 @@
 //! One thread with everything that requests on it need, so that they share nothing with other threads but snapshots
 //! and counters.
+//!
+//! Another configuration comes as a message to the worker, not as something that requests would have to look for: it
+//! then puts other [`LocalService`]s in the place of those whose settings changed.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
@@ -31,14 +34,18 @@ const SWEEP: Duration = Duration::from_secs(1);
 /// An instance of a plugin that decided nothing between two of these is dropped.
 const EVICTION: Duration = Duration::from_secs(300);
 
-/// What all workers share.
-pub struct Shared {
-    pub directory: Arc<Directory>,
+/// What the configuration says of all requests. Each worker has it, and is given another when it changes.
+pub struct Common {
     pub signature: Signature,
     /// Hosts `NAME.suffix` call the service `NAME`; empty for none.
     pub suffix: String,
     /// Begin TLS to endpoints, by the settings of services.
     pub connectors: HashMap<TlsClient, Arc<Connector>>,
+}
+
+/// What all workers share.
+pub struct Shared {
+    pub directory: Arc<Directory>,
     /// Connections of clients, by worker.
     pub connections: Vec<AtomicUsize>,
     /// Requests that reached no service, by worker: refused ones, and those passed through.
@@ -47,24 +54,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(
-        directory: Arc<Directory>,
-        signature: Signature,
-        suffix: String,
-        connectors: HashMap<TlsClient, Arc<Connector>>,
-        workers: usize,
-    ) -> Arc<Self> {
+    pub fn new(directory: Arc<Directory>, workers: usize) -> Arc<Self> {
         let stats = || (0..workers).map(|_| Arc::default()).collect();
         let connections = (0..workers).map(|_| AtomicUsize::new(0)).collect();
-        Arc::new(Self {
-            directory,
-            signature,
-            suffix,
-            connectors,
-            connections,
-            unrouted: stats(),
-            passed_through: stats(),
-        })
+        Arc::new(Self { directory, connections, unrouted: stats(), passed_through: stats() })
     }
 }
 
@@ -73,6 +66,7 @@ pub struct Worker {
     /// Its place among the workers, from 0.
     pub number: usize,
     pub shared: Arc<Shared>,
+    common: RefCell<Arc<Common>>,
     pub timers: Rc<Timers>,
     pub scratch: Rc<Scratch>,
     pub relays: Relays,
@@ -87,11 +81,12 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub fn new(number: usize, shared: Arc<Shared>) -> Rc<Self> {
+    pub fn new(number: usize, shared: Arc<Shared>, common: Arc<Common>) -> Rc<Self> {
         let of = |stats: &Vec<Arc<ServiceStats>>| stats.get(number).cloned().unwrap_or_default();
         let timers = Rc::default();
         Rc::new(Self {
             number,
+            common: RefCell::new(common),
             relays: Relays::new(&timers),
             timers,
             scratch: Rc::default(),
@@ -106,10 +101,36 @@ impl Worker {
         })
     }
 
+    /// What the configuration says of all requests. Not to be held over a wait.
+    pub fn common(&self) -> Ref<'_, Common> {
+        Ref::map(self.common.borrow(), |common| &**common)
+    }
+
+    /// From now on the configuration says this.
+    pub fn set_common(&self, common: Arc<Common>) {
+        self.common.replace(common);
+    }
+
+    /// Serves the services as the directory has them now. Requests under way finish with what they began with.
+    pub fn refresh(&self) {
+        for local in self.services.borrow_mut().values_mut() {
+            let Some(now) = self.shared.directory.get(&local.service.name) else { continue };
+            let tls = self.connector(&now);
+            if !Arc::ptr_eq(&now, &local.service) || !is_same(&tls, &local.tls) {
+                let seed = self.seeds.hash_one(&now.name);
+                *local = Rc::new(local.changed(now, tls, seed));
+            }
+        }
+    }
+
+    fn connector(&self, service: &Service) -> Option<Arc<Connector>> {
+        service.settings.tls.as_ref().and_then(|tls| self.common().connectors.get(tls).cloned())
+    }
+
     /// The service that a host names: as it is, or without the suffix.
     pub fn service_of_host(&self, host: &str) -> Option<Rc<LocalService>> {
         let host = normalized(host);
-        self.service(&host).or_else(|| self.service(without_suffix(&host, &self.shared.suffix)?))
+        self.service(&host).or_else(|| self.service(without_suffix(&host, &self.common().suffix)?))
     }
 
     /// The service of this name, as this worker serves it.
@@ -119,7 +140,8 @@ impl Worker {
         }
         let service = self.shared.directory.get(name)?;
         let name = service.name.clone();
-        let local = Rc::new(LocalService::new(service, self.seeds.hash_one(&name)));
+        let tls = self.connector(&service);
+        let local = Rc::new(LocalService::new(service, tls, self.seeds.hash_one(&name)));
         self.services.borrow_mut().insert(name, local.clone());
         Some(local)
     }
@@ -163,15 +185,36 @@ impl Worker {
 pub struct LocalService {
     pub service: Arc<Service>,
     pub stats: Arc<ServiceStats>,
+    /// Begins TLS to the endpoints.
+    tls: Option<Arc<Connector>>,
     decider: RefCell<Decider>,
-    pools: Pools,
+    pools: Rc<Pools>,
 }
 
 impl LocalService {
-    fn new(service: Arc<Service>, seed: u64) -> Self {
+    fn new(service: Arc<Service>, tls: Option<Arc<Connector>>, seed: u64) -> Self {
         let stats = service.worker_stats();
         let decider = RefCell::new(Decider::new(service.clone(), stats.clone(), seed));
-        Self { service, stats, decider, pools: Pools::default() }
+        Self { service, stats, tls, decider, pools: Rc::default() }
+    }
+
+    /// The same with other settings. Connections stay, if they would be made and kept as they are now.
+    fn changed(&self, now: Arc<Service>, tls: Option<Arc<Connector>>, seed: u64) -> Self {
+        let (stats, before) = (self.stats.clone(), &self.service.settings);
+        let decider = RefCell::new(Decider::new(now.clone(), stats.clone(), seed));
+        let settings = &now.settings;
+        let connects_as_before = is_same(&self.tls, &tls)
+            && settings.protocol == before.protocol
+            && settings.connect_timeout == before.connect_timeout
+            && settings.stream_idle_timeout == before.stream_idle_timeout
+            && settings.pool == before.pool;
+        let pools = if connects_as_before {
+            self.pools.clone()
+        } else {
+            self.pools.retire();
+            Rc::default()
+        };
+        Self { service: now, stats, tls, decider, pools }
     }
 
     /// Decides which endpoint the request, or the connection, goes to.
@@ -213,7 +256,7 @@ impl LocalService {
                 socket: endpoint.socket,
                 load: endpoint.load.clone(),
                 protocol: settings.protocol,
-                tls: settings.tls.as_ref().and_then(|tls| worker.shared.connectors.get(tls).cloned()),
+                tls: self.tls.clone(),
                 // What the registry announces is what the operator announced.
                 connect: ConnectSettings { timeout: settings.connect_timeout, reach: None, lookups: None },
                 limits: settings.pool,
@@ -228,4 +271,8 @@ impl LocalService {
         self.pools.sweep(&snapshot);
         self.decider.borrow_mut().drop_outdated();
     }
+}
+
+fn is_same(one: &Option<Arc<Connector>>, other: &Option<Arc<Connector>>) -> bool {
+    one.as_ref().map(Arc::as_ptr) == other.as_ref().map(Arc::as_ptr)
 }

@@ -22,7 +22,7 @@ pub struct Service {
     snapshot: ArcSwap<Snapshot>,
     version: AtomicU64,
     builder: Mutex<Builder>,
-    stats: Mutex<Vec<Arc<ServiceStats>>>,
+    stats: Arc<Mutex<Vec<Arc<ServiceStats>>>>,
 }
 
 impl Service {

@@ -331,6 +331,11 @@ impl Pools {
         pool
     }
 
+    /// Closes everything that is idle, now and from now on.
+    pub fn retire(&self) {
+        self.by_slot.borrow_mut().drain().for_each(|(_, pool)| pool.retire());
+    }
+
     /// Forgets the endpoints that are not registered any more, and closes what has been idle for too long.
     pub fn sweep(&self, snapshot: &Snapshot) {
         self.by_slot.borrow_mut().retain(|slot, pool| {
