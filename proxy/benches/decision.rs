@@ -36,7 +36,7 @@ fn host() -> Host {
 fn instance(host: &Host, name: &str) -> Instance {
     let service = host.service(name);
     let generation = service.balancer.current().unwrap();
-    Instance::new(&generation, &service.name, "{}", 1, &service.snapshot()).unwrap()
+    Instance::new(&generation, &service.fleet, "{}", 1, &service.snapshot()).unwrap()
 }
 
 /// What the guest and the way to it and back cost.

@@ -10,7 +10,7 @@
 //! - [`server`] serves clients; [`server::exchange`] is the path of one request.
 //! - [`upstream`] calls endpoints; [`proto`] is what messages have in common on both sides, [`transport`] what they
 //!   travel on.
-//! - [`watch`] learns of changes to files; [`admin`] shows all of it; [`app`] is the only place that wires it together.
+//! - [`clock`] is the time that policies see; [`watch`] learns of changes to files; [`admin`] shows all of it; [`app`] is the only place that wires it together.
 //!
 //! # Threads
 //!
@@ -23,8 +23,10 @@
 pub mod admin;
 pub mod app;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod drain;
+pub mod handover;
 pub mod plugin;
 pub mod policy;
 pub mod proto;

@@ -79,8 +79,8 @@ fn a_slot_that_cannot_be_used_is_asked_for_again_and_then_chosen_natively() {
     let host = host_with(&[("pick", &on_path('f', instead::NONSENSE))]);
     let mut worker = host.worker("users");
     let mut asked = facts("/f");
-    let Choice::Endpoint(endpoint) = worker.decider.choose(&mut asked) else { panic!("an endpoint is there") };
-    assert_eq!(endpoint.slot, 0);
+    let Choice::Endpoint(picked) = worker.decider.choose(&mut asked) else { panic!("an endpoint is there") };
+    assert_eq!(picked.endpoint.slot, 0);
     assert_eq!(asked.tried, [u32::MAX - 6; 3], "the policy was told");
     let stats = worker.stats();
     assert_eq!((stats.decisions, stats.asked_again, stats.fallbacks), (3, 3, 1));
@@ -105,8 +105,8 @@ fn a_second_answer_that_can_be_used_is_used() {
     // A slot that the request has tried is passed over as well.
     let mut tried = facts("/");
     tried.tried = vec![0];
-    let Choice::Endpoint(endpoint) = worker.decider.choose(&mut tried) else { panic!("an endpoint is there") };
-    assert_eq!(endpoint.slot, 2);
+    let Choice::Endpoint(picked) = worker.decider.choose(&mut tried) else { panic!("an endpoint is there") };
+    assert_eq!(picked.endpoint.slot, 2);
     assert_eq!(worker.stats().fallbacks, 0);
 }
 
@@ -215,11 +215,11 @@ fn an_idle_instance_is_dropped_and_made_again() {
     let host = host_with(&[]);
     let mut worker = host.worker("users");
     assert_eq!(worker.slots("/", 2), [0, 1]);
-    worker.decider.evict_unless_used();
+    worker.decider.seat.evict_unless_used();
     assert_eq!(worker.slots("/", 1), [2], "it was in use");
-    worker.decider.evict_unless_used();
-    worker.decider.evict_unless_used();
-    assert!(!worker.decider.needs_instance(), "not before a request asks for it");
+    worker.decider.seat.evict_unless_used();
+    worker.decider.seat.evict_unless_used();
+    assert!(!worker.decider.seat.needs_instance(), "not before a request asks for it");
     assert_eq!(worker.slots("/", 2), [0, 1]);
 }
 
@@ -235,11 +235,11 @@ fn a_service_that_is_not_asked_for_keeps_no_old_generation() {
         worker.slot("/");
     }
     assert!(old.upgrade().is_some(), "the other worker still has it");
-    silent.decider.drop_outdated();
+    silent.decider.seat.drop_outdated();
     assert!(old.upgrade().is_none());
-    assert!(!silent.decider.needs_instance(), "not before a request asks for it");
+    assert!(!silent.decider.seat.needs_instance(), "not before a request asks for it");
     assert_eq!(silent.slots("/", 2), [2, 2]);
-    silent.decider.drop_outdated();
+    silent.decider.seat.drop_outdated();
     assert_eq!(silent.stats().fallbacks, 0);
 }
 
@@ -411,9 +411,9 @@ proptest! {
                 let snapshot = service.snapshot();
                 for request in 0..*requests {
                     match workers[request % 2].choose(&format!("/{number}/{request}")) {
-                        Choice::Endpoint(endpoint) => {
-                            let eligible = snapshot.eligible_endpoint(endpoint.slot);
-                            prop_assert!(eligible.is_some_and(|e| Arc::ptr_eq(e, &endpoint)));
+                        Choice::Endpoint(picked) => {
+                            let eligible = snapshot.eligible_endpoint(picked.endpoint.slot);
+                            prop_assert!(eligible.is_some_and(|e| Arc::ptr_eq(e, &picked.endpoint)));
                         }
                         Choice::NoneEligible => prop_assert_eq!(snapshot.eligible_count(), 0),
                         Choice::Declined => prop_assert!(false, "{} declined", name),

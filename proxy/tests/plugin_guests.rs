@@ -32,12 +32,12 @@ fn a_core_module_is_taken_as_it_is() {
     assert_eq!(log.lines(&["Some(\"users\") Some(\"127.0.0.1\") at ", "INFO", "policy=test"]).len(), 1);
     let mut named = facts("/");
     named.head.headers.insert("x-endpoint", "10.0.0.2:80".parse().unwrap());
-    let Choice::Endpoint(endpoint) = worker.decider.choose(&mut named) else { panic!("an endpoint is there") };
-    assert_eq!(endpoint.slot, 2);
+    let Choice::Endpoint(picked) = worker.decider.choose(&mut named) else { panic!("an endpoint is there") };
+    assert_eq!(picked.endpoint.slot, 2);
     let mut tried = facts("/");
     tried.tried = vec![0];
-    let Choice::Endpoint(endpoint) = worker.decider.choose(&mut tried) else { panic!("an endpoint is there") };
-    assert_eq!(endpoint.slot, 1);
+    let Choice::Endpoint(picked) = worker.decider.choose(&mut tried) else { panic!("an endpoint is there") };
+    assert_eq!(picked.endpoint.slot, 1);
     host.change("users", &[registered(0).id], vec![]);
     assert_eq!(worker.slot("/"), 1);
     assert_eq!((worker.stats().fallbacks, worker.stats().asked_again), (0, 0));
@@ -51,8 +51,8 @@ fn a_core_module_takes_or_refuses_its_configuration() {
     host.load(CORE_MODULE).unwrap();
     let mut named = facts("/");
     named.head.headers.insert("x-to", "10.0.0.1:80".parse().unwrap());
-    let Choice::Endpoint(endpoint) = host.worker("users").decider.choose(&mut named) else { panic!("it is there") };
-    assert_eq!(endpoint.slot, 1);
+    let Choice::Endpoint(picked) = host.worker("users").decider.choose(&mut named) else { panic!("it is there") };
+    assert_eq!(picked.endpoint.slot, 1);
 
     let host = Host::new("", &services.replace("x-to", ""));
     host.register("users", 3);
@@ -72,7 +72,7 @@ fn a_finished_component_is_taken() {
     assert_eq!((worker.stats().fallbacks, worker.stats().decisions), (0, 7));
     // The same without a worker around it.
     let service = host.service("users");
-    let mut instance = Instance::new(&generation, &service.name, "{}", 0, &service.snapshot()).unwrap();
+    let mut instance = Instance::new(&generation, &service.fleet, "{}", 0, &service.snapshot()).unwrap();
     assert_eq!(instance.pick(&mut facts("/")).unwrap(), Some(0));
 }
 

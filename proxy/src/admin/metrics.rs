@@ -20,7 +20,10 @@ use self::encode::{Families, Histogram};
 use super::process;
 use crate::app::State;
 use crate::plugin::{FaultKind, Plugin};
-use crate::service::{DURATION_BUCKETS, Service, ServiceStats, Snapshot, StatsTotal, TunnelEnd, TunnelTotal};
+use crate::server::listener::Refused;
+use crate::service::{
+    Condition, DURATION_BUCKETS, Fleet, Service, ServiceStats, Snapshot, StatsTotal, TunnelEnd, TunnelTotal,
+};
 use crate::transport::tls::Held;
 
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -67,6 +70,19 @@ fn of_process(families: &mut Families<'_>, state: &State) -> fmt::Result {
     }
     families.total("process_cpu_seconds", "CPU time used.", process::cpu_time().as_secs_f64())?;
     families.gauge("heddle_ready", "1 while requests should be sent here.", number(state.is_ready()))?;
+    let results = [("done", state.reloads.done()), ("refused", state.reloads.refused())];
+    let results = results.map(|(result, count)| ([("result", result)], count));
+    families.counters(
+        "heddle_config_reloads",
+        "Changed configurations, by what became of them.",
+        results.into_iter(),
+    )?;
+    let last = state.reloads.last().map_or(0.0, seconds);
+    families.gauge(
+        "heddle_config_last_reload_timestamp_seconds",
+        "When one was put in force last, since 1970; 0: none.",
+        last,
+    )?;
     families.gauge("heddle_draining", "1 once the proxy has been told to stop.", number(state.is_draining()))
 }
 
@@ -106,11 +122,10 @@ fn of_workers(families: &mut Families<'_>, state: &State) -> fmt::Result {
 }
 
 fn of_listeners(families: &mut Families<'_>, state: &State) -> fmt::Result {
-    let refusals = state.listeners.iter().flat_map(|listener| {
+    let refusals = state.listeners().into_iter().flat_map(|listener| {
         let address = listener.settings.address.to_string();
-        listener
-            .refusals()
-            .map(move |(reason, count)| ([("listener", address.clone()), ("reason", reason.to_string())], count))
+        let labels = move |reason: Refused| [("listener", address.clone()), ("reason", reason.to_string())];
+        listener.refusals().map(|(reason, count)| (labels(reason), count)).collect::<Vec<_>>()
     });
     families.counters(
         "heddle_refused_connections",
@@ -133,9 +148,9 @@ fn of_tls(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "heddle_tls_handshake_failures",
         "Handshakes with clients that failed, by listener.",
         state
-            .terminators
+            .listeners()
             .iter()
-            .map(|(address, terminator)| ([("listener", address.to_string())], terminator.failures())),
+            .map(|listener| ([("listener", listener.settings.address.to_string())], listener.tls.failures())),
     )
 }
 
@@ -163,11 +178,11 @@ struct Reading {
 
 impl Reading {
     fn name(&self) -> [(&'static str, &str); 1] {
-        [("service", &self.service.name)]
+        [("service", self.service.name())]
     }
 
     fn name_and_policy(&self) -> [(&'static str, &str); 2] {
-        [("service", &self.service.name), ("policy", &self.service.balancer.name)]
+        [("service", self.service.name()), ("policy", &self.service.balancer.name)]
     }
 
     fn durations(&self) -> Histogram {
@@ -182,7 +197,7 @@ impl Reading {
 
 fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
     let mut services = state.directory.all();
-    services.sort_by(|a, b| a.name.cmp(&b.name));
+    services.sort_by(|a, b| a.name().cmp(b.name()));
     let read = |service: Arc<Service>| Reading { total: service.stats(), snapshot: service.snapshot(), service };
     let readings: Vec<Reading> = services.into_iter().map(read).collect();
     let by_service =
@@ -196,7 +211,7 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
 
     let requests = readings.iter().flat_map(|reading| {
         let classes = CLASSES.iter().zip(reading.total.responses);
-        classes.map(|(class, count)| ([("service", &*reading.service.name), ("class", *class)], count))
+        classes.map(|(class, count)| ([("service", &*reading.service.fleet.name), ("class", *class)], count))
     });
     families.counters("heddle_requests", "Requests that have ended, by class of status.", requests)?;
     families.histograms(
@@ -225,6 +240,7 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "Requests sent again because their pooled connection was found dead.",
         by_service(|total| total.resent),
     )?;
+    of_health(families, &readings)?;
     of_tunnels(families, &readings)?;
     families.counters("heddle_plugin_decisions", "Decisions by plugins.", by_policy(|total| total.decisions))?;
     families.counters(
@@ -239,10 +255,43 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
     )
 }
 
+/// What circuit breakers have done.
+fn of_health(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result {
+    let of_fleets = |figure: fn(&Fleet) -> u64| {
+        readings.iter().map(move |reading| (reading.name(), figure(&reading.service.fleet)))
+    };
+    families.counters(
+        "heddle_ejections",
+        "Endpoints taken out of use by circuit breakers.",
+        of_fleets(Fleet::ejections),
+    )?;
+    families.counters(
+        "heddle_service_openings",
+        "Times that a service was opened as a whole, since every attempt failed.",
+        of_fleets(Fleet::openings),
+    )?;
+    families.gauges(
+        "heddle_service_open",
+        "1 while requests are refused because every attempt fails.",
+        readings
+            .iter()
+            .map(|reading| (reading.name(), number(reading.service.fleet.health.condition() != Condition::InUse))),
+    )?;
+    families.gauges(
+        "heddle_endpoints_ejected",
+        "Endpoints that a circuit breaker has out of use.",
+        readings.iter().map(|reading| {
+            let endpoints = reading.snapshot.endpoints();
+            let out = endpoints.filter(|endpoint| endpoint.health.condition() != Condition::InUse);
+            (reading.name(), out.count() as f64)
+        }),
+    )
+}
+
 /// Connections that are passed on as they are.
 fn of_tunnels(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result {
     let tunnels = readings.iter().flat_map(|reading| {
-        let service = ("service", &*reading.service.name);
+        let service = ("service", &*reading.service.fleet.name);
         by_result(&reading.total.tunnels).map(move |([result], count)| ([service, result], count))
     });
     families.counters("heddle_tunnels", "Tunnels that have ended or did not come about, by how.", tunnels)?;
@@ -254,7 +303,7 @@ fn of_tunnels(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result 
     let bytes = readings.iter().flat_map(|reading| {
         let TunnelTotal { sent, received, .. } = reading.total.tunnels;
         [("sent", sent), ("received", received)]
-            .map(|(direction, bytes)| ([("service", &*reading.service.name), ("direction", direction)], bytes))
+            .map(|(direction, bytes)| ([("service", &*reading.service.fleet.name), ("direction", direction)], bytes))
     });
     families.counters("heddle_tunnel_bytes", "Bytes through tunnels: sent by clients, and received by them.", bytes)
 }
@@ -303,7 +352,7 @@ fn of_registry(families: &mut Families<'_>, state: &State) -> fmt::Result {
 }
 
 fn of_plugins(families: &mut Families<'_>, state: &State) -> fmt::Result {
-    let plugins = state.plugins.all();
+    let plugins = state.plugins().all();
     let policy = |plugin: &Arc<Plugin>| [("policy", plugin.name.to_string())];
     let loaded = plugins.iter().filter_map(|plugin| {
         let generation = plugin.current()?;

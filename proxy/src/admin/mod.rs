@@ -26,7 +26,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 
 use crate::app::State;
-use crate::server::listener::BindError;
+use crate::server::socket::BindError;
 
 /// Connections at once; further ones wait.
 const CONNECTIONS: usize = 64;

@@ -1,12 +1,12 @@
 //! What is going on, as JSON: services with their endpoints, plugins, the registry.
 
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
 use super::process;
-use crate::app::State;
+use crate::app::{Reloads, State};
 use crate::plugin::{FaultKind, Plugin};
 use crate::registry::Report;
 use crate::service::{Endpoint, Service, Snapshot};
@@ -21,9 +21,19 @@ struct Shown<'a> {
     draining: bool,
     /// By worker.
     client_connections: Vec<usize>,
+    reloads: ShownReloads,
     registry: Report,
     plugins: Vec<ShownPlugin>,
     services: Vec<ShownService>,
+}
+
+/// What became of changed configurations.
+#[derive(Serialize)]
+struct ShownReloads {
+    done: u64,
+    refused: u64,
+    /// When one was put in force last; milliseconds since 1970.
+    last_ms: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -54,6 +64,10 @@ struct ShownService {
     failed_attempts: u64,
     decisions: u64,
     fallbacks: u64,
+    /// As of an endpoint: `out` while all requests are refused because every attempt fails.
+    condition: &'static str,
+    /// Whether endpoints are used although they are out of use, as too few others are in it.
+    in_panic: bool,
     endpoints: Vec<ShownEndpoint>,
 }
 
@@ -64,6 +78,9 @@ struct ShownEndpoint {
     address: String,
     weight: u32,
     eligible: bool,
+    /// `in_use`, `out` or `half_open`, as the circuit breaker has it.
+    condition: &'static str,
+    ejections: u32,
     in_flight: u32,
     connections: u32,
     /// A moving average of the time to the response head; 0 before the first.
@@ -77,7 +94,7 @@ struct ShownEndpoint {
 /// When it cannot be said in JSON.
 pub fn json(state: &State) -> serde_json::Result<String> {
     let mut services = state.directory.all();
-    services.sort_by(|a, b| a.name.cmp(&b.name));
+    services.sort_by(|a, b| a.name().cmp(b.name()));
     let shown = Shown {
         version: env!("CARGO_PKG_VERSION"),
         uptime_seconds: state.started.elapsed().unwrap_or(Duration::ZERO).as_secs_f64(),
@@ -85,11 +102,18 @@ pub fn json(state: &State) -> serde_json::Result<String> {
         ready: state.is_ready(),
         draining: state.is_draining(),
         client_connections: state.workers.connections.iter().map(|count| count.load(Relaxed)).collect(),
+        reloads: show_reloads(&state.reloads),
         registry: state.registry.report(),
-        plugins: state.plugins.all().iter().map(|plugin| show_plugin(plugin)).collect(),
+        plugins: state.plugins().all().iter().map(|plugin| show_plugin(plugin)).collect(),
         services: services.iter().map(|service| show_service(service)).collect(),
     };
     serde_json::to_string_pretty(&shown)
+}
+
+fn show_reloads(reloads: &Reloads) -> ShownReloads {
+    let last = reloads.last().and_then(|last| last.duration_since(UNIX_EPOCH).ok());
+    let last_ms = last.and_then(|last| u64::try_from(last.as_millis()).ok());
+    ShownReloads { done: reloads.done(), refused: reloads.refused(), last_ms }
 }
 
 fn show_plugin(plugin: &Plugin) -> ShownPlugin {
@@ -110,27 +134,32 @@ fn show_plugin(plugin: &Plugin) -> ShownPlugin {
 
 fn show_service(service: &Service) -> ShownService {
     let (total, snapshot) = (service.stats(), service.snapshot());
+    let now = service.fleet.clock.now();
     let settings = &service.settings.balancer.config;
     ShownService {
-        name: service.name.to_string(),
+        name: service.name().to_string(),
         policy: service.balancer.name.to_string(),
         settings: serde_json::from_str(settings).unwrap_or_default(),
         requests: total.responses.iter().sum(),
         failed_attempts: total.failed_attempts,
         decisions: total.decisions,
         fallbacks: total.fallbacks,
-        endpoints: snapshot.endpoints().map(|endpoint| show_endpoint(endpoint, &snapshot)).collect(),
+        condition: service.fleet.health.condition().name(),
+        in_panic: snapshot.is_in_panic(),
+        endpoints: snapshot.endpoints().map(|endpoint| show_endpoint(endpoint, &snapshot, now)).collect(),
     }
 }
 
-fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot) -> ShownEndpoint {
-    let Endpoint { slot, registered, load, .. } = endpoint;
+fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot, now: Duration) -> ShownEndpoint {
+    let Endpoint { slot, registered, load, health, .. } = endpoint;
     ShownEndpoint {
         slot: *slot,
         id: registered.id.clone(),
         address: registered.address.clone(),
         weight: registered.weight,
         eligible: snapshot.eligible_endpoint(*slot).is_some(),
+        condition: health.condition().name(),
+        ejections: health.ejections(now),
         in_flight: load.in_flight(),
         connections: load.connections(),
         latency_micros: load.latency_micros(),

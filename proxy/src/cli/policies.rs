@@ -3,9 +3,11 @@
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::clock::Clock;
 use crate::config::checked::Policy;
 use crate::config::{Checked, Problems, Refusal};
 use crate::plugin::{Engine, Fault, FaultKind, Folder, Generation, LoadError, Origin, builtin_names, builtin_policy};
+use crate::policy::Role;
 
 /// Loads every balancer with its settings, and unloads it again.
 ///
@@ -15,9 +17,9 @@ use crate::plugin::{Engine, Fault, FaultKind, Folder, Generation, LoadError, Ori
 /// the place of a built-in policy of its name, so it is the file that has to be in order.
 pub fn check(checked: &Checked) -> Result<(), Problems> {
     let plugins = &checked.config.plugins;
-    let engine = Engine::new(plugins.clone());
-    checked.check_policies(|policy| match &engine {
-        Ok(engine) => accepts(engine, plugins.folder.as_deref(), policy),
+    let engine = Engine::new(plugins.clone(), Clock::running());
+    checked.check_policies(|policy, role| match &engine {
+        Ok(engine) => accepts(engine, plugins.folder.as_deref(), policy, role),
         Err(error) => Err(Refusal {
             found: format!("plugins cannot be run here: {error:#}"),
             remedy: "expected a processor that WebAssembly can be compiled for".into(),
@@ -25,11 +27,11 @@ pub fn check(checked: &Checked) -> Result<(), Problems> {
     })
 }
 
-fn accepts(engine: &Arc<Engine>, folder: Option<&Path>, policy: &Policy) -> Result<(), Refusal> {
+fn accepts(engine: &Arc<Engine>, folder: Option<&Path>, policy: &Policy, role: Role) -> Result<(), Refusal> {
     let name = &policy.plugin;
-    let configs = [policy.config.clone()];
+    let uses = [(role, policy.config.clone())];
     let loaded = match folder.map(|folder| Folder::read(folder, name)) {
-        Some(Ok(Some((path, bytes)))) => Generation::load(engine, name, &bytes, Origin::File(path.clone()), &configs)
+        Some(Ok(Some((path, bytes)))) => Generation::load(engine, name, &bytes, Origin::File(path.clone()), &uses)
             .map_err(|error| (path.display().to_string(), error)),
         Some(Err(error)) => {
             return Err(Refusal {
@@ -38,8 +40,9 @@ fn accepts(engine: &Arc<Engine>, folder: Option<&Path>, policy: &Policy) -> Resu
             });
         }
         Some(Ok(None)) | None => match builtin_policy(name) {
-            Some(bytes) => Generation::load(engine, name, bytes, Origin::BuiltIn, &configs)
-                .map_err(|error| (name.to_string(), error)),
+            Some(bytes) => {
+                Generation::load(engine, name, bytes, Origin::BuiltIn, &uses).map_err(|error| (name.to_string(), error))
+            }
             None => return Err(missing(folder, name)),
         },
     };
@@ -64,7 +67,7 @@ fn refused(what: &str, error: LoadError) -> Refusal {
         }
         error => Refusal {
             found: format!("{what} cannot be used: {error}"),
-            remedy: "expected a balancer that works with these settings".into(),
+            remedy: "expected a policy that works with these settings".into(),
         },
     }
 }

@@ -10,13 +10,14 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::checked::{
-    Config, Etcd, EtcdLogin, EtcdWatch, FileSource, FixedEndpoint, KeyPair, Layout, Listener, ListenerTls, Plugins,
-    Policy, Pool, Protocol, Registry, Service, Services, TlsClient, UpstreamProtocol,
+    Config, Ejection, Etcd, EtcdLogin, EtcdWatch, FileSource, FixedEndpoint, KeyPair, Layout, Listener, ListenerTls,
+    Plugins, Policy, Pool, Protocol, Registry, Service, Services, TlsClient, UpstreamProtocol,
 };
 use super::file::{self, Admin, File, NamedService};
 use super::problem::{Place, Problems};
 use super::read::At;
-use super::{Balancer, Checked, service, tls as written};
+use super::{Checked, Listening, Written, service, tls as written};
+use crate::policy::Role;
 
 mod listener;
 mod tls;
@@ -28,6 +29,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         Some(Admin::Off) => None,
         None => Some(ADMIN),
     };
+    let listening = listening(&file);
     report_shared_addresses(&file, problems);
     report_no_folder(file.state.as_ref(), problems);
     report_no_folder(file.plugins.folder.as_ref(), problems);
@@ -37,7 +39,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
     let named = &file.services.named;
     let fixed = named.iter().filter_map(|service| fixed_endpoints(service, problems)).collect();
     report_files_of_services(&file.services, problems);
-    let balancers = balancers(&file.services, place);
+    let policies = policies(&file.services, place);
     let default = inherit(&file.services.default, &built_in_service());
     let inherited = |service: &NamedService| Arc::new(inherit(&service.settings, &default));
     let named = named.iter().map(|service| (service.name.value.clone(), inherited(service))).collect();
@@ -64,7 +66,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         },
         services: Services { default: Arc::new(default), named },
     };
-    Checked { config, balancers }
+    Checked { config, listening, policies }
 }
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 4191);
@@ -77,6 +79,16 @@ fn own_name() -> String {
         format!("heddle-{:016x}", RandomState::new().hash_one(std::process::id()))
     };
     NAME.get_or_init(draw).clone()
+}
+
+/// Every address that is written.
+fn listening(file: &File) -> Vec<Listening> {
+    let admin = match &file.admin {
+        Some(Admin::At(at)) => Some(at),
+        Some(Admin::Off) | None => None,
+    };
+    let all = file.listeners.iter().filter_map(|listener| listener.address.as_ref()).chain(admin);
+    all.map(|at| Listening { key: at.key.clone(), place: at.place.clone(), address: at.value }).collect()
 }
 
 /// Two listeners, or a listener and the admin server, on one address. Port 0 is another one each time.
@@ -260,6 +272,9 @@ fn report_files_of_services(services: &file::Services, problems: &mut Problems) 
 fn built_in_service() -> Service {
     Service {
         balancer: Policy { plugin: Arc::from("round-robin"), config: Arc::from("{}") },
+        retry: None,
+        breaker: None,
+        ejection: Ejection { max_percent: 10, panic_percent: 50 },
         protocol: UpstreamProtocol::Negotiated,
         connect_timeout: Duration::from_secs(1),
         request_timeout: Duration::from_secs(15),
@@ -275,6 +290,12 @@ fn built_in_service() -> Service {
 fn inherit(written: &service::Service, base: &Service) -> Service {
     Service {
         balancer: written.balancer.as_ref().map_or_else(|| base.balancer.clone(), |at| at.value.clone()),
+        retry: written.retry.as_ref().map_or_else(|| base.retry.clone(), |at| at.value.clone()),
+        breaker: written.breaker.as_ref().map_or_else(|| base.breaker.clone(), |at| at.value.clone()),
+        ejection: Ejection {
+            max_percent: written.ejection.max_percent.unwrap_or(base.ejection.max_percent),
+            panic_percent: written.ejection.panic_percent.unwrap_or(base.ejection.panic_percent),
+        },
         protocol: written.protocol.unwrap_or(base.protocol),
         connect_timeout: written.connect_timeout.unwrap_or(base.connect_timeout),
         request_timeout: written.request_timeout.unwrap_or(base.request_timeout),
@@ -294,12 +315,24 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
     }
 }
 
-/// The balancers that were written, and the built-in default if `[service.default]` names none.
-fn balancers(services: &file::Services, place: Place) -> Vec<Balancer> {
+/// The policies that were written, and the built-in balancer if `[service.default]` names none.
+fn policies(services: &file::Services, place: Place) -> Vec<Written> {
     let file::Services { default, named } = services;
-    let written = std::iter::once(default).chain(named.iter().map(|service| &service.settings));
-    let written = written.filter_map(|service| service.balancer.clone());
     let built_in = At { value: built_in_service().balancer, place, key: "service.default.balancer".to_owned() };
     let unsaid = default.balancer.is_none().then_some(built_in);
-    unsaid.into_iter().chain(written).map(|at| Balancer { key: at.key, place: at.place, policy: at.value }).collect()
+    let unsaid = unsaid.into_iter().map(|at| (at, Role::Balancer));
+    let written = std::iter::once(default).chain(named.iter().map(|service| &service.settings)).flat_map(|service| {
+        let balancer = service.balancer.clone().map(|at| (at, Role::Balancer));
+        let retry = on(&service.retry).map(|at| (at, Role::RetryPolicy));
+        let breaker = on(&service.breaker).map(|at| (at, Role::CircuitBreaker));
+        [balancer, retry, breaker].into_iter().flatten()
+    });
+    let written = unsaid.chain(written);
+    written.map(|(at, role)| Written { key: at.key, place: at.place, policy: at.value, role }).collect()
+}
+
+/// A policy that is not switched off.
+fn on(written: &Option<At<Option<Policy>>>) -> Option<At<Policy>> {
+    let At { value, place, key } = written.clone()?;
+    Some(At { value: value?, place, key })
 }

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::policy::Role;
+
 /// Everything that one proxy process runs by.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -311,6 +313,11 @@ impl Services {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Service {
     pub balancer: Policy,
+    /// What follows a failed attempt; none, the default, for an answer to the client.
+    pub retry: Option<Policy>,
+    /// Who judges endpoints by how attempts end; none by default.
+    pub breaker: Option<Policy>,
+    pub ejection: Ejection,
     /// Where it is stated, in other words not [`UpstreamProtocol::Negotiated`], the service is sent requests and nothing
     /// else: what is not recognized, in a tunnel or with [`Protocol::Auto`], is refused. [`Protocol::Tcp`] passes it on.
     pub protocol: UpstreamProtocol,
@@ -329,6 +336,25 @@ pub struct Service {
     /// that carry one client's bytes have one: those that are passed on as they are.
     pub proxy_protocol: Option<ProxyProtocol>,
     pub pool: Pool,
+}
+
+impl Service {
+    /// The service's policies, by what they decide.
+    pub fn policies(&self) -> impl Iterator<Item = (&Policy, Role)> {
+        let balancer = Some((&self.balancer, Role::Balancer));
+        let retry = self.retry.as_ref().map(|policy| (policy, Role::RetryPolicy));
+        let breaker = self.breaker.as_ref().map(|policy| (policy, Role::CircuitBreaker));
+        [balancer, retry, breaker].into_iter().flatten()
+    }
+}
+
+/// Bounds of what breakers and checks may take out of use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Ejection {
+    /// The share of endpoints that may be ejected at once, in percent; 10 by default. One may always be.
+    pub max_percent: u8,
+    /// When less than this share of the endpoints is well, all of them are used again; 50 by default, 0 for never.
+    pub panic_percent: u8,
 }
 
 /// TLS to endpoints.

@@ -6,6 +6,7 @@
 //! fills in defaults and looks at what several tables or other files say together.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -24,38 +25,51 @@ mod tls;
 mod tree;
 mod value;
 
+use crate::policy::Role;
 pub use env::environment;
 pub use problem::{Place, Problem, Problems};
 pub use read::Refusal;
 pub use value::is_service_name;
 
-/// A configuration that holds, and where its balancers were written.
+/// A configuration that holds, and where its policies were written.
 #[derive(Debug, Clone)]
 pub struct Checked {
     pub config: checked::Config,
-    /// Each balancer that the file names, and the default one. Whether there are such plugins, and whether they take
+    /// Each address that the file has the proxy listen on.
+    pub listening: Vec<Listening>,
+    /// Each policy that the file names, and the default balancer. Whether there are such plugins, and whether they take
     /// these settings, is for the plugin host to say: see [`Checked::check_policies`].
-    pub balancers: Vec<Balancer>,
+    pub policies: Vec<Written>,
 }
 
-/// A balancer and where it was written.
+/// A policy and where it was written.
 #[derive(Debug, Clone)]
-pub struct Balancer {
+pub struct Written {
     /// `service.users.balancer`.
     pub key: String,
     pub place: Place,
     pub policy: checked::Policy,
+    pub role: Role,
+}
+
+/// An address to listen on, and where it was written.
+#[derive(Debug, Clone)]
+pub struct Listening {
+    /// `listener[0].address`.
+    pub key: String,
+    pub place: Place,
+    pub address: SocketAddr,
 }
 
 impl Checked {
-    /// Asks `accepts` about every balancer. Its `Err` says what is wrong and what would do.
+    /// Asks `accepts` about every policy. Its `Err` says what is wrong and what would do.
     pub fn check_policies(
         &self,
-        mut accepts: impl FnMut(&checked::Policy) -> Result<(), Refusal>,
+        mut accepts: impl FnMut(&checked::Policy, Role) -> Result<(), Refusal>,
     ) -> Result<(), Problems> {
         let mut problems = Problems::default();
-        for Balancer { key, place, policy } in &self.balancers {
-            if let Err(Refusal { found, remedy }) = accepts(policy) {
+        for Written { key, place, policy, role } in &self.policies {
+            if let Err(Refusal { found, remedy }) = accepts(policy, *role) {
                 problems.add(Problem { place: place.clone(), key: key.clone(), found, remedy });
             }
         }

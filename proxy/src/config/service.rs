@@ -18,6 +18,9 @@ use super::value::{choice, duration, endpoint_address, integer, plugin, refuse, 
 #[derive(Default)]
 pub(super) struct Service {
     pub balancer: Option<At<Policy>>,
+    /// None in it for `"off"`, as in `breaker`.
+    pub retry: Option<At<Option<Policy>>>,
+    pub breaker: Option<At<Option<Policy>>>,
     pub protocol: Option<UpstreamProtocol>,
     pub connect_timeout: Option<Duration>,
     pub request_timeout: Option<Duration>,
@@ -27,6 +30,7 @@ pub(super) struct Service {
     /// None in it for `"off"`.
     pub proxy_protocol: Option<Option<ProxyProtocol>>,
     pub pool: Pool,
+    pub ejection: Ejection,
     pub endpoints: Option<Vec<At<FixedEndpoint>>>,
 }
 
@@ -45,11 +49,20 @@ pub(super) struct Pool {
     pub max_connections: Option<usize>,
 }
 
+/// `ejection` of a service.
+#[derive(Default)]
+pub(super) struct Ejection {
+    pub max_percent: Option<u8>,
+    pub panic_percent: Option<u8>,
+}
+
 impl Service {
     /// Relative paths start from `base`.
     pub fn read(s: &mut Section<'_>, base: &Path) -> Service {
         Service {
-            balancer: s.take("balancer").and_then(|(node, key)| balancer(node, key, s.problems)),
+            balancer: s.take("balancer").and_then(|(node, key)| policy("a balancer", node, key, s.problems)),
+            retry: optional_policy("a retry policy", "retry", s),
+            breaker: optional_policy("a circuit breaker", "breaker", s),
             protocol: s.get("protocol", choice("a protocol", PROTOCOLS)),
             connect_timeout: s.get("connect_timeout", duration(WAIT)),
             request_timeout: s.get("request_timeout", duration(WAIT)),
@@ -58,6 +71,7 @@ impl Service {
             tls: tls(s, base),
             proxy_protocol: s.get("proxy_protocol", choice("a version of the PROXY protocol", PROXY_PROTOCOLS)),
             pool: s.section("pool", pool).unwrap_or_default(),
+            ejection: s.section("ejection", ejection).unwrap_or_default(),
             endpoints: s.list("endpoints", endpoint),
         }
     }
@@ -88,6 +102,13 @@ fn pool(s: &mut Section<'_>) -> Pool {
         max_idle: s.get("max_idle", integer(0..=1_000_000)),
         idle_timeout: s.get("idle_timeout", duration(WAIT)),
         max_connections: s.get("max_connections", integer(1..=1_000_000)),
+    }
+}
+
+fn ejection(s: &mut Section<'_>) -> Ejection {
+    Ejection {
+        max_percent: s.get("max_percent", integer(0..=100)),
+        panic_percent: s.get("panic_percent", integer(0..=100)),
     }
 }
 
@@ -123,8 +144,18 @@ fn metadata(s: &mut Section<'_>) -> Vec<(String, String)> {
     read
 }
 
+/// As [`policy`], or `"off"`.
+fn optional_policy(what: &str, key: &'static str, s: &mut Section<'_>) -> Option<At<Option<Policy>>> {
+    let (node, key) = s.take(key)?;
+    if matches!(&node.value, Value::Text(text) if text == "off") {
+        return Some(At { value: None, place: node.place, key });
+    }
+    let At { value, place, key } = policy(what, node, key, s.problems)?;
+    Some(At { value: Some(value), place, key })
+}
+
 /// The name of a plugin, or a table with `plugin` and the plugin's own settings.
-fn balancer(node: Node, key: String, problems: &mut Problems) -> Option<At<Policy>> {
+fn policy(what: &str, node: Node, key: String, problems: &mut Problems) -> Option<At<Policy>> {
     let place = node.place.clone();
     let policy = match node.value {
         Value::Table(_) => Section::read(node, key.clone(), problems, |s| {
@@ -139,7 +170,7 @@ fn balancer(node: Node, key: String, problems: &mut Problems) -> Option<At<Polic
         }
         _ => {
             let expected = "the name of a plugin, or a table such as { plugin = \"url-hash\" }";
-            let Refusal { found, remedy } = refuse(&node, "a balancer", expected);
+            let Refusal { found, remedy } = refuse(&node, what, expected);
             problems.add(Problem { place: node.place, key: key.clone(), found, remedy });
             None
         }

@@ -12,12 +12,13 @@ use std::sync::atomic::{
 };
 use std::sync::{Arc, Weak};
 use std::thread::{self, Thread};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use wasmtime::component::Linker;
 use wasmtime::{Config, OptLevel};
 
 use super::host::{self, State};
+use crate::clock::Clock;
 use crate::config::checked;
 
 /// Epochs in one decision's budget.
@@ -31,8 +32,8 @@ pub struct Engine {
     pub(super) wasm: wasmtime::Engine,
     pub(super) linker: Linker<State>,
     pub(super) limits: checked::Plugins,
-    /// When the clock of all guests read zero.
-    pub(super) started: Instant,
+    /// The clock that all guests see.
+    pub clock: Clock,
     ticker: Arc<Ticker>,
     ticker_thread: Thread,
     /// The length of one epoch.
@@ -54,7 +55,7 @@ impl Engine {
     /// # Errors
     ///
     /// When this machine cannot run what the compiler makes, or no thread can be started.
-    pub fn new(limits: checked::Plugins) -> Result<Arc<Self>, wasmtime::Error> {
+    pub fn new(limits: checked::Plugins, clock: Clock) -> Result<Arc<Self>, wasmtime::Error> {
         let mut config = Config::new();
         config
             .wasm_component_model(true)
@@ -78,7 +79,7 @@ impl Engine {
             thread::Builder::new().name("heddle-epoch".into()).spawn(move || run_ticker(&wasm, &ticker, tick))?
         };
         let ticker_thread = ticker_thread.thread().clone();
-        Ok(Arc::new(Self { wasm, linker, limits, started: Instant::now(), ticker, ticker_thread, tick }))
+        Ok(Arc::new(Self { wasm, linker, limits, clock, ticker, ticker_thread, tick }))
     }
 
     /// Says that a call is about to begin or still runs, so that epochs rise.

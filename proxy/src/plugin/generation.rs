@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
 use wasmtime::component::Component;
@@ -12,11 +12,14 @@ use wit_component::ComponentEncoder;
 
 use super::engine::Engine;
 use super::fault::{Fault, FaultKind, FaultLog, one_line, reason};
-use super::host::{BalancerPre, LineRate, State};
+use super::guest::Prepared;
+use super::host::LineRate;
 use super::instance::Instance;
-use crate::policy::Facts;
+use crate::clock::Clock;
+use crate::config::checked::Ejection;
+use crate::policy::{Facts, Kind, Outcome, Role};
 use crate::registry::{Change, Registered};
-use crate::service::Snapshot;
+use crate::service::Fleet;
 
 /// A larger file is not read; the built-in policies have some tens of kilobytes.
 pub const MAX_BYTES: u64 = 16 << 20;
@@ -60,7 +63,7 @@ impl fmt::Debug for ContentHash {
 }
 
 /// Why a file did not become a generation.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum LoadError {
     #[error("not WebAssembly: expected a component, or a core module built with this version's bindings")]
     NotWasm,
@@ -68,8 +71,10 @@ pub enum LoadError {
     NotWrappable(String),
     #[error("does not compile: {0}")]
     Compile(String),
-    #[error("does not speak heddle:policy@0.1.0 balancer: {0}")]
+    #[error("speaks no world of heddle:policy@0.1.0: {0}")]
     Contract(String),
+    #[error("is a {found}, and services use it as their {}: expected that world of heddle:policy@0.1.0", wanted.world(), found = found.world())]
+    Role { found: Role, wanted: Role },
     #[error("failed its probe ({fault}) with the configuration {config}")]
     Probe { config: Arc<str>, fault: Fault },
 }
@@ -87,7 +92,7 @@ pub struct Generation {
     pub(super) decided: AtomicBool,
     pub(super) lines: LineRate,
     pub(super) engine: Arc<Engine>,
-    pub(super) pre: BalancerPre<State>,
+    pub(super) prepared: Prepared,
 }
 
 impl fmt::Debug for Generation {
@@ -100,7 +105,7 @@ impl fmt::Debug for Generation {
 static NUMBER: AtomicU64 = AtomicU64::new(1);
 
 impl Generation {
-    /// Compiles and links a plugin, and probes it with each of these configurations. This takes tens of milliseconds
+    /// Compiles and links a plugin, and probes it with each of the configurations that it is used with. This takes tens of milliseconds
     /// of CPU time: not for a worker.
     ///
     /// # Errors
@@ -111,7 +116,7 @@ impl Generation {
         policy: &Arc<str>,
         bytes: &[u8],
         origin: Origin,
-        configs: &[Arc<str>],
+        uses: &[(Role, Arc<str>)],
     ) -> Result<Arc<Self>, LoadError> {
         let component = match bytes.get(..8) {
             Some([0, b'a', b's', b'm', 0x01, 0, 0, 0]) => &wrap(bytes)?,
@@ -119,11 +124,12 @@ impl Generation {
             _ => return Err(LoadError::NotWasm),
         };
         let component = Component::new(&engine.wasm, component).map_err(|error| LoadError::Compile(reason(&error)))?;
-        let pre = engine
-            .linker
-            .instantiate_pre(&component)
-            .and_then(BalancerPre::new)
-            .map_err(|error| LoadError::Contract(reason(&error)))?;
+        let linked = engine.linker.instantiate_pre(&component).map_err(|error| LoadError::Contract(reason(&error)))?;
+        let prepared = Prepared::new(&linked).map_err(|errors| LoadError::Contract(what_is_missing(&errors, uses)))?;
+        let found = prepared.role();
+        if let Some(&(wanted, _)) = uses.iter().find(|(wanted, _)| *wanted != found) {
+            return Err(LoadError::Role { found, wanted });
+        }
         let generation = Arc::new(Self {
             policy: policy.clone(),
             hash: ContentHash::of(bytes),
@@ -134,9 +140,9 @@ impl Generation {
             decided: AtomicBool::new(false),
             lines: LineRate::default(),
             engine: engine.clone(),
-            pre,
+            prepared,
         });
-        generation.probe(configs)?;
+        generation.probe(uses)?;
         Ok(generation)
     }
 
@@ -145,14 +151,31 @@ impl Generation {
         self.decided.load(Relaxed) && self.faults.is_quiet(now)
     }
 
+    /// Makes sure that it can be used so as well.
+    ///
+    /// # Errors
+    ///
+    /// When it is of another world, or fails its probe with this configuration.
+    pub(super) fn take(self: &Arc<Self>, role: Role, config: &Arc<str>) -> Result<(), LoadError> {
+        let found = self.role();
+        if found != role {
+            return Err(LoadError::Role { found, wanted: role });
+        }
+        self.probe(&[(role, config.clone())])
+    }
+
+    /// The world that it is of.
+    pub fn role(&self) -> Role {
+        self.prepared.role()
+    }
+
     /// Runs the guest through a life in small, as a service with three endpoints would.
-    fn probe(self: &Arc<Self>, configs: &[Arc<str>]) -> Result<(), LoadError> {
-        let snapshot = probe_snapshot();
-        let unused: [Arc<str>; 1] = ["{}".into()];
-        for config in if configs.is_empty() { &unused } else { configs } {
-            match self.probe_with(config, &snapshot) {
+    fn probe(self: &Arc<Self>, uses: &[(Role, Arc<str>)]) -> Result<(), LoadError> {
+        let unused: [(Role, Arc<str>); 1] = [(self.role(), "{}".into())];
+        for (_, config) in if uses.is_empty() { &unused } else { uses } {
+            match self.probe_with(config) {
                 // Nobody says how a policy that no service uses is to be configured.
-                Err(Fault { kind: FaultKind::Configure, .. }) if configs.is_empty() => {}
+                Err(Fault { kind: FaultKind::Configure, .. }) if uses.is_empty() => {}
                 Err(fault) => return Err(LoadError::Probe { config: config.clone(), fault }),
                 Ok(()) => {}
             }
@@ -160,19 +183,40 @@ impl Generation {
         Ok(())
     }
 
-    fn probe_with(self: &Arc<Self>, config: &str, snapshot: &Arc<Snapshot>) -> Result<(), Fault> {
-        let mut instance = Instance::new(self, &"probe".into(), config, 1, snapshot)?;
-        for _ in 0..4 {
-            let mut facts = Facts::placeholder();
-            instance.pick(&mut facts)?;
+    fn probe_with(self: &Arc<Self>, config: &str) -> Result<(), Fault> {
+        let fleet = probe_fleet(self.engine.clock.clone());
+        let mut instance = Instance::new(self, &fleet, config, 1, &fleet.snapshot())?;
+        let mut facts = Facts::placeholder();
+        let refused = Outcome::of(Kind::Refused, Duration::from_millis(1));
+        for slot in 0..4 {
+            match self.role() {
+                Role::Balancer => drop(instance.pick(&mut facts)?),
+                Role::RetryPolicy => drop(instance.decide(&mut facts, &refused)?),
+                Role::CircuitBreaker => {
+                    instance.judge(&mut facts, slot, &refused)?;
+                    instance.tick()?;
+                }
+            }
         }
         instance.update(&Arc::default())?;
         Ok(())
     }
 }
 
+/// Why a guest is of no world: what the one misses that it is used as; without a use, what a balancer would.
+fn what_is_missing(errors: &[wasmtime::Error; 3], uses: &[(Role, Arc<str>)]) -> String {
+    let [balancer, retry_policy, circuit_breaker] = errors;
+    let role = uses.first().map_or(Role::Balancer, |(role, _)| *role);
+    let error = match role {
+        Role::Balancer => balancer,
+        Role::RetryPolicy => retry_policy,
+        Role::CircuitBreaker => circuit_breaker,
+    };
+    format!("as a {}: {}", role.world(), reason(error))
+}
+
 /// Three endpoints with different weights.
-fn probe_snapshot() -> Arc<Snapshot> {
+fn probe_fleet(clock: Clock) -> Arc<Fleet> {
     let added = (1..=3)
         .map(|n| Registered {
             id: format!("probe#192.0.2.{n}:80"),
@@ -182,7 +226,9 @@ fn probe_snapshot() -> Arc<Snapshot> {
             metadata: Vec::new(),
         })
         .collect();
-    Arc::new(Snapshot::of(Change { service: "probe".into(), removed: Vec::new(), added }))
+    let fleet = Fleet::new("probe".into(), Ejection { max_percent: 100, panic_percent: 0 }, clock);
+    fleet.apply(Change { service: "probe".into(), removed: Vec::new(), added });
+    Arc::new(fleet)
 }
 
 /// Makes a component of a core module that carries the bindings' description of its world.

@@ -9,12 +9,9 @@ use wasmtime::{ResourceLimiter, Result, UpdateDeadline};
 
 use super::fault::one_line;
 use super::generation::Generation;
-use crate::policy::Facts;
-use crate::service::Snapshot;
-
-wasmtime::component::bindgen!({ world: "balancer", path: "../plugin-sdk/wit" });
-
-use self::heddle::policy::{clock, load, log, request, types};
+use super::guest::{clock, health, load, log, outcome, request, terms, types, verdicts};
+use crate::policy::{Facts, Outcome, Terms};
+use crate::service::{Class, Condition, Fleet, Health, Snapshot};
 
 /// Lines that all instances of a generation together may log within a second.
 const LINES_A_SECOND: u64 = 10;
@@ -22,10 +19,15 @@ const LINES_A_SECOND: u64 = 10;
 /// What belongs to one instance: the facts of the decision under way, and its bounds.
 pub(super) struct State {
     pub(super) generation: Arc<Generation>,
-    pub(super) service: Arc<str>,
+    pub(super) fleet: Arc<Fleet>,
     /// The request that is being decided on; a placeholder between decisions.
     pub(super) facts: Facts,
     pub(super) deciding: bool,
+    /// How the attempt has ended that is being decided on.
+    pub(super) outcome: Option<Outcome>,
+    /// What the guest asked for when it was configured, and whether that is being done.
+    pub(super) terms: Terms,
+    pub(super) configuring: bool,
     /// The endpoints, as the guest was told them.
     pub(super) snapshot: Arc<Snapshot>,
     /// What the clock read when the call under way first asked: it stands still, so that a decision can be replayed.
@@ -38,13 +40,23 @@ impl State {
     fn fact<T>(&self, of: impl FnOnce(&Facts) -> Option<T>) -> Option<T> {
         if self.deciding { of(&self.facts) } else { None }
     }
+
+    fn endpoint<T>(&self, slot: u32, of: impl FnOnce(&Health, Duration) -> T) -> Option<T> {
+        Some(of(&self.snapshot.endpoint(slot)?.health, self.fleet.clock.now()))
+    }
+
+    fn set_term(&mut self, set: impl FnOnce(&mut Terms)) {
+        if self.configuring {
+            set(&mut self.terms);
+        }
+    }
 }
 
 impl types::Host for State {}
 
 impl request::Host for State {
     fn service(&mut self) -> Option<String> {
-        self.fact(|_| Some(self.service.to_string()))
+        self.fact(|_| Some(self.fleet.name.to_string()))
     }
 
     fn client_ip(&mut self) -> Option<String> {
@@ -109,19 +121,146 @@ impl load::Host for State {
 
 impl clock::Host for State {
     fn now_micros(&mut self) -> u64 {
-        let started = self.generation.engine.started;
-        *self.now.get_or_insert_with(|| u64::try_from(started.elapsed().as_micros()).unwrap_or(u64::MAX))
+        let clock = &self.fleet.clock;
+        *self.now.get_or_insert_with(|| as_micros(clock.now()))
+    }
+}
+
+fn as_micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl outcome::Host for State {
+    fn kind(&mut self) -> Option<u32> {
+        self.outcome.map(|outcome| outcome.kind as u32)
+    }
+
+    fn status(&mut self) -> Option<u32> {
+        self.outcome?.status.map(|status| status.as_u16().into())
+    }
+
+    fn grpc_status(&mut self) -> Option<u32> {
+        self.outcome?.grpc_status
+    }
+
+    fn latency_micros(&mut self) -> Option<u64> {
+        self.outcome.map(|outcome| as_micros(outcome.latency))
+    }
+
+    fn sent(&mut self) -> Option<bool> {
+        self.outcome.map(|outcome| outcome.sent)
+    }
+
+    fn replayable(&mut self) -> Option<bool> {
+        self.outcome.map(|outcome| outcome.replayable)
+    }
+
+    fn retry_after_ms(&mut self) -> Option<u64> {
+        self.outcome?.retry_after.map(as_millis)
+    }
+
+    fn elapsed_ms(&mut self) -> Option<u64> {
+        self.outcome.map(|outcome| as_millis(outcome.elapsed))
+    }
+
+    fn budget_left(&mut self) -> Option<u32> {
+        self.outcome.map(|outcome| outcome.budget_left)
+    }
+}
+
+fn as_millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl terms::Host for State {
+    fn set_timeout(&mut self, millis: u64) {
+        self.set_term(|terms| terms.timeout = Some(Duration::from_millis(millis)));
+    }
+
+    fn set_try_timeout(&mut self, millis: u64) {
+        self.set_term(|terms| terms.try_timeout = Some(Duration::from_millis(millis)));
+    }
+
+    fn set_hedging(&mut self, permille: u32) {
+        self.set_term(|terms| terms.hedging = Some(permille.clamp(1, 1000)));
+    }
+}
+
+impl health::Host for State {
+    fn state(&mut self, slot: u32) -> Option<u64> {
+        self.endpoint(slot, |health, _| health.seen())
+    }
+
+    fn consecutive_failures(&mut self, slot: u32) -> u32 {
+        self.endpoint(slot, |health, _| health.consecutive(Class::Any)).unwrap_or(0)
+    }
+
+    fn consecutive(&mut self, slot: u32, class: u32) -> u32 {
+        let Some(class) = Class::of_number(class) else { return 0 };
+        self.endpoint(slot, |health, _| health.consecutive(class)).unwrap_or(0)
+    }
+
+    fn window(&mut self, slot: u32, seconds: u32) -> (u32, u32) {
+        self.endpoint(slot, |health, now| health.window(seconds, now)).unwrap_or_default()
+    }
+
+    fn ejections(&mut self, slot: u32) -> u32 {
+        self.endpoint(slot, Health::ejections).unwrap_or(0)
+    }
+
+    fn ejected_until(&mut self, slot: u32) -> Option<u64> {
+        self.endpoint(slot, |health, _| health.ejected_until())?.map(as_micros)
+    }
+
+    fn totals(&mut self) -> (u32, u32) {
+        let registered = self.snapshot.endpoints().count();
+        let out = self.snapshot.endpoints().filter(|endpoint| endpoint.health.condition() != Condition::InUse).count();
+        (registered as u32, out as u32)
+    }
+
+    fn service_window(&mut self, seconds: u32) -> (u32, u32) {
+        self.fleet.health.window(seconds, self.fleet.clock.now())
+    }
+
+    fn service_state(&mut self) -> u64 {
+        self.fleet.health.seen()
+    }
+
+    fn service_consecutive_failures(&mut self) -> u32 {
+        self.fleet.health.consecutive()
+    }
+}
+
+impl verdicts::Host for State {
+    fn eject(&mut self, slot: u32, seen: u64, millis: u64) -> bool {
+        self.fleet.eject(slot, seen, Duration::from_millis(millis))
+    }
+
+    fn probe(&mut self, slot: u32, seen: u64, permits: u32) -> bool {
+        self.fleet.probe(slot, seen, permits)
+    }
+
+    fn restore(&mut self, slot: u32, seen: u64) -> bool {
+        self.fleet.restore(slot, seen)
+    }
+
+    fn open_service(&mut self, seen: u64, millis: u64, permits: u32) -> bool {
+        self.fleet.open(seen, Duration::from_millis(millis), permits)
+    }
+
+    fn close_service(&mut self, seen: u64) -> bool {
+        self.fleet.close(seen)
     }
 }
 
 impl log::Host for State {
     fn write(&mut self, level: u32, message: String) {
         let generation = &self.generation;
-        if !generation.lines.admit(generation.engine.started.elapsed()) {
+        if !generation.lines.admit(self.fleet.clock.now()) {
             return;
         }
         let message = one_line(&message);
-        let (policy, service) = (&generation.policy, &self.service);
+        let (policy, service) = (&generation.policy, &self.fleet.name);
         match level {
             0 => tracing::error!(target: "heddle::plugin", %policy, %service, "{message}"),
             1 => tracing::warn!(target: "heddle::plugin", %policy, %service, "{message}"),
@@ -134,7 +273,15 @@ impl log::Host for State {
 /// A linker with every function of the contract.
 pub(super) fn linker(engine: &wasmtime::Engine) -> Result<Linker<State>> {
     let mut linker = Linker::new(engine);
-    Balancer::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+    types::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+    request::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+    load::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+    outcome::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+    health::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+    verdicts::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+    terms::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+    clock::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+    log::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
     Ok(linker)
 }
 

@@ -9,9 +9,10 @@ use wasmtime::{Store, Trap};
 
 use super::fault::{Fault, FaultKind, one_line, reason};
 use super::generation::Generation;
-use super::host::{Balancer, Budget, Endpoint, MemoryBound, State};
-use crate::policy::Facts;
-use crate::service::{self, Snapshot};
+use super::guest::{Endpoint, Guest};
+use super::host::{Budget, MemoryBound, State};
+use crate::policy::{Facts, Outcome, Terms};
+use crate::service::{self, Fleet, Snapshot};
 
 /// What a guest may hand over in the arguments of one call of a host function, or as a result, in bytes: names, log
 /// lines and slots need far less. The proxy copies them while no deadline is looked at.
@@ -20,7 +21,7 @@ const HOSTCALL_BYTES: usize = 1 << 20;
 /// A guest with a store of its own. After a fault it is of no more use.
 pub struct Instance {
     store: Store<State>,
-    guest: Balancer,
+    guest: Guest,
 }
 
 impl Instance {
@@ -31,7 +32,7 @@ impl Instance {
     /// The fault, when the guest traps, takes too long or refuses its configuration.
     pub fn new(
         generation: &Arc<Generation>,
-        service: &Arc<str>,
+        fleet: &Arc<Fleet>,
         config: &str,
         seed: u64,
         snapshot: &Arc<Snapshot>,
@@ -39,9 +40,12 @@ impl Instance {
         let engine = &generation.engine;
         let state = State {
             generation: generation.clone(),
-            service: service.clone(),
+            fleet: fleet.clone(),
             facts: Facts::placeholder(),
             deciding: false,
+            outcome: None,
+            terms: Terms::default(),
+            configuring: true,
             snapshot: Arc::default(),
             now: None,
             memory: MemoryBound::new(engine.limits.memory),
@@ -56,16 +60,17 @@ impl Instance {
             Ok(state.budget.at_deadline(thread_cpu_time()))
         });
         begin(&mut store, engine.limits.change);
-        let guest = match generation.pre.instantiate(&mut store) {
+        let guest = match generation.prepared.instantiate(&mut store) {
             Ok(guest) => guest,
             Err(error) => return Err(fault(&store, &error, FaultKind::Instance, engine.limits.change)),
         };
         let mut instance = Self { store, guest };
-        instance.change(|guest, store| guest.call_configure(store, config, seed))?.map_err(|refusal| Fault {
+        instance.change(|guest, store| guest.configure(store, config, seed))?.map_err(|refusal| Fault {
             kind: FaultKind::Configure,
             cause: one_line(&refusal),
             weight: 1,
         })?;
+        instance.store.data_mut().configuring = false;
         instance.update(snapshot)?;
         Ok(instance)
     }
@@ -80,27 +85,72 @@ impl Instance {
         let (removed, added) = snapshot.since(&before);
         if !(removed.is_empty() && added.is_empty()) {
             let added: Vec<Endpoint> = added.iter().map(|endpoint| as_guest_sees(endpoint)).collect();
-            self.change(|guest, store| guest.call_update(store, &removed, &added))?;
+            self.change(|guest, store| guest.update(store, &removed, &added))?;
         }
-        self.change(|guest, store| guest.call_eligible(store, snapshot.eligible_bits()))
+        self.change(|guest, store| guest.eligible(store, snapshot.eligible_bits()))
     }
 
-    /// The slot that the guest picks, or none where it wants no endpoint to be used.
+    /// What a retry policy asked for when it was configured.
+    pub fn terms(&self) -> Terms {
+        self.store.data().terms
+    }
+
+    /// The slot that a balancer picks, or none where it wants no endpoint to be used.
     ///
     /// # Errors
     ///
     /// The fault.
     pub fn pick(&mut self, facts: &mut Facts) -> Result<Option<u32>, Fault> {
+        self.about(facts, None, |guest, store| guest.pick(store))
+    }
+
+    /// The delay in milliseconds after which a retry policy wants another attempt, or none where it gives up.
+    ///
+    /// # Errors
+    ///
+    /// The fault.
+    pub fn decide(&mut self, facts: &mut Facts, outcome: &Outcome) -> Result<Option<u32>, Fault> {
+        self.about(facts, Some(*outcome), |guest, store| guest.decide(store))
+    }
+
+    /// Tells a breaker that an attempt has ended.
+    ///
+    /// # Errors
+    ///
+    /// The fault.
+    pub fn judge(&mut self, facts: &mut Facts, slot: u32, outcome: &Outcome) -> Result<(), Fault> {
+        self.about(facts, Some(*outcome), |guest, store| guest.judge(store, slot))
+    }
+
+    /// Tells a breaker that a second has passed.
+    ///
+    /// # Errors
+    ///
+    /// The fault.
+    pub fn tick(&mut self) -> Result<(), Fault> {
+        // It may look at every endpoint.
+        self.change(|guest, store| guest.tick(store))
+    }
+
+    /// Makes a decision that is about a request.
+    fn about<T>(
+        &mut self,
+        facts: &mut Facts,
+        outcome: Option<Outcome>,
+        call: impl FnOnce(&Guest, &mut Store<State>) -> wasmtime::Result<T>,
+    ) -> Result<T, Fault> {
         let budget = self.generation().engine.limits.decision;
         begin(&mut self.store, budget);
         let state = self.store.data_mut();
         mem::swap(&mut state.facts, facts);
         state.deciding = true;
-        let picked = self.guest.call_pick(&mut self.store);
+        state.outcome = outcome;
+        let answer = call(&self.guest, &mut self.store);
         let state = self.store.data_mut();
+        state.outcome = None;
         state.deciding = false;
         mem::swap(&mut state.facts, facts);
-        picked.map_err(|error| fault(&self.store, &error, FaultKind::Trap, budget))
+        answer.map_err(|error| fault(&self.store, &error, FaultKind::Trap, budget))
     }
 
     /// The generation that this is an instance of.
@@ -108,10 +158,7 @@ impl Instance {
         &self.store.data().generation
     }
 
-    fn change<T>(
-        &mut self,
-        call: impl FnOnce(&Balancer, &mut Store<State>) -> wasmtime::Result<T>,
-    ) -> Result<T, Fault> {
+    fn change<T>(&mut self, call: impl FnOnce(&Guest, &mut Store<State>) -> wasmtime::Result<T>) -> Result<T, Fault> {
         let budget = self.generation().engine.limits.change;
         begin(&mut self.store, budget);
         call(&self.guest, &mut self.store).map_err(|error| fault(&self.store, &error, FaultKind::Trap, budget))

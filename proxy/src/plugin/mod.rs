@@ -12,9 +12,11 @@ mod engine;
 mod fault;
 mod folder;
 mod generation;
+mod guest;
 mod host;
 mod instance;
 mod registry;
+mod seat;
 
 pub use engine::Engine;
 pub use fault::{Fault, FaultCounts, FaultKind};
@@ -22,6 +24,7 @@ pub use folder::{Folder, watch};
 pub use generation::{ContentHash, Generation, LoadError, Origin};
 pub use instance::Instance;
 pub use registry::{Plugin, Plugins, SECOND_CHANCE, Timing, builtin_names, builtin_policy, give_second_chances};
+pub use seat::Seat;
 
 /// The built-in policies, compiled from `plugins/` by the build script: name and component or core module, by name.
 mod builtin {

@@ -14,6 +14,7 @@ use super::engine::Engine;
 use super::fault::{Fault, FaultCounts};
 use super::generation::{ContentHash, Generation, LoadError, Origin};
 use crate::config::checked;
+use crate::policy::Role;
 
 /// A generation in quarantine that nothing could replace is given another chance after this time.
 pub const SECOND_CHANCE: Duration = Duration::from_secs(30);
@@ -56,8 +57,8 @@ struct History {
     last_good: Option<Arc<Generation>>,
     /// Out of force with nothing to replace it, since this moment.
     quarantined: Option<(Arc<Generation>, Instant)>,
-    /// Configurations that services give this policy.
-    configs: BTreeSet<Arc<str>>,
+    /// What services use this policy as, and the configurations that they give it.
+    uses: BTreeSet<(Role, Arc<str>)>,
     quarantines: u64,
     refusals: u64,
 }
@@ -94,6 +95,11 @@ impl Plugin {
     pub fn incidents(&self) -> (u64, u64) {
         let history = self.history();
         (history.quarantines, history.refusals)
+    }
+
+    /// Whether a generation is out of force for its faults, with nothing to replace it for now.
+    fn is_in_quarantine(&self) -> bool {
+        self.history().quarantined.is_some()
     }
 
     /// Takes note of a decision that was timed.
@@ -186,11 +192,16 @@ impl Plugins {
         Self { engine, plugins: Mutex::default() }
     }
 
+    /// What all plugins share.
+    pub fn engine(&self) -> &Arc<Engine> {
+        &self.engine
+    }
+
     /// The plugin that a service's policy names; its configuration is among those that every generation is probed with
     /// from now on.
-    pub fn require(&self, policy: &checked::Policy) -> Arc<Plugin> {
+    pub fn require(&self, policy: &checked::Policy, role: Role) -> Arc<Plugin> {
         let plugin = self.plugin(&policy.plugin);
-        plugin.history().configs.insert(policy.config.clone());
+        plugin.history().uses.insert((role, policy.config.clone()));
         plugin
     }
 
@@ -239,7 +250,7 @@ impl Plugins {
                 Err(error) => tracing::error!(target: "heddle::plugin", policy = name,
                     "its file is gone, and the built-in policy cannot take over ({error}): it stays in force"),
             }
-        } else if plugin.history().configs.is_empty() {
+        } else if plugin.history().uses.is_empty() {
             plugin.put(None);
             self.lock().remove(name);
             tracing::info!(target: "heddle::plugin", policy = name, "its file is gone");
@@ -259,9 +270,39 @@ impl Plugins {
     /// Names that services use and that no generation is in force for.
     pub fn missing(&self) -> Vec<Arc<str>> {
         let plugins = self.all();
-        let missing =
-            plugins.iter().filter(|plugin| plugin.current().is_none() && !plugin.history().configs.is_empty());
+        let missing = plugins.iter().filter(|plugin| plugin.current().is_none() && !plugin.history().uses.is_empty());
         missing.map(|plugin| plugin.name.clone()).collect()
+    }
+
+    /// Has services use these policies, besides those that they use already, and makes sure that each is in force and
+    /// takes its settings. Whether all of them are to be used, or none, is for [`Plugins::settle`] to say.
+    ///
+    /// # Errors
+    ///
+    /// For each that cannot be used its name and the cause; those that there are not are [`Plugins::missing`].
+    pub fn prepare(&self, policies: &[(&checked::Policy, Role)]) -> Result<(), Vec<(Arc<str>, LoadError)>> {
+        let mut failed = Vec::new();
+        for (policy, role) in policies {
+            let known = self.plugin(&policy.plugin).history().uses.contains(&(*role, policy.config.clone()));
+            let plugin = self.require(policy, *role);
+            let used = match (plugin.current(), builtin_policy(&plugin.name)) {
+                (Some(generation), _) if !known => generation.take(*role, &policy.config),
+                (None, Some(bytes)) if !plugin.is_in_quarantine() => {
+                    self.load_into(&plugin, bytes, Origin::BuiltIn).map(drop)
+                }
+                _ => Ok(()),
+            };
+            failed.extend(used.err().map(|error| (plugin.name.clone(), error)));
+        }
+        if failed.is_empty() { Ok(()) } else { Err(failed) }
+    }
+
+    /// Has services use these policies and no others.
+    pub fn settle(&self, policies: &[(&checked::Policy, Role)]) {
+        for plugin in self.all() {
+            let uses = policies.iter().filter(|(policy, _)| policy.plugin == plugin.name);
+            plugin.history().uses = uses.map(|(policy, role)| (*role, policy.config.clone())).collect();
+        }
     }
 
     fn load_into(&self, plugin: &Arc<Plugin>, bytes: &[u8], origin: Origin) -> Result<Arc<Generation>, LoadError> {
@@ -269,8 +310,8 @@ impl Plugins {
         if let Some(current) = plugin.current().filter(|current| current.hash == hash && current.origin == origin) {
             return Ok(current);
         }
-        let configs: Vec<Arc<str>> = plugin.history().configs.iter().cloned().collect();
-        match Generation::load(&self.engine, &plugin.name, bytes, origin, &configs) {
+        let uses: Vec<(Role, Arc<str>)> = plugin.history().uses.iter().cloned().collect();
+        match Generation::load(&self.engine, &plugin.name, bytes, origin, &uses) {
             Ok(generation) => {
                 plugin.replace(generation.clone());
                 Ok(generation)
@@ -319,12 +360,13 @@ pub fn builtin_policy(name: &str) -> Option<&'static [u8]> {
 mod tests {
     use super::super::fault::FaultKind;
     use super::*;
+    use crate::clock::Clock;
 
     /// Counters are for graphs, on which a fall would look like a restart.
     #[test]
     fn faults_are_counted_over_all_generations() {
         let checked = crate::config::parse("[[listener]]\naddress = '127.0.0.1:0'", "test".as_ref(), &[]).unwrap();
-        let plugins = Plugins::new(Engine::new(checked.config.plugins).unwrap());
+        let plugins = Plugins::new(Engine::new(checked.config.plugins, Clock::running()).unwrap());
         let bytes = builtin_policy("random").unwrap();
         let first = plugins.load("random", bytes, Origin::BuiltIn).unwrap();
         let plugin = plugins.plugin("random");

@@ -6,10 +6,30 @@ mod outcome;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use http::request::Parts;
 
 pub use outcome::{Failure, Health, Kind, Outcome};
+
+/// What a policy decides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    Balancer,
+    RetryPolicy,
+    CircuitBreaker,
+}
+
+impl Role {
+    /// The world of the contract.
+    pub fn world(self) -> &'static str {
+        match self {
+            Self::Balancer => "balancer",
+            Self::RetryPolicy => "retry-policy",
+            Self::CircuitBreaker => "circuit-breaker",
+        }
+    }
+}
 
 /// What a client's TLS handshake said about it.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -20,6 +40,17 @@ pub struct Peer {
     pub identity: Option<Arc<str>>,
     /// Whether HTTP/2 was agreed on (ALPN).
     pub http2: bool,
+}
+
+/// What a retry policy asks of the proxy for all requests of its service; none where the service's settings hold.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Terms {
+    /// From a request's head to its response's, all attempts and delays counted.
+    pub timeout: Option<Duration>,
+    /// From the end of the request to the response's head, for each attempt.
+    pub try_timeout: Option<Duration>,
+    /// Hedge requests that are slower than this share of the recent ones, in thousandths (1 to 1,000).
+    pub hedging: Option<u32>,
 }
 
 /// What a policy may ask about the request, or the connection, that it decides on.

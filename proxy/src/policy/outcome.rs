@@ -30,7 +30,7 @@ pub enum Kind {
 }
 
 /// What a policy may ask about the end of an attempt.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Copy)]
 pub struct Outcome {
     pub kind: Kind,
     pub status: Option<StatusCode>,

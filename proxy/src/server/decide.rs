@@ -1,188 +1,99 @@
 //! Choosing an endpoint: the plugin's answer where it gives one that can be used, the native rotation where not.
 
 use std::sync::Arc;
-use std::time::Instant;
 
-use crate::plugin::{Fault, Generation, Instance};
+use crate::plugin::Seat;
 use crate::policy::{Facts, rotate};
-use crate::service::{Endpoint, Service, ServiceStats, Snapshot};
+use crate::service::{Condition, Endpoint, InFlight, Probe, ServiceStats, Snapshot};
 
 /// How often a plugin is asked for one attempt: once, and twice more after an answer that cannot be used.
 const ASKED: usize = 3;
 
-/// One decision in this many is timed: reading the clock twice would cost as much as the decision.
-const TIMED: u32 = 64;
-
 /// What became of a decision.
 #[derive(Debug)]
 pub enum Choice {
-    Endpoint(Arc<Endpoint>),
-    /// The service has no eligible endpoint; nobody was asked.
+    Endpoint(Picked),
+    /// The service has no eligible endpoint, or none that takes another request.
     NoneEligible,
     /// The policy wants no endpoint to be used.
     Declined,
 }
 
+/// An endpoint, and what an attempt at it holds.
+#[derive(Debug)]
+pub struct Picked {
+    pub endpoint: Arc<Endpoint>,
+    /// Counts as under way there.
+    pub in_flight: InFlight,
+    /// The right to try an endpoint that is half-open; held until it is known how the attempt ended.
+    pub probe: Option<Probe>,
+}
+
 /// The balancer of one service on one worker.
 pub struct Decider {
-    service: Arc<Service>,
+    pub seat: Seat,
     stats: Arc<ServiceStats>,
-    snapshot: Arc<Snapshot>,
-    /// Of [`crate::plugin::Plugin`], when `instance` was made; none before the first.
-    plugin_version: Option<u64>,
-    instance: Option<Box<Instance>>,
     /// The slot chosen natively last.
     last: u32,
-    seed: u64,
-    until_timed: u32,
-    used: bool,
 }
 
 impl Decider {
-    pub fn new(service: Arc<Service>, stats: Arc<ServiceStats>, seed: u64) -> Self {
-        Self {
-            service,
-            stats,
-            snapshot: Arc::default(),
-            plugin_version: None,
-            instance: None,
-            last: u32::MAX,
-            seed,
-            until_timed: 0,
-            used: false,
-        }
-    }
-
-    /// The endpoints as the next decision will see them.
-    pub fn snapshot(&self) -> &Arc<Snapshot> {
-        &self.snapshot
+    pub fn new(seat: Seat, stats: Arc<ServiceStats>) -> Self {
+        Self { seat, stats, last: u32::MAX }
     }
 
     /// Chooses an endpoint. Slots that were picked and could not be used are added to `facts.tried`.
     pub fn choose(&mut self, facts: &mut Facts) -> Choice {
-        self.refresh();
-        if self.snapshot.eligible_count() == 0 {
+        self.seat.refresh();
+        if self.seat.snapshot().eligible_count() == 0 {
             return Choice::NoneEligible;
         }
         for _ in 0..ASKED {
-            match self.ask(facts) {
+            match self.seat.ask(|policy| policy.pick(facts)) {
                 Some(Some(slot)) => {
-                    if let Some(endpoint) =
-                        self.snapshot.eligible_endpoint(slot).filter(|_| !facts.tried.contains(&slot))
-                    {
-                        return Choice::Endpoint(endpoint.clone());
+                    self.stats.decisions.add(1);
+                    let untried = Some(slot).filter(|slot| !facts.tried.contains(slot));
+                    if let Some(picked) = untried.and_then(|slot| admit(self.seat.snapshot(), slot)) {
+                        return Choice::Endpoint(picked);
                     }
                     self.stats.asked_again.add(1);
                     facts.tried.push(slot);
                 }
-                Some(None) => return Choice::Declined,
+                Some(None) => {
+                    self.stats.decisions.add(1);
+                    return Choice::Declined;
+                }
                 None => break,
             }
         }
         self.choose_natively(&facts.tried)
     }
 
-    /// Whether the plugin has to be made anew, after a fault.
-    pub fn needs_instance(&self) -> bool {
-        self.instance.is_none() && !self.is_outdated()
-    }
-
-    /// Makes the plugin anew, if there is one.
-    pub fn make_instance(&mut self) {
-        self.plugin_version = Some(self.service.balancer.version());
-        self.instance = None;
-        let Some(generation) = self.service.balancer.current() else { return };
-        self.seed = self.seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        let config = &self.service.settings.balancer.config;
-        match Instance::new(&generation, &self.service.name, config, self.seed, &self.snapshot) {
-            Ok(instance) => {
-                self.instance = Some(Box::new(instance));
-                // Its first decision is timed, and is what proves a generation.
-                self.until_timed = 0;
-            }
-            Err(fault) => self.fault(&generation, &fault),
-        }
-    }
-
-    /// Drops the instance of a service that was not asked for since the last call.
-    pub fn evict_unless_used(&mut self) {
-        if !std::mem::take(&mut self.used) {
-            self.instance = None;
-            self.plugin_version = None;
-        }
-    }
-
-    /// Drops an instance of a generation that is out of force: a service that is seldom asked for would keep its code
-    /// and memory for as long.
-    pub fn drop_outdated(&mut self) {
-        if self.is_outdated() {
-            self.instance = None;
-            self.plugin_version = None;
-        }
-    }
-
-    fn is_outdated(&self) -> bool {
-        self.plugin_version != Some(self.service.balancer.version())
-    }
-
-    /// Takes notice of changed endpoints and of another generation: two numbers to compare while there are none.
-    fn refresh(&mut self) {
-        self.used = true;
-        if self.service.version() != self.snapshot.version {
-            self.snapshot = self.service.snapshot();
-            if !self.is_outdated()
-                && let Some(mut instance) = self.instance.take()
-            {
-                match instance.update(&self.snapshot) {
-                    Ok(()) => self.instance = Some(instance),
-                    Err(fault) => self.fault(instance.generation(), &fault),
-                }
-            }
-        }
-        if self.is_outdated() {
-            self.make_instance();
-        }
-    }
-
-    /// The plugin's answer; none when there is no plugin to ask.
-    fn ask(&mut self, facts: &mut Facts) -> Option<Option<u32>> {
-        let instance = self.instance.as_mut()?;
-        let started = (self.until_timed == 0).then(Instant::now);
-        let answer = instance.pick(facts);
-        self.until_timed = match started {
-            Some(started) => {
-                self.service.balancer.decided(instance.generation(), started.elapsed());
-                TIMED - 1
-            }
-            None => self.until_timed - 1,
-        };
-        match answer {
-            Ok(answer) => {
-                self.stats.decisions.add(1);
-                Some(answer)
-            }
-            Err(fault) => {
-                if let Some(instance) = self.instance.take() {
-                    self.fault(instance.generation(), &fault);
-                }
-                None
-            }
-        }
-    }
-
+    /// The next in rotation that takes another request: one that was not tried, if there is one.
     fn choose_natively(&mut self, tried: &[u32]) -> Choice {
         self.stats.fallbacks.add(1);
-        let slot = rotate(self.snapshot.eligible_bits(), tried, self.last);
-        match slot.and_then(|slot| self.snapshot.eligible_endpoint(slot)) {
-            Some(endpoint) => {
-                self.last = endpoint.slot;
-                Choice::Endpoint(endpoint.clone())
+        let snapshot = self.seat.snapshot();
+        let mut passed = tried.to_vec();
+        for _ in 0..snapshot.eligible_count() {
+            let Some(slot) = rotate(snapshot.eligible_bits(), &passed, self.last) else { break };
+            self.last = slot;
+            if let Some(picked) = admit(snapshot, slot) {
+                return Choice::Endpoint(picked);
             }
-            None => Choice::NoneEligible,
+            passed.push(slot);
         }
+        Choice::NoneEligible
     }
+}
 
-    fn fault(&self, generation: &Arc<Generation>, fault: &Fault) {
-        self.service.balancer.fault(generation, fault);
-    }
+/// The endpoint of a slot, if it may be picked and takes another request.
+fn admit(snapshot: &Snapshot, slot: u32) -> Option<Picked> {
+    let endpoint = snapshot.eligible_endpoint(slot)?;
+    let probe = match endpoint.health.condition() {
+        Condition::HalfOpen if !snapshot.is_in_panic() => Some(endpoint.health.probe()?),
+        // It has just been ejected, and the next snapshot says so.
+        Condition::Out if !snapshot.is_in_panic() => return None,
+        _ => None,
+    };
+    Some(Picked { endpoint: endpoint.clone(), in_flight: endpoint.load.begin(), probe })
 }

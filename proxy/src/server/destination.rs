@@ -50,8 +50,8 @@ pub async fn open(connection: &Connection, host: &str, port: u16) -> Result<Next
     }
     match find(connection, host, Some(port))? {
         Destination::Service(service) => {
-            Ok(Next::Inside(Inside { service: service.service.name.clone(), host: normalized(host).into() }))
-        },
+            Ok(Next::Inside(Inside { service: service.service.name().clone(), host: normalized(host).into() }))
+        }
         Destination::Host(pool) => Ok(Next::Relay(Box::new(tunnel::to_host(connection, &pool).await?))),
     }
 }

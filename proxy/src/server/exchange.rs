@@ -11,6 +11,7 @@ use http::{HeaderValue, Method, Version};
 
 use super::attempt::{Attempt, Upload};
 use super::connection::{Connection, Inside};
+use super::decide::Picked;
 use super::destination::{self, Destination};
 use super::passthrough;
 use super::record::{Limits, Record};
@@ -19,7 +20,7 @@ use super::route::{Named, named, target};
 use super::tunnel::{self, Tunnel};
 use super::worker::LocalService;
 use crate::config::checked::{Forwarded, UpstreamProtocol};
-use crate::policy::Facts;
+use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::headers::{
     ClientSide, forward, identify, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers,
 };
@@ -101,11 +102,13 @@ async fn to_service(connection: &Connection, local: &Rc<LocalService>, head: Par
             .refused(&Refusal::Unsupported("an upgrade for a service whose endpoints speak HTTP/2"), &local.stats);
     }
     let mut facts = Facts::new(head, client.ip(), peer.clone());
-    let endpoint = match local.decide(&mut facts) {
-        Ok(endpoint) => endpoint,
+    let (_service_probe, picked) = match local.enter().and_then(|probe| Ok((probe, local.decide(&mut facts)?))) {
+        Ok(entered) => entered,
         Err(refusal) => return call.refused(&refusal, &local.stats),
     };
-    let mut head = facts.head;
+    let Picked { endpoint, in_flight, probe: _probe } = picked;
+    let started = call.started;
+    let mut head = std::mem::replace(&mut facts.head, Facts::placeholder().head);
     let pool = local.pool(&endpoint, worker);
     prepare_request(&mut head, connection, &pool, call.upgrade.as_ref());
     identify(&mut head.headers, peer.as_ref().and_then(|peer| peer.identity.as_deref()));
@@ -116,7 +119,11 @@ async fn to_service(connection: &Connection, local: &Rc<LocalService>, head: Par
         stream_idle_timeout: settings.stream_idle_timeout,
         tunnel_idle_timeout: settings.tunnel_idle_timeout,
     };
-    way.go(connection, &head, body, call).await
+    let answer = way.go(connection, &head, body, call, in_flight).await;
+    let status = Some(answer.response.status());
+    let outcome = Outcome { status, ..Outcome::of(Kind::Response, started.elapsed()) };
+    local.ended(&mut facts, &endpoint, &outcome);
+    answer
 }
 
 async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body: Body, call: Call) -> Answer {
@@ -130,7 +137,7 @@ async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body
         stream_idle_timeout: pool.target.stream_idle_timeout,
         tunnel_idle_timeout: tunnel::IDLE_TO_HOST,
     };
-    way.go(connection, &head, body, call).await
+    way.go(connection, &head, body, call, pool.target.load.begin()).await
 }
 
 /// What holds for a request from its head to the end of its response.
@@ -186,10 +193,16 @@ struct Way<'a> {
 }
 
 impl Way<'_> {
-    async fn go(self, connection: &Connection, head: &Parts, body: Body, mut call: Call) -> Answer {
+    async fn go(
+        self,
+        connection: &Connection,
+        head: &Parts,
+        body: Body,
+        mut call: Call,
+        in_flight: InFlight,
+    ) -> Answer {
         let timers = &connection.worker.timers;
         let load = &self.pool.target.load;
-        let in_flight = load.begin();
         let attempt = Attempt {
             pool: self.pool,
             stats: self.stats,

@@ -15,6 +15,7 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -63,6 +64,12 @@ impl Listener {
         Self { reach: reach(&settings), counts: Arc::new(counts), settings, tls }
     }
 
+    /// Whether these are its settings, apart from the address.
+    pub fn is_as(&self, settings: &checked::Listener, tls: &Arc<Terminator>) -> bool {
+        let settings = checked::Listener { address: self.settings.address, ..settings.clone() };
+        settings == self.settings && Arc::ptr_eq(tls, &self.tls)
+    }
+
     /// This listener with other settings. Connections that are open count with those to come; where there are more of
     /// them than the settings allow, further ones wait.
     ///
@@ -80,12 +87,15 @@ impl Listener {
         } else {
             let fewer = before.saturating_sub(now);
             let taken = fewer.saturating_sub(self.counts.permits.forget_permits(fewer));
-            let permits = self.counts.permits.clone();
-            tokio::spawn(async move {
-                // Before all that wait for one already or will.
-                let taken = permits.acquire_many_owned(u32::try_from(taken).unwrap_or(u32::MAX)).await;
-                taken.into_iter().for_each(OwnedSemaphorePermit::forget);
-            });
+            let taken = u32::try_from(taken).unwrap_or(u32::MAX);
+            let mut taken = Box::pin(self.counts.permits.clone().acquire_many_owned(taken));
+            // Asked for now: before all that will wait for one.
+            match taken.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(taken) => taken.into_iter().for_each(OwnedSemaphorePermit::forget),
+                Poll::Pending => {
+                    tokio::spawn(async move { taken.await.into_iter().for_each(OwnedSemaphorePermit::forget) });
+                }
+            }
         }
         Self { reach, counts: self.counts.clone(), settings, tls }
     }

@@ -5,11 +5,11 @@
 //! gRPC's way; the figures count it by its HTTP status all the same.
 
 use std::io::ErrorKind;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::StatusCode;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER};
 
 use super::socks::Reply;
 use crate::proto::grpc::{Code, GRPC};
@@ -49,6 +49,9 @@ pub enum Refusal {
     NoEndpoint { service: String },
     #[error("the balancer of {service} picked no endpoint")]
     Declined { service: String },
+    /// Every attempt at the service has failed lately; the time for which that is taken for granted.
+    #[error("every endpoint of {service} fails")]
+    Open { service: String, left: Duration },
     #[error("the request has taken longer than it may")]
     Deadline,
     #[error("{0}")]
@@ -72,6 +75,7 @@ impl Refusal {
             Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "http_request_denied", "router"),
             Self::NoEndpoint { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "registry"),
             Self::Declined { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "balancer"),
+            Self::Open { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "breaker"),
             Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", "deadline"),
             Self::Upstream(failure) => classify_failure(failure),
         }
@@ -87,7 +91,7 @@ impl Refusal {
             }
             Self::UnknownService { .. } | Self::Unsupported(_) => Code::Unimplemented,
             Self::PortDenied { .. } => Code::PermissionDenied,
-            Self::NoEndpoint { .. } | Self::Declined { .. } => Code::Unavailable,
+            Self::NoEndpoint { .. } | Self::Declined { .. } | Self::Open { .. } => Code::Unavailable,
             Self::HeadTimeout | Self::Deadline => Code::DeadlineExceeded,
             Self::Upstream(failure) => grpc_code_of_failure(failure),
         }
@@ -104,7 +108,7 @@ impl Refusal {
     pub fn socks_reply(&self) -> Reply {
         match self {
             Self::UnknownService { .. } | Self::PortDenied { .. } => Reply::NotAllowed,
-            Self::NoEndpoint { .. } | Self::Declined { .. } => Reply::HostUnreachable,
+            Self::NoEndpoint { .. } | Self::Declined { .. } | Self::Open { .. } => Reply::HostUnreachable,
             Self::Unsupported(_) => Reply::CommandNotSupported,
             Self::Upstream(failure) => reply_to_failure(failure),
             _ => Reply::Failed,
@@ -122,8 +126,17 @@ impl Refusal {
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+        if let Some(after) = self.retry_after() {
+            // Whole seconds (RFC 9110, 10.2.3), never too soon.
+            headers.insert(RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000).max(1) as u64));
+        }
         self.write_proxy_status(headers);
         response
+    }
+
+    /// When it may be worth another try, where that is known.
+    fn retry_after(&self) -> Option<Duration> {
+        if let Self::Open { left, .. } = self { Some(*left) } else { None }
     }
 
     /// The response that says so to a gRPC call: trailers without a message before them, which come in the head.

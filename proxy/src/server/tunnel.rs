@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
+use super::decide::Picked;
 use super::h1;
 use super::refusal::Refusal;
 use super::worker::LocalService;
@@ -113,8 +114,7 @@ async fn open_to_service(
     content: Content,
 ) -> Result<Tunnel, Refusal> {
     let mut facts = Facts::of_connection(connection.client.ip(), connection.peer.clone());
-    let endpoint = local.decide(&mut facts)?;
-    let in_flight = endpoint.load.begin();
+    let Picked { endpoint, in_flight, .. } = local.decide(&mut facts)?;
     let pool = local.pool(&endpoint, &connection.worker);
     let started = Instant::now();
     let addresses = Addresses { source: connection.client, destination: connection.local };

@@ -14,15 +14,16 @@ use std::time::Duration;
 
 use rustc_hash::FxBuildHasher;
 
-use super::decide::{Choice, Decider};
+use super::decide::{Choice, Decider, Picked};
 use super::passthrough::Passthrough;
 use super::refusal::Refusal;
 use super::route::{normalized, without_suffix};
-use crate::config::checked::TlsClient;
-use crate::policy::Facts;
+use crate::config::checked::{Policy, TlsClient};
+use crate::plugin::{Instance, Plugin, Seat};
+use crate::policy::{Facts, Outcome, Role, Terms};
 use crate::proto::h1::{Date, Scratch};
 use crate::proto::headers::Signature;
-use crate::service::{Directory, Endpoint, Service, ServiceStats};
+use crate::service::{Directory, Endpoint, Service, ServiceProbe, ServiceStats};
 use crate::timer::Timers;
 use crate::transport::Relays;
 use crate::transport::tls::Connector;
@@ -114,10 +115,10 @@ impl Worker {
     /// Serves the services as the directory has them now. Requests under way finish with what they began with.
     pub fn refresh(&self) {
         for local in self.services.borrow_mut().values_mut() {
-            let Some(now) = self.shared.directory.get(&local.service.name) else { continue };
+            let Some(now) = self.shared.directory.get(local.service.name()) else { continue };
             let tls = self.connector(&now);
             if !Arc::ptr_eq(&now, &local.service) || !is_same(&tls, &local.tls) {
-                let seed = self.seeds.hash_one(&now.name);
+                let seed = self.seeds.hash_one(now.name());
                 *local = Rc::new(local.changed(now, tls, seed));
             }
         }
@@ -139,7 +140,7 @@ impl Worker {
             return Some(local.clone());
         }
         let service = self.shared.directory.get(name)?;
-        let name = service.name.clone();
+        let name = service.name().clone();
         let tls = self.connector(&service);
         let local = Rc::new(LocalService::new(service, tls, self.seeds.hash_one(&name)));
         self.services.borrow_mut().insert(name, local.clone());
@@ -173,7 +174,7 @@ impl Worker {
             for service in services {
                 service.sweep();
                 if seconds.is_multiple_of(EVICTION.as_secs()) {
-                    service.decider.borrow_mut().evict_unless_used();
+                    service.seats(Seat::evict_unless_used);
                 }
             }
             self.passthrough.sweep();
@@ -188,21 +189,20 @@ pub struct LocalService {
     /// Begins TLS to the endpoints.
     tls: Option<Arc<Connector>>,
     decider: RefCell<Decider>,
+    retry: Option<RefCell<Seat>>,
+    breaker: Option<RefCell<Seat>>,
     pools: Rc<Pools>,
 }
 
 impl LocalService {
     fn new(service: Arc<Service>, tls: Option<Arc<Connector>>, seed: u64) -> Self {
         let stats = service.worker_stats();
-        let decider = RefCell::new(Decider::new(service.clone(), stats.clone(), seed));
-        Self { service, stats, tls, decider, pools: Rc::default() }
+        Self::with(service, stats, tls, Rc::default(), seed)
     }
 
     /// The same with other settings. Connections stay, if they would be made and kept as they are now.
     fn changed(&self, now: Arc<Service>, tls: Option<Arc<Connector>>, seed: u64) -> Self {
-        let (stats, before) = (self.stats.clone(), &self.service.settings);
-        let decider = RefCell::new(Decider::new(now.clone(), stats.clone(), seed));
-        let settings = &now.settings;
+        let (settings, before) = (&now.settings, &self.service.settings);
         let connects_as_before = is_same(&self.tls, &tls)
             && settings.protocol == before.protocol
             && settings.connect_timeout == before.connect_timeout
@@ -214,7 +214,47 @@ impl LocalService {
             self.pools.retire();
             Rc::default()
         };
-        Self { service: now, stats, tls, decider, pools }
+        Self::with(now, self.stats.clone(), tls, pools, seed)
+    }
+
+    fn with(
+        service: Arc<Service>,
+        stats: Arc<ServiceStats>,
+        tls: Option<Arc<Connector>>,
+        pools: Rc<Pools>,
+        seed: u64,
+    ) -> Self {
+        let settings = &service.settings;
+        let seat = |plugin: &Arc<Plugin>, policy: &Policy, role: Role| {
+            let seed = seed.wrapping_add(role as u64);
+            Seat::new(service.fleet.clone(), plugin.clone(), policy.config.clone(), seed)
+        };
+        let optional = |plugin: &Option<Arc<Plugin>>, policy: &Option<Policy>, role| {
+            let (plugin, policy) = plugin.as_ref().zip(policy.as_ref())?;
+            Some(RefCell::new(seat(plugin, policy, role)))
+        };
+        Self {
+            decider: RefCell::new(Decider::new(
+                seat(&service.balancer, &settings.balancer, Role::Balancer),
+                stats.clone(),
+            )),
+            retry: optional(&service.retry, &settings.retry, Role::RetryPolicy),
+            breaker: optional(&service.breaker, &settings.breaker, Role::CircuitBreaker),
+            tls,
+            pools,
+            stats,
+            service,
+        }
+    }
+
+    /// Lets a request, or a connection, into the service; what is returned is held until it is known how it ended.
+    ///
+    /// # Errors
+    ///
+    /// When the service is open as a whole.
+    pub fn enter(&self) -> Result<Option<ServiceProbe>, Refusal> {
+        let open = |left| Refusal::Open { service: self.service.name().to_string(), left };
+        self.service.fleet.enter().map_err(open)
     }
 
     /// Decides which endpoint the request, or the connection, goes to.
@@ -222,29 +262,67 @@ impl LocalService {
     /// # Errors
     ///
     /// When no endpoint is eligible, or the policy wants none to be used.
-    pub fn decide(self: &Rc<Self>, facts: &mut Facts) -> Result<Arc<Endpoint>, Refusal> {
-        let service = || self.service.name.to_string();
-        match self.choose(facts) {
-            Choice::Endpoint(endpoint) => Ok(endpoint),
+    pub fn decide(self: &Rc<Self>, facts: &mut Facts) -> Result<Picked, Refusal> {
+        let service = || self.service.name().to_string();
+        let choice = self.decider.borrow_mut().choose(facts);
+        if self.decider.borrow().seat.needs_instance() {
+            self.mend();
+        }
+        match choice {
+            Choice::Endpoint(picked) => Ok(picked),
             Choice::NoneEligible => Err(Refusal::NoEndpoint { service: service() }),
             Choice::Declined => Err(Refusal::Declined { service: service() }),
         }
     }
 
-    fn choose(self: &Rc<Self>, facts: &mut Facts) -> Choice {
-        let mut decider = self.decider.borrow_mut();
-        let choice = decider.choose(facts);
-        if decider.needs_instance() {
-            // Between requests: this one has its answer already.
-            let local = self.clone();
-            tokio::task::spawn_local(async move {
-                let mut decider = local.decider.borrow_mut();
-                if decider.needs_instance() {
-                    decider.make_instance();
+    /// Takes note of how an attempt ended, and has the breaker judge it.
+    pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome) {
+        let Some(breaker) = &self.breaker else { return };
+        self.service.fleet.record(endpoint, outcome.health());
+        let mut seat = breaker.borrow_mut();
+        seat.refresh();
+        let judged = seat.ask(|policy| policy.judge(facts, endpoint.slot, outcome));
+        if judged.is_none() && seat.needs_instance() {
+            self.mend();
+        }
+    }
+
+    /// What the retry policy asked for; nothing where there is none.
+    pub fn terms(&self) -> Terms {
+        let Some(retry) = &self.retry else { return Terms::default() };
+        let mut seat = retry.borrow_mut();
+        seat.refresh();
+        seat.instance().map(Instance::terms).unwrap_or_default()
+    }
+
+    /// After how long the retry policy wants another attempt; none where it gives up, and where there is none.
+    pub fn retry(self: &Rc<Self>, facts: &mut Facts, outcome: &Outcome) -> Option<Duration> {
+        let mut seat = self.retry.as_ref()?.borrow_mut();
+        seat.refresh();
+        let decided = seat.ask(|policy| policy.decide(facts, outcome));
+        if decided.is_none() && seat.needs_instance() {
+            self.mend();
+        }
+        decided.flatten().map(|millis| Duration::from_millis(millis.into()))
+    }
+
+    /// Makes policies anew that were at fault: between requests, as the one that is under way has its answer already.
+    fn mend(self: &Rc<Self>) {
+        let local = self.clone();
+        tokio::task::spawn_local(async move {
+            local.seats(|seat| {
+                if seat.needs_instance() {
+                    seat.make_instance();
                 }
             });
+        });
+    }
+
+    fn seats(&self, mut each: impl FnMut(&mut Seat)) {
+        each(&mut self.decider.borrow_mut().seat);
+        for seat in [&self.retry, &self.breaker].into_iter().flatten() {
+            each(&mut seat.borrow_mut());
         }
-        choice
     }
 
     /// The endpoint's connections.
@@ -269,7 +347,7 @@ impl LocalService {
     fn sweep(&self) {
         let snapshot = self.service.snapshot();
         self.pools.sweep(&snapshot);
-        self.decider.borrow_mut().drop_outdated();
+        self.seats(Seat::drop_outdated);
     }
 }
 

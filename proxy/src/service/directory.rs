@@ -1,51 +1,67 @@
 //! All services, by name.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
-use super::snapshot::{Builder, Snapshot};
+use super::fleet::Fleet;
+use super::snapshot::Snapshot;
 use super::stats::{ServiceStats, StatsTotal};
+use crate::clock::Clock;
 use crate::config::checked;
 use crate::plugin::Plugin;
+use crate::policy::Role;
 use crate::registry::Change;
 
 /// A name that applications call, with what serves it.
 #[derive(Debug)]
 pub struct Service {
-    pub name: Arc<str>,
     pub settings: Arc<checked::Service>,
+    pub fleet: Arc<Fleet>,
     /// Who chooses among the endpoints.
     pub balancer: Arc<Plugin>,
-    snapshot: ArcSwap<Snapshot>,
-    version: AtomicU64,
-    builder: Mutex<Builder>,
+    /// Who decides what follows a failed attempt.
+    pub retry: Option<Arc<Plugin>>,
+    /// Who judges endpoints by how attempts end.
+    pub breaker: Option<Arc<Plugin>>,
+    /// One a worker.
     stats: Arc<Mutex<Vec<Arc<ServiceStats>>>>,
 }
 
 impl Service {
-    fn new(name: Arc<str>, settings: Arc<checked::Service>, balancer: Arc<Plugin>) -> Self {
+    fn new(fleet: Arc<Fleet>, settings: Arc<checked::Service>, policy_of: &PolicyOf) -> Self {
         Self {
-            name,
+            fleet,
+            balancer: policy_of(&settings.balancer, Role::Balancer),
+            retry: settings.retry.as_ref().map(|policy| policy_of(policy, Role::RetryPolicy)),
+            breaker: settings.breaker.as_ref().map(|policy| policy_of(policy, Role::CircuitBreaker)),
             settings,
-            balancer,
-            snapshot: ArcSwap::default(),
-            version: AtomicU64::new(0),
-            builder: Mutex::default(),
-            stats: Mutex::default(),
+            stats: Arc::default(),
         }
     }
 
-    /// The version of the newest snapshot: all that a worker looks at while nothing changes.
-    pub fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
+    /// The same endpoints and figures under other settings; none if these are its settings.
+    fn changed(&self, settings: &Arc<checked::Service>, policy_of: &PolicyOf) -> Option<Self> {
+        let changed = Self { stats: self.stats.clone(), ..Self::new(self.fleet.clone(), settings.clone(), policy_of) };
+        let same = |one: &Option<Arc<Plugin>>, other: &Option<Arc<Plugin>>| {
+            one.as_ref().map(Arc::as_ptr) == other.as_ref().map(Arc::as_ptr)
+        };
+        let is_as_before = *settings == self.settings
+            && Arc::ptr_eq(&changed.balancer, &self.balancer)
+            && same(&changed.retry, &self.retry)
+            && same(&changed.breaker, &self.breaker);
+        (!is_as_before).then_some(changed)
     }
 
-    /// The newest snapshot.
+    /// What applications call it.
+    pub fn name(&self) -> &Arc<str> {
+        &self.fleet.name
+    }
+
+    /// The newest snapshot of its endpoints.
     pub fn snapshot(&self) -> Arc<Snapshot> {
-        self.snapshot.load_full()
+        self.fleet.snapshot()
     }
 
     /// Figures for one more worker to write.
@@ -63,50 +79,60 @@ impl Service {
         }
         total
     }
-
-    fn apply(&self, change: Change) {
-        let mut builder = self.builder.lock().unwrap_or_else(PoisonError::into_inner);
-        let snapshot = builder.apply(change);
-        let version = snapshot.version;
-        self.snapshot.store(Arc::new(snapshot));
-        self.version.store(version, Ordering::Release);
-    }
 }
 
 type Services = HashMap<Arc<str>, Arc<Service>>;
 
 /// Resolves the name of a policy; the one place where services and plugins meet.
-type PolicyOf = Box<dyn Fn(&checked::Policy) -> Arc<Plugin> + Send + Sync>;
+type PolicyOf = Box<dyn Fn(&checked::Policy, Role) -> Arc<Plugin> + Send + Sync>;
 
 /// All services, by name. Reading takes no lock; a service that was known once stays known, so that a service whose
 /// last endpoint left answers 503 and is not taken for an unknown host.
 pub struct Directory {
     services: ArcSwap<Services>,
+    clock: Clock,
+    /// Held by whoever changes anything.
+    given: Mutex<Given>,
+}
+
+/// What the configuration says of services.
+struct Given {
     settings: checked::Services,
     policy_of: PolicyOf,
-    writer: Mutex<()>,
 }
 
 impl Directory {
     /// A directory that knows the services that the configuration names, without endpoints yet.
     pub fn new(
         settings: checked::Services,
-        policy_of: impl Fn(&checked::Policy) -> Arc<Plugin> + Send + Sync + 'static,
+        clock: Clock,
+        policy_of: impl Fn(&checked::Policy, Role) -> Arc<Plugin> + Send + Sync + 'static,
     ) -> Self {
-        let services: Services = settings
-            .named
-            .iter()
-            .map(|(name, service)| {
-                let balancer = policy_of(&service.balancer);
-                (name.clone(), Arc::new(Service::new(name.clone(), service.clone(), balancer)))
-            })
-            .collect();
-        Self {
-            services: ArcSwap::from_pointee(services),
-            settings,
-            policy_of: Box::new(policy_of),
-            writer: Mutex::new(()),
+        let given = Given { settings, policy_of: Box::new(policy_of) };
+        let services = given.settings.named.keys().map(|name| (name.clone(), given.service(name.clone(), &clock)));
+        Self { services: ArcSwap::from_pointee(services.collect()), clock, given: Mutex::new(given) }
+    }
+
+    /// Puts other settings in force, for every request that a worker begins after it has taken notice. Endpoints and
+    /// what is known of them stay; so does a service that is named no more, under the default settings.
+    pub fn reload(
+        &self,
+        settings: checked::Services,
+        policy_of: impl Fn(&checked::Policy, Role) -> Arc<Plugin> + Send + Sync + 'static,
+    ) {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        *given = Given { settings, policy_of: Box::new(policy_of) };
+        let mut services = Services::clone(&self.services.load());
+        for (name, service) in &mut services {
+            if let Some(changed) = service.changed(given.settings.get(name), &given.policy_of) {
+                changed.fleet.set_ejection(changed.settings.ejection);
+                *service = Arc::new(changed);
+            }
         }
+        for name in given.settings.named.keys() {
+            services.entry(name.clone()).or_insert_with(|| given.service(name.clone(), &self.clock));
+        }
+        self.services.store(Arc::new(services));
     }
 
     /// The service of this name.
@@ -122,24 +148,31 @@ impl Directory {
     /// Applies changes of services, those of new ones included. An existing service's change costs time independent of
     /// the number of services; new services cost one copy of the table for all of them together.
     pub fn apply(&self, changes: Vec<Change>) {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         let mut grown: Option<Services> = None;
         for change in changes {
             let current = self.services.load();
             let table = grown.as_ref().unwrap_or(&current);
             if let Some(service) = table.get(change.service.as_str()) {
-                service.apply(change);
+                service.fleet.apply(change);
                 continue;
             }
             let name: Arc<str> = change.service.as_str().into();
-            let settings = self.settings.get(&name).clone();
-            let balancer = (self.policy_of)(&settings.balancer);
-            let service = Arc::new(Service::new(name.clone(), settings, balancer));
-            service.apply(change);
+            let service = given.service(name.clone(), &self.clock);
+            service.fleet.apply(change);
             grown.get_or_insert_with(|| (**current).clone()).insert(name, service);
         }
         if let Some(grown) = grown {
             self.services.store(Arc::new(grown));
         }
+    }
+}
+
+impl Given {
+    /// A new service, without endpoints yet.
+    fn service(&self, name: Arc<str>, clock: &Clock) -> Arc<Service> {
+        let settings = self.settings.get(&name).clone();
+        let fleet = Arc::new(Fleet::new(name, settings.ejection, clock.clone()));
+        Arc::new(Service::new(fleet, settings, &self.policy_of))
     }
 }

@@ -1,6 +1,313 @@
 //! What is remembered of endpoints' health, over all workers and across reloads of a policy.
 //!
-//! Counting is lock-free: an endpoint has a bucket a second for the last minute, and numbers of failures in a row, all
-//! atomics. What changes who may be picked (an ejection, its end, a failed check) is rare, goes through the service's
-//! lock, and publishes a new snapshot, so that all workers see one truth. A verdict names the state that it was made on:
-//! of two workers that saw the same failures, one ejects.
+//! Counting is lock-free: an endpoint has a bucket a second for the last minute, and numbers of failures in a row. What
+//! changes who may be picked (an ejection, its end, a failed check) is rare, goes through the lock of its
+//! [`Fleet`](super::Fleet), and publishes a new snapshot, so that all workers see one truth. A verdict names the state that
+//! it was made on: of two workers that saw the same failures, one ejects.
+
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use super::window::Window;
+use crate::policy;
+
+/// Whether something is in use.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    InUse = 0,
+    /// Of an endpoint: ejected. Of a service: open.
+    Out = 1,
+    /// A bounded number of probes is let through.
+    HalfOpen = 2,
+}
+
+/// A condition and the number of changes that led there, in one number that a verdict can name.
+#[derive(Debug, Default)]
+pub(super) struct State(AtomicU64);
+
+impl Condition {
+    /// The name in figures: `in_use`, `out` or `half_open`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InUse => "in_use",
+            Self::Out => "out",
+            Self::HalfOpen => "half_open",
+        }
+    }
+}
+
+impl State {
+    pub fn seen(&self) -> u64 {
+        self.0.load(Acquire)
+    }
+
+    pub fn condition(&self) -> Condition {
+        match self.seen() & 0xff {
+            0 => Condition::InUse,
+            1 => Condition::Out,
+            _ => Condition::HalfOpen,
+        }
+    }
+
+    /// Changes the condition, if the state is still the one that was seen.
+    pub fn change(&self, seen: u64, to: Condition) -> bool {
+        let next = (seen & !0xff).wrapping_add(0x100) | to as u64;
+        self.0.compare_exchange(seen, next, AcqRel, Relaxed).is_ok()
+    }
+}
+
+/// Classes of failures, as they are counted in a row. The numbers are those of `health.consecutive` in the contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Class {
+    Connect = 0,
+    Timeout = 1,
+    Gateway = 2,
+    Any = 3,
+}
+
+impl Class {
+    /// The class that the contract calls so.
+    pub fn of_number(number: u32) -> Option<Self> {
+        [Self::Connect, Self::Timeout, Self::Gateway, Self::Any].into_iter().find(|class| *class as u32 == number)
+    }
+}
+
+/// A bounded number of probes at once.
+#[derive(Debug, Default)]
+pub(super) struct Probes {
+    most: AtomicU32,
+    under_way: AtomicU32,
+}
+
+impl Probes {
+    pub fn allow(&self, most: u32) {
+        self.most.store(most.max(1), Relaxed);
+    }
+
+    pub fn begin(&self) -> bool {
+        let most = self.most.load(Relaxed);
+        self.under_way.fetch_update(AcqRel, Relaxed, |n| (n < most).then(|| n + 1)).is_ok()
+    }
+
+    pub fn end(&self) {
+        self.under_way.fetch_sub(1, AcqRel);
+    }
+}
+
+/// What is remembered of one endpoint.
+#[derive(Debug, Default)]
+pub struct Health {
+    pub(super) state: State,
+    consecutive: [AtomicU32; 4],
+    /// How often it was ejected; when it was put back into use, and for how long it had been out of it: microseconds.
+    ejections: AtomicU32,
+    restored: AtomicU64,
+    ejected_for: AtomicU64,
+    ejected_until: AtomicU64,
+    probes: Probes,
+    pub(super) check_fails: AtomicBool,
+    /// Made when the first attempt is counted: a service without a breaker needs none.
+    window: OnceLock<Box<Window>>,
+}
+
+/// One of the probes that a half-open endpoint is allowed; it is given back when dropped.
+#[derive(Debug)]
+pub struct Probe(Arc<Health>);
+
+impl Drop for Probe {
+    fn drop(&mut self) {
+        self.0.probes.end();
+    }
+}
+
+impl Health {
+    /// The state, for a verdict to name.
+    pub fn seen(&self) -> u64 {
+        self.state.seen()
+    }
+
+    pub fn condition(&self) -> Condition {
+        self.state.condition()
+    }
+
+    /// Whether its active check fails.
+    pub fn check_fails(&self) -> bool {
+        self.check_fails.load(Relaxed)
+    }
+
+    /// Failures of a class without an attempt in between that ended otherwise.
+    pub fn consecutive(&self, class: Class) -> u32 {
+        self.consecutive.get(class as usize).map_or(0, |count| count.load(Relaxed))
+    }
+
+    /// Successes and failures of the last `seconds` (1 to 60).
+    pub fn window(&self, seconds: u32, now: Duration) -> (u32, u32) {
+        self.window.get().map_or((0, 0), |window| window.sum(seconds, now))
+    }
+
+    /// How often it was ejected, less one for each time as long as its last ejection that it then spent in use.
+    pub fn ejections(&self, now: Duration) -> u32 {
+        let ejections = self.ejections.load(Relaxed);
+        if self.condition() != Condition::InUse {
+            return ejections;
+        }
+        let in_use = micros(now).saturating_sub(self.restored.load(Relaxed));
+        let intervals = in_use / self.ejected_for.load(Relaxed).max(1);
+        ejections.saturating_sub(u32::try_from(intervals).unwrap_or(u32::MAX))
+    }
+
+    /// When its time out of use is over; none where it is not ejected.
+    pub fn ejected_until(&self) -> Option<Duration> {
+        let until = Duration::from_micros(self.ejected_until.load(Relaxed));
+        (self.condition() == Condition::Out).then_some(until)
+    }
+
+    /// Counts an attempt that has ended.
+    pub(super) fn record(&self, health: policy::Health, now: Duration) {
+        let classes = match health {
+            policy::Health::Unknown => return,
+            policy::Health::Success => [false; 4],
+            policy::Health::Failure(failure) => [failure.connect, failure.timeout, failure.gateway, true],
+        };
+        for (count, counts) in self.consecutive.iter().zip(classes) {
+            count_in_a_row(count, counts);
+        }
+        self.window.get_or_init(Box::default).add(health == policy::Health::Success, now);
+    }
+
+    /// The right to send it an attempt although it is half-open.
+    pub fn probe(self: &Arc<Self>) -> Option<Probe> {
+        self.probes.begin().then(|| Probe(self.clone()))
+    }
+
+    /// Under the lock of its fleet, as are the following two.
+    pub(super) fn eject(&self, seen: u64, time: Duration, now: Duration) -> bool {
+        let ejections = self.ejections(now);
+        // Before the state, so that whoever sees that finds these.
+        let before = self.ejected_until.swap(micros(now.saturating_add(time)), Relaxed);
+        let changed = self.state.change(seen, Condition::Out);
+        if changed {
+            self.ejections.store(ejections.saturating_add(1), Relaxed);
+            self.ejected_for.store(micros(time), Relaxed);
+        } else {
+            self.ejected_until.store(before, Relaxed);
+        }
+        changed
+    }
+
+    pub(super) fn half_open(&self, seen: u64, permits: u32) -> bool {
+        let ejected = self.condition() == Condition::Out;
+        self.probes.allow(permits);
+        ejected && self.state.change(seen, Condition::HalfOpen)
+    }
+
+    pub(super) fn restore(&self, seen: u64, now: Duration) -> bool {
+        let changed = self.state.change(seen, Condition::InUse);
+        if changed {
+            self.restored.store(micros(now), Relaxed);
+            for count in &self.consecutive {
+                count.store(0, Relaxed);
+            }
+        }
+        changed
+    }
+}
+
+/// What is remembered of a service as a whole.
+#[derive(Debug, Default)]
+pub struct ServiceHealth {
+    state: State,
+    consecutive: AtomicU32,
+    open_until: AtomicU64,
+    probes: Probes,
+    window: OnceLock<Box<Window>>,
+}
+
+/// How a request finds its service.
+#[derive(Debug)]
+pub enum Door {
+    /// As always.
+    Closed,
+    /// No request is let through for this time yet.
+    Open(Duration),
+    /// The request is one of a bounded number that are let through, or none is at the moment.
+    HalfOpen { admitted: bool },
+}
+
+impl ServiceHealth {
+    /// The state, for a verdict to name.
+    pub fn seen(&self) -> u64 {
+        self.state.seen()
+    }
+
+    pub fn condition(&self) -> Condition {
+        self.state.condition()
+    }
+
+    /// Failed attempts since the last one that succeeded.
+    pub fn consecutive(&self) -> u32 {
+        self.consecutive.load(Relaxed)
+    }
+
+    /// Successes and failures of the last `seconds` (1 to 60).
+    pub fn window(&self, seconds: u32, now: Duration) -> (u32, u32) {
+        self.window.get().map_or((0, 0), |window| window.sum(seconds, now))
+    }
+
+    pub(super) fn record(&self, health: policy::Health, now: Duration) {
+        if health != policy::Health::Unknown {
+            count_in_a_row(&self.consecutive, health != policy::Health::Success);
+            self.window.get_or_init(Box::default).add(health == policy::Health::Success, now);
+        }
+    }
+
+    /// Whether a request may pass. A probe that was admitted has to be ended.
+    pub(super) fn enter(&self, now: impl FnOnce() -> Duration) -> Door {
+        match self.state.condition() {
+            Condition::InUse => Door::Closed,
+            Condition::HalfOpen => Door::HalfOpen { admitted: self.probes.begin() },
+            Condition::Out => {
+                let seen = self.state.seen();
+                let left = self.open_until.load(Relaxed).saturating_sub(micros(now()));
+                if left > 0 {
+                    return Door::Open(Duration::from_micros(left));
+                }
+                // Another worker may have been faster.
+                self.state.change(seen, Condition::HalfOpen);
+                Door::HalfOpen { admitted: self.probes.begin() }
+            }
+        }
+    }
+
+    pub(super) fn end_probe(&self) {
+        self.probes.end();
+    }
+
+    /// Under the lock of the fleet.
+    pub(super) fn open(&self, seen: u64, time: Duration, permits: u32, now: Duration) -> bool {
+        if self.seen() != seen {
+            return false;
+        }
+        self.open_until.store(micros(now.saturating_add(time)), Relaxed);
+        self.probes.allow(permits);
+        self.state.change(seen, Condition::Out)
+    }
+
+    pub(super) fn close(&self, seen: u64) -> bool {
+        self.state.change(seen, Condition::InUse)
+    }
+}
+
+fn count_in_a_row(count: &AtomicU32, counts: bool) {
+    if counts {
+        count.fetch_add(1, Relaxed);
+    } else if count.load(Relaxed) != 0 {
+        // Only where it changes something: all workers would take the line from each other.
+        count.store(0, Relaxed);
+    }
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

@@ -7,11 +7,17 @@
 //! balancer that looks at all endpoints reads contiguous memory.
 
 mod directory;
+mod fleet;
+mod health;
 mod load;
 mod snapshot;
 mod stats;
+pub mod tick;
+mod window;
 
 pub use directory::{Directory, Service};
+pub use fleet::{Fleet, ServiceProbe};
+pub use health::{Class, Condition, Health, Probe, ServiceHealth};
 pub use load::{InFlight, Load};
 pub use snapshot::{Endpoint, Snapshot};
 pub use stats::{Counter, DURATION_BUCKETS, ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};

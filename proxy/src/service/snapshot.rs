@@ -4,7 +4,9 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+use super::health::{Condition, Health};
 use super::load::{Load, LoadTable};
+use crate::config::checked::Ejection;
 use crate::registry::{Change, Registered};
 
 /// One registered endpoint.
@@ -16,6 +18,7 @@ pub struct Endpoint {
     /// The address, where it is an IP address and needs no name resolution.
     pub socket: Option<SocketAddr>,
     pub load: Load,
+    pub health: Arc<Health>,
 }
 
 /// The endpoints of a service at one moment, never changed once published.
@@ -23,18 +26,15 @@ pub struct Endpoint {
 pub struct Snapshot {
     /// Counts the service's changes; 0 before the first.
     pub version: u64,
-    slots: Vec<Option<Arc<Endpoint>>>,
+    slots: Arc<Vec<Option<Arc<Endpoint>>>>,
     eligible: Vec<u64>,
     eligible_count: usize,
+    /// Whether so few endpoints are well that all are eligible.
+    in_panic: bool,
     load: LoadTable,
 }
 
 impl Snapshot {
-    /// A service that has seen one change.
-    pub fn of(change: Change) -> Self {
-        Builder::default().apply(change)
-    }
-
     /// The endpoint that holds a slot.
     pub fn endpoint(&self, slot: u32) -> Option<&Arc<Endpoint>> {
         self.slots.get(usize::try_from(slot).ok()?)?.as_ref()
@@ -66,6 +66,11 @@ impl Snapshot {
         self.eligible_count
     }
 
+    /// Whether endpoints are eligible although they are out of use, as too few others are in it.
+    pub fn is_in_panic(&self) -> bool {
+        self.in_panic
+    }
+
     /// Requests under way at each slot.
     pub fn in_flight(&self) -> Vec<u32> {
         self.load.in_flight(self.slots.len())
@@ -79,6 +84,9 @@ impl Snapshot {
     /// What leads from `before` to here: slots that are gone, and endpoints that are new.
     pub fn since(&self, before: &Self) -> (Vec<u32>, Vec<Arc<Endpoint>>) {
         let (mut removed, mut added) = (Vec::new(), Vec::new());
+        if Arc::ptr_eq(&self.slots, &before.slots) {
+            return (removed, added);
+        }
         for index in 0..self.slots.len().max(before.slots.len()) {
             let (old, new) =
                 (before.slots.get(index).and_then(Option::as_ref), self.slots.get(index).and_then(Option::as_ref));
@@ -95,9 +103,13 @@ impl Snapshot {
 }
 
 /// Turns changes into snapshots: hands out slots, remembers who holds them.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Builder {
-    slots: Vec<Option<Arc<Endpoint>>>,
+    pub ejection: Ejection,
+    /// Shared with the snapshots until it changes.
+    slots: Arc<Vec<Option<Arc<Endpoint>>>>,
+    /// Of each slot's last holder.
+    health: Vec<Arc<Health>>,
     by_id: HashMap<String, u32>,
     free: BTreeSet<u32>,
     load: LoadTable,
@@ -105,14 +117,40 @@ pub(super) struct Builder {
 }
 
 impl Builder {
-    /// Applies a change; the snapshot after it.
-    pub(super) fn apply(&mut self, change: Change) -> Snapshot {
+    pub fn new(ejection: Ejection) -> Self {
+        Self {
+            ejection,
+            slots: Arc::default(),
+            health: Vec::new(),
+            by_id: HashMap::new(),
+            free: BTreeSet::new(),
+            load: LoadTable::default(),
+            version: 0,
+        }
+    }
+
+    /// The endpoint that holds a slot.
+    pub fn endpoint(&self, slot: u32) -> Option<&Arc<Endpoint>> {
+        self.slots.get(usize::try_from(slot).ok()?)?.as_ref()
+    }
+
+    /// Whether the share of endpoints that may be ejected leaves room for one more; one may always be.
+    pub fn may_eject_one_more(&self) -> bool {
+        let registered = self.slots.iter().flatten().count();
+        let out =
+            self.slots.iter().flatten().filter(|endpoint| endpoint.health.condition() != Condition::InUse).count();
+        let most = registered.saturating_mul(usize::from(self.ejection.max_percent)) / 100;
+        out < most.max(1)
+    }
+
+    /// Applies a change.
+    pub fn apply(&mut self, change: Change) {
         let Change { removed, added, .. } = change;
         // A registration that changed keeps its slot and its counters.
         let mut kept: HashMap<String, u32> = HashMap::new();
         for id in removed {
             let Some(slot) = self.by_id.remove(&id) else { continue };
-            if let Some(place) = self.slots.get_mut(slot as usize) {
+            if let Some(place) = Arc::make_mut(&mut self.slots).get_mut(slot as usize) {
                 *place = None;
             }
             self.free.insert(slot);
@@ -126,11 +164,9 @@ impl Builder {
             self.place(slot, registered);
         }
         while self.slots.last().is_some_and(Option::is_none) {
-            self.slots.pop();
+            Arc::make_mut(&mut self.slots).pop();
         }
         self.free.split_off(&(self.slots.len() as u32));
-        self.version += 1;
-        self.snapshot()
     }
 
     /// The slot held before, else the lowest free one at which nothing of an earlier holder is under way.
@@ -143,7 +179,7 @@ impl Builder {
             Some(slot) => {
                 self.free.remove(&slot);
                 if held != Some(slot) {
-                    load.reset(slot as usize);
+                    self.reset(slot);
                 }
                 slot
             }
@@ -153,37 +189,67 @@ impl Builder {
                     self.free.insert(slot);
                     slot += 1;
                 }
-                load.reset(slot as usize);
+                self.reset(slot);
                 slot
             }
         }
     }
 
+    /// Forgets what an earlier holder of the slot left behind.
+    fn reset(&mut self, slot: u32) {
+        let index = slot as usize;
+        self.load.reset(index);
+        if self.health.len() <= index {
+            self.health.resize_with(index + 1, Arc::default);
+        }
+        if let Some(health) = self.health.get_mut(index) {
+            *health = Arc::default();
+        }
+    }
+
     fn place(&mut self, slot: u32, registered: Registered) {
         let index = slot as usize;
-        if self.slots.len() <= index {
-            self.slots.resize(index + 1, None);
+        let health = self.health.get(index).cloned().unwrap_or_default();
+        let slots = Arc::make_mut(&mut self.slots);
+        if slots.len() <= index {
+            slots.resize(index + 1, None);
         }
         self.by_id.insert(registered.id.clone(), slot);
         let socket = registered.address.parse().ok();
-        let endpoint = Arc::new(Endpoint { slot, socket, load: self.load.slot(index), registered });
-        if let Some(place) = self.slots.get_mut(index) {
+        let endpoint = Arc::new(Endpoint { slot, socket, load: self.load.slot(index), health, registered });
+        if let Some(place) = slots.get_mut(index) {
             *place = Some(endpoint);
         }
     }
 
-    fn snapshot(&self) -> Snapshot {
-        let mut eligible = vec![0_u64; self.slots.len().div_ceil(64)];
-        let mut eligible_count = 0;
-        for (word, chunk) in eligible.iter_mut().zip(self.slots.chunks(64)) {
-            for (bit, endpoint) in chunk.iter().enumerate() {
-                if endpoint.as_ref().is_some_and(|e| e.registered.weight > 0) {
-                    *word |= 1 << bit;
-                    eligible_count += 1;
-                }
-            }
+    /// The next snapshot.
+    pub fn snapshot(&mut self) -> Snapshot {
+        self.version += 1;
+        let (usable, usable_count) = self.bits(|endpoint| endpoint.registered.weight > 0);
+        let (well, well_count) = self.bits(|endpoint| {
+            let health = &endpoint.health;
+            endpoint.registered.weight > 0 && health.condition() != Condition::Out && !health.check_fails()
+        });
+        let in_panic = well_count * 100 < usable_count * usize::from(self.ejection.panic_percent);
+        let (eligible, eligible_count) = if in_panic { (usable, usable_count) } else { (well, well_count) };
+        Snapshot {
+            version: self.version,
+            slots: self.slots.clone(),
+            eligible,
+            eligible_count,
+            in_panic,
+            load: self.load.clone(),
         }
-        Snapshot { version: self.version, slots: self.slots.clone(), eligible, eligible_count, load: self.load.clone() }
+    }
+
+    fn bits(&self, of: impl Fn(&Endpoint) -> bool) -> (Vec<u64>, usize) {
+        let word = |chunk: &[Option<Arc<Endpoint>>]| {
+            let set = chunk.iter().map(|endpoint| endpoint.as_ref().is_some_and(|endpoint| of(endpoint)));
+            set.enumerate().fold(0_u64, |word, (bit, set)| word | u64::from(set) << bit)
+        };
+        let words: Vec<u64> = self.slots.chunks(64).map(word).collect();
+        let count = words.iter().map(|word| word.count_ones() as usize).sum();
+        (words, count)
     }
 }
 
@@ -197,6 +263,20 @@ mod tests {
         Registered { id: id.into(), address: "127.0.0.1:80".into(), weight, order: 0, metadata: vec![] }
     }
 
+    /// A builder, and a snapshot after each change.
+    struct Changing(Builder);
+
+    fn builder() -> Changing {
+        Changing(Builder::new(Ejection { max_percent: 10, panic_percent: 50 }))
+    }
+
+    impl Changing {
+        fn apply(&mut self, change: Change) -> Snapshot {
+            self.0.apply(change);
+            self.0.snapshot()
+        }
+    }
+
     fn change(removed: &[&str], added: &[(&str, u32)]) -> Change {
         Change {
             service: "users".into(),
@@ -207,7 +287,7 @@ mod tests {
 
     #[test]
     fn slots_stay_and_are_reused_lowest_first() {
-        let mut builder = Builder::default();
+        let mut builder = builder();
         builder.apply(change(&[], &[("a", 1), ("b", 1), ("c", 1)]));
         let after = builder.apply(change(&["b"], &[]));
         assert_eq!(after.endpoint(2).unwrap().registered.id, "c");
@@ -218,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_slot_with_requests_under_way_is_not_given_to_another_endpoint() {
-        let mut builder = Builder::default();
+        let mut builder = builder();
         let first = builder.apply(change(&[], &[("a", 1)]));
         let busy = first.endpoint(0).unwrap().load.begin();
         builder.apply(change(&["a"], &[]));
@@ -232,7 +312,7 @@ mod tests {
 
     #[test]
     fn weight_zero_is_registered_but_not_eligible() {
-        let mut builder = Builder::default();
+        let mut builder = builder();
         let snapshot = builder.apply(change(&[], &[("a", 0), ("b", 1)]));
         assert_eq!(snapshot.endpoints().count(), 2);
         assert_eq!(snapshot.eligible_count(), 1);
@@ -243,7 +323,7 @@ mod tests {
 
     #[test]
     fn a_changed_registration_keeps_its_slot_and_is_reported_as_removed_and_added() {
-        let mut builder = Builder::default();
+        let mut builder = builder();
         let before = builder.apply(change(&[], &[("a", 1), ("b", 1)]));
         let after = builder.apply(change(&["b"], &[("b", 5)]));
         let (removed, added) = after.since(&before);
@@ -255,7 +335,7 @@ mod tests {
         /// Whatever happens, differences lead from one snapshot to the next, and slots are held by one endpoint each.
         #[test]
         fn differences_reproduce_the_snapshot(steps in prop::collection::vec((0_u8..12, any::<bool>(), 0_u32..3), 1..60)) {
-            let mut builder = Builder::default();
+            let mut builder = builder();
             let mut before = Snapshot::default();
             let mut held: HashMap<u32, String> = HashMap::new();
             for (name, add, weight) in steps {

@@ -166,7 +166,7 @@ fn balancers_know_where_they_were_written() {
         "{LISTENER}[service.users]\nbalancer = \"own\"\n[service.orders.balancer]\nplugin = \"other\"\n[service.carts]\n"
     );
     let checked = parse(&text, Path::new("heddle.toml"), &[]).unwrap();
-    let all: Vec<_> = checked.balancers.iter().map(|b| format!("{}: {} {}", b.place, b.key, b.policy.plugin)).collect();
+    let all: Vec<_> = checked.policies.iter().map(|b| format!("{}: {} {}", b.place, b.key, b.policy.plugin)).collect();
     let expected = [
         "heddle.toml: service.default.balancer round-robin",
         "heddle.toml:5: service.orders.balancer other",
@@ -174,7 +174,7 @@ fn balancers_know_where_they_were_written() {
     ];
     assert_eq!(all, expected);
 
-    let known = |policy: &checked::Policy| match &*policy.plugin {
+    let known = |policy: &checked::Policy, _| match &*policy.plugin {
         "round-robin" | "other" => Ok(()),
         name => Err(Refusal { found: format!("{name:?} is no plugin"), remedy: "expected one of other".to_owned() }),
     };
@@ -183,5 +183,5 @@ fn balancers_know_where_they_were_written() {
         problems.to_string(),
         "heddle.toml:4: service.users.balancer: \"own\" is no plugin; expected one of other"
     );
-    assert_eq!(checked.check_policies(|_| Ok(())), Ok(()));
+    assert_eq!(checked.check_policies(|_, _| Ok(())), Ok(()));
 }

@@ -4,8 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::Path;
 use std::sync::Arc;
 
+use heddle::clock::Clock;
 use heddle::config::checked::Config;
-use heddle::plugin::{Engine, Generation, LoadError, Origin, Plugin, Plugins};
+use heddle::plugin::{Engine, Generation, LoadError, Origin, Plugin, Plugins, Seat};
 use heddle::policy::Facts;
 use heddle::registry::{Change, Registered};
 use heddle::server::decide::{Choice, Decider};
@@ -27,10 +28,11 @@ impl Host {
     pub fn new(plugins: &str, services: &str) -> Self {
         let text = format!("[plugins]\n{plugins}\n[[listener]]\naddress = \"127.0.0.1:0\"\n{services}");
         let config = config(&text);
-        let plugins = Arc::new(Plugins::new(Engine::new(config.plugins).unwrap()));
+        let plugins = Arc::new(Plugins::new(Engine::new(config.plugins, Clock::running()).unwrap()));
         let directory = {
             let plugins = plugins.clone();
-            Arc::new(Directory::new(config.services, move |policy| plugins.require(policy)))
+            let clock = plugins.engine().clock.clone();
+            Arc::new(Directory::new(config.services, clock, move |policy, role| plugins.require(policy, role)))
         };
         Self { plugins, directory }
     }
@@ -69,7 +71,9 @@ impl Host {
     pub fn worker(&self, service: &str) -> Local {
         let service = self.service(service);
         let stats = service.worker_stats();
-        Local { decider: Decider::new(service.clone(), stats, 7), service }
+        let config = service.settings.balancer.config.clone();
+        let seat = Seat::new(service.fleet.clone(), service.balancer.clone(), config, 7);
+        Local { decider: Decider::new(seat, stats), service }
     }
 }
 
@@ -89,8 +93,8 @@ impl Local {
     /// What is chosen for a request of this path. As on a worker, a missing instance is made after the decision.
     pub fn choose(&mut self, path: &str) -> Choice {
         let choice = self.decider.choose(&mut facts(path));
-        if self.decider.needs_instance() {
-            self.decider.make_instance();
+        if self.decider.seat.needs_instance() {
+            self.decider.seat.make_instance();
         }
         choice
     }
@@ -98,7 +102,7 @@ impl Local {
     /// The slot chosen, for a service that has endpoints.
     pub fn slot(&mut self, path: &str) -> u32 {
         match self.choose(path) {
-            Choice::Endpoint(endpoint) => endpoint.slot,
+            Choice::Endpoint(picked) => picked.endpoint.slot,
             other => panic!("expected an endpoint: {other:?}"),
         }
     }

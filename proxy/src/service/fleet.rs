@@ -1,0 +1,197 @@
+//! The endpoints of one service: who is registered, how they fare, and who may be picked.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+
+use super::health::{Condition, Door, ServiceHealth};
+use super::snapshot::{Builder, Endpoint, Snapshot};
+use crate::clock::Clock;
+use crate::config::checked::Ejection;
+use crate::policy;
+use crate::registry::Change;
+
+/// The endpoints of one service, whatever is decided about them by whom. It stays when the service's settings change.
+#[derive(Debug)]
+pub struct Fleet {
+    /// The service's.
+    pub name: Arc<str>,
+    pub clock: Clock,
+    pub health: ServiceHealth,
+    /// How often an endpoint was ejected, and the service opened as a whole.
+    ejections: AtomicU64,
+    openings: AtomicU64,
+    snapshot: ArcSwap<Snapshot>,
+    version: AtomicU64,
+    builder: Mutex<Builder>,
+}
+
+/// A request that was let through to a service that is half-open, until it is dropped.
+#[derive(Debug)]
+pub struct ServiceProbe(Arc<Fleet>);
+
+impl Drop for ServiceProbe {
+    fn drop(&mut self) {
+        self.0.health.end_probe();
+    }
+}
+
+impl Fleet {
+    /// A fleet without endpoints.
+    pub fn new(name: Arc<str>, ejection: Ejection, clock: Clock) -> Self {
+        Self {
+            name,
+            clock,
+            health: ServiceHealth::default(),
+            ejections: AtomicU64::new(0),
+            openings: AtomicU64::new(0),
+            snapshot: ArcSwap::default(),
+            version: AtomicU64::new(0),
+            builder: Mutex::new(Builder::new(ejection)),
+        }
+    }
+
+    /// The version of the newest snapshot: all that a worker looks at while nothing changes.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// The newest snapshot.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// How often an endpoint was ejected.
+    pub fn ejections(&self) -> u64 {
+        self.ejections.load(Ordering::Relaxed)
+    }
+
+    /// How often the service was opened as a whole.
+    pub fn openings(&self) -> u64 {
+        self.openings.load(Ordering::Relaxed)
+    }
+
+    /// Endpoints were registered or removed.
+    pub fn apply(&self, change: Change) {
+        let mut builder = self.lock();
+        builder.apply(change);
+        self.publish(&mut builder);
+    }
+
+    /// Changes how many endpoints may be ejected.
+    pub fn set_ejection(&self, ejection: Ejection) {
+        let mut builder = self.lock();
+        builder.ejection = ejection;
+        self.publish(&mut builder);
+    }
+
+    /// Counts an attempt that has ended.
+    pub fn record(&self, endpoint: &Endpoint, health: policy::Health) {
+        let now = self.clock.now();
+        endpoint.health.record(health, now);
+        self.health.record(health, now);
+    }
+
+    /// Lets a request through, as a probe where the service is half-open.
+    ///
+    /// # Errors
+    ///
+    /// For how long the service is open, as far as is known.
+    pub fn enter(self: &Arc<Self>) -> Result<Option<ServiceProbe>, Duration> {
+        match self.health.enter(|| self.clock.now()) {
+            Door::Closed => Ok(None),
+            Door::HalfOpen { admitted: true } => Ok(Some(ServiceProbe(self.clone()))),
+            Door::HalfOpen { admitted: false } => Err(Duration::ZERO),
+            Door::Open(time) => Err(time),
+        }
+    }
+
+    /// Ejects an endpoint, if it is still in the state that was seen, and no more than the share that may be ejected are.
+    pub fn eject(&self, slot: u32, seen: u64, time: Duration) -> bool {
+        let mut builder = self.lock();
+        let Some(endpoint) = builder.endpoint(slot).cloned() else { return false };
+        // One that is out of use already is counted.
+        let is_more = endpoint.health.condition() == Condition::InUse;
+        let ejected = (!is_more || builder.may_eject_one_more()) && endpoint.health.eject(seen, time, self.clock.now());
+        if ejected {
+            self.ejections.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(target: "heddle::health", service = %self.name, endpoint = %endpoint.registered.address,
+                "ejected for {time:?}");
+        }
+        self.publish_if(ejected, &mut builder)
+    }
+
+    /// Lets so many probes at once through to an endpoint that is ejected.
+    pub fn probe(&self, slot: u32, seen: u64, permits: u32) -> bool {
+        let mut builder = self.lock();
+        let changed = builder.endpoint(slot).is_some_and(|endpoint| endpoint.health.half_open(seen, permits));
+        self.publish_if(changed, &mut builder)
+    }
+
+    /// Puts an endpoint back into use.
+    pub fn restore(&self, slot: u32, seen: u64) -> bool {
+        let mut builder = self.lock();
+        let now = self.clock.now();
+        let Some(endpoint) = builder.endpoint(slot).cloned() else { return false };
+        let changed = endpoint.health.restore(seen, now);
+        if changed {
+            tracing::info!(target: "heddle::health", service = %self.name, endpoint = %endpoint.registered.address,
+                "back in use");
+        }
+        self.publish_if(changed, &mut builder)
+    }
+
+    /// Refuses all requests for a time, then lets so many probes at once through.
+    pub fn open(&self, seen: u64, time: Duration, permits: u32) -> bool {
+        let _builder = self.lock();
+        let was_in_use = self.health.condition() == Condition::InUse;
+        let opened = self.health.open(seen, time, permits, self.clock.now());
+        if opened && was_in_use {
+            self.openings.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(target: "heddle::health", service = %self.name, "every attempt fails: requests are refused");
+        }
+        opened
+    }
+
+    /// Lets requests through again.
+    pub fn close(&self, seen: u64) -> bool {
+        let _builder = self.lock();
+        let closed = self.health.close(seen);
+        if closed {
+            tracing::info!(target: "heddle::health", service = %self.name, "answers again");
+        }
+        closed
+    }
+
+    /// Says whether an endpoint's active check fails. Nothing happens to one that is not registered any more.
+    pub fn set_check_fails(&self, endpoint: &Arc<Endpoint>, fails: bool) -> bool {
+        let mut builder = self.lock();
+        let is_registered =
+            builder.endpoint(endpoint.slot).is_some_and(|now| Arc::ptr_eq(&now.health, &endpoint.health));
+        let changed = is_registered && endpoint.health.check_fails.swap(fails, Ordering::Relaxed) != fails;
+        self.publish_if(changed, &mut builder)
+    }
+
+    fn publish_if(&self, changed: bool, builder: &mut Builder) -> bool {
+        if changed {
+            self.publish(builder);
+        }
+        changed
+    }
+
+    fn publish(&self, builder: &mut Builder) {
+        let snapshot = builder.snapshot();
+        let version = snapshot.version;
+        self.snapshot.store(Arc::new(snapshot));
+        self.version.store(version, Ordering::Release);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Builder> {
+        self.builder.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests;
