@@ -13,7 +13,9 @@ use heddle::plugin::{FaultKind, LoadError, SECOND_CHANCE};
 use heddle::registry::Registered;
 use heddle::server::decide::Choice;
 use proptest::prelude::*;
-use support::{Host, component, facts, guest, instead, log, module, on_many, on_path, registered, wait_until};
+use support::{
+    Host, balancers, component, facts, guest, instead, log, module, on_many, on_path, registered, wait_until,
+};
 
 /// A host with one service of three endpoints, and the guest in force.
 fn host_with(marks: &[(&str, &str)]) -> Host {
@@ -388,7 +390,7 @@ proptest! {
     fn decisions_stay_right_while_endpoints_come_and_go(
         steps in prop::collection::vec((0_usize..40, prop::option::of(0_u32..4), 0_usize..6), 1..40),
     ) {
-        let names = heddle::plugin::builtin_names();
+        let names = balancers();
         let services: String = names.iter().map(|name| format!("[service.{name}]\nbalancer = \"{name}\"\n")).collect();
         // Made once: compiling all of them takes longer than all cases.
         static HOST: OnceLock<Host> = OnceLock::new();

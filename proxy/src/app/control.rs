@@ -128,6 +128,11 @@ impl Control {
         mut until_stopped: oneshot::Receiver<()>,
     ) {
         tokio::spawn(tick::run(self.state.directory.clone()));
+        let (registries, directory) = (self.state.registry.clone(), self.state.directory.clone());
+        tokio::spawn(async move {
+            registries.wait_ready().await;
+            directory.settle();
+        });
         loop {
             tokio::select! {
                 _ = &mut until_stopped => break,

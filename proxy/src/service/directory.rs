@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use super::budget::Budget;
 use super::fleet::Fleet;
 use super::snapshot::Snapshot;
 use super::stats::{ServiceStats, StatsTotal};
@@ -23,6 +24,8 @@ pub struct Service {
     pub balancer: Arc<Plugin>,
     /// Who decides what follows a failed attempt.
     pub retry: Option<Arc<Plugin>>,
+    /// How many retries may be under way.
+    pub budget: Arc<Budget>,
     /// Who judges endpoints by how attempts end.
     pub breaker: Option<Arc<Plugin>>,
     /// One a worker.
@@ -36,6 +39,7 @@ impl Service {
             balancer: policy_of(&settings.balancer, Role::Balancer),
             retry: settings.retry.as_ref().map(|policy| policy_of(policy, Role::RetryPolicy)),
             breaker: settings.breaker.as_ref().map(|policy| policy_of(policy, Role::CircuitBreaker)),
+            budget: Budget::new(settings.retry_budget),
             settings,
             stats: Arc::default(),
         }
@@ -43,7 +47,12 @@ impl Service {
 
     /// The same endpoints and figures under other settings; none if these are its settings.
     fn changed(&self, settings: &Arc<checked::Service>, policy_of: &PolicyOf) -> Option<Self> {
-        let changed = Self { stats: self.stats.clone(), ..Self::new(self.fleet.clone(), settings.clone(), policy_of) };
+        let mut changed = Self::new(self.fleet.clone(), settings.clone(), policy_of);
+        changed.stats = self.stats.clone();
+        if settings.retry_budget == self.settings.retry_budget {
+            // What is under way counts on.
+            changed.budget = self.budget.clone();
+        }
         let same = |one: &Option<Arc<Plugin>>, other: &Option<Arc<Plugin>>| {
             one.as_ref().map(Arc::as_ptr) == other.as_ref().map(Arc::as_ptr)
         };
@@ -99,6 +108,8 @@ pub struct Directory {
 struct Given {
     settings: checked::Services,
     policy_of: PolicyOf,
+    /// Whether the registries' first answers are in.
+    settled: bool,
 }
 
 impl Directory {
@@ -108,7 +119,7 @@ impl Directory {
         clock: Clock,
         policy_of: impl Fn(&checked::Policy, Role) -> Arc<Plugin> + Send + Sync + 'static,
     ) -> Self {
-        let given = Given { settings, policy_of: Box::new(policy_of) };
+        let given = Given { settings, policy_of: Box::new(policy_of), settled: false };
         let services = given.settings.named.keys().map(|name| (name.clone(), given.service(name.clone(), &clock)));
         Self { services: ArcSwap::from_pointee(services.collect()), clock, given: Mutex::new(given) }
     }
@@ -121,7 +132,7 @@ impl Directory {
         policy_of: impl Fn(&checked::Policy, Role) -> Arc<Plugin> + Send + Sync + 'static,
     ) {
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        *given = Given { settings, policy_of: Box::new(policy_of) };
+        *given = Given { settings, policy_of: Box::new(policy_of), ..*given };
         let mut services = Services::clone(&self.services.load());
         for (name, service) in &mut services {
             if let Some(changed) = service.changed(given.settings.get(name), &given.policy_of) {
@@ -143,6 +154,15 @@ impl Directory {
     /// All services, in no order.
     pub fn all(&self) -> Vec<Arc<Service>> {
         self.services.load().values().cloned().collect()
+    }
+
+    /// To be called when every registry has answered: endpoints that are registered from now on are new, while those
+    /// of the first answers may have been there for long.
+    pub fn settle(&self) {
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).settled = true;
+        for service in self.all() {
+            service.fleet.settle();
+        }
     }
 
     /// Applies changes of services, those of new ones included. An existing service's change costs time independent of
@@ -173,6 +193,9 @@ impl Given {
     fn service(&self, name: Arc<str>, clock: &Clock) -> Arc<Service> {
         let settings = self.settings.get(&name).clone();
         let fleet = Arc::new(Fleet::new(name, settings.ejection, clock.clone()));
+        if self.settled {
+            fleet.settle();
+        }
         Arc::new(Service::new(fleet, settings, &self.policy_of))
     }
 }

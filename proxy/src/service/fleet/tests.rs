@@ -116,16 +116,49 @@ fn failures_are_told_apart_and_forgotten_after_a_success() {
     let fleet = fleet(2, 100, 0);
     let endpoint = fleet.snapshot().endpoint(0).unwrap().clone();
     for _ in 0..3 {
-        fleet.record(&endpoint, failure());
+        fleet.record(&endpoint, failure(), Duration::ZERO);
     }
     let classes = [Class::Connect, Class::Timeout, Class::Gateway, Class::Any];
     assert_eq!(classes.map(|class| endpoint.health.consecutive(class)), [0, 3, 0, 3]);
     assert_eq!((fleet.health.consecutive(), endpoint.health.window(1, fleet.clock.now())), (3, (0, 3)));
-    fleet.record(&endpoint, Health::Unknown);
+    fleet.record(&endpoint, Health::Unknown, Duration::ZERO);
     assert_eq!(fleet.health.consecutive(), 3);
-    fleet.record(&endpoint, Health::Success);
+    fleet.record(&endpoint, Health::Success, Duration::ZERO);
     assert_eq!(classes.map(|class| endpoint.health.consecutive(class)), [0; 4]);
     assert_eq!((fleet.health.consecutive(), fleet.health.window(1, fleet.clock.now())), (0, (1, 3)));
+}
+
+#[test]
+fn what_began_before_the_state_changed_is_counted_and_not_judged() {
+    let fleet = fleet(2, 100, 0);
+    let endpoint = fleet.snapshot().endpoint(0).unwrap().clone();
+    let is_judged = |time| fleet.record(&endpoint, failure(), time);
+    fleet.clock.advance(9 * SECOND);
+    assert!(is_judged(9 * SECOND));
+    assert!(eject(&fleet, 0));
+    fleet.clock.advance(SECOND);
+    assert!(is_judged(SECOND) && !is_judged(2 * SECOND));
+    assert!(fleet.probe(0, seen(&fleet, 0), 1));
+    fleet.clock.advance(SECOND);
+    assert!(is_judged(SECOND) && !is_judged(2 * SECOND));
+    assert_eq!(endpoint.health.consecutive(Class::Any), 5);
+    assert!(fleet.restore(0, seen(&fleet, 0)));
+    assert!(is_judged(Duration::ZERO) && !is_judged(SECOND));
+}
+
+#[test]
+fn what_an_endpoint_was_ejected_for_is_over_when_it_is_back() {
+    let fleet = fleet(2, 100, 0);
+    let endpoint = fleet.snapshot().endpoint(0).unwrap().clone();
+    for health in [failure(), Health::Success, failure()] {
+        fleet.record(&endpoint, health, Duration::ZERO);
+    }
+    assert!(eject(&fleet, 0) && fleet.probe(0, seen(&fleet, 0), 1));
+    let counted = || (endpoint.health.consecutive(Class::Any), endpoint.health.window(60, fleet.clock.now()));
+    assert_eq!(counted(), (1, (1, 2)));
+    assert!(fleet.restore(0, seen(&fleet, 0)));
+    assert_eq!(counted(), (0, (0, 0)));
+    assert_eq!(fleet.health.window(60, fleet.clock.now()), (1, 2), "the service is another matter");
 }
 
 #[test]

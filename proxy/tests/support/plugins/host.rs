@@ -77,6 +77,12 @@ impl Host {
     }
 }
 
+/// The built-in policies that are balancers.
+pub fn balancers() -> Vec<&'static str> {
+    const OTHERS: [&str; 2] = ["circuit-breaker", "retry"];
+    heddle::plugin::builtin_names().into_iter().filter(|name| !OTHERS.contains(name)).collect()
+}
+
 /// Endpoint number `n`.
 pub fn registered(n: usize) -> Registered {
     let address = format!("10.{}.{}.{}:80", n >> 16, n >> 8 & 255, n & 255);
