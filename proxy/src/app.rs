@@ -11,20 +11,22 @@ mod worker;
 
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Builder;
 use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use self::control::{Control, Request};
 use self::prepare::Prepared;
 use self::worker::Post;
 use crate::config::checked::Config;
+use crate::drain::Phase;
 use crate::handover::{Handover, Inherited};
 use crate::plugin::{LoadError, Plugins};
 use crate::server::listener::Listener;
@@ -32,13 +34,15 @@ use crate::server::socket::BindError;
 use crate::server::worker::Shared;
 use crate::service::Directory;
 use crate::transport::tls::{self, FileError};
-use crate::{drain, registry};
+use crate::{admin, drain, registry};
 
 /// Why a proxy did not start, or did not go on with another configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("{0}")]
     Bind(#[from] BindError),
+    #[error("{0}")]
+    AdminSocket(#[from] admin::SocketError),
     #[error("{0}")]
     Tls(#[from] FileError),
     #[error("the plugin engine does not start: {0}")]
@@ -64,16 +68,15 @@ pub struct App {
     /// Where health, metrics and state were served at the start.
     pub admin: Option<SocketAddr>,
     pub state: Arc<State>,
-    trigger: drain::Trigger,
     workers: Vec<thread::JoinHandle<bool>>,
+    /// Ends with the last of them.
+    running: watch::Receiver<()>,
     control: thread::JoinHandle<()>,
     stopped: oneshot::Sender<()>,
     requests: UnboundedSender<Request>,
-    handover: Handover,
-    replaced: drain::Watcher,
 }
 
-/// What the admin server shows.
+/// What the admin server shows and commands.
 pub struct State {
     pub directory: Arc<Directory>,
     pub registry: Arc<registry::Status>,
@@ -83,8 +86,13 @@ pub struct State {
     /// When the process began to serve.
     pub started: SystemTime,
     pub reloads: Reloads,
+    /// Stops the proxy.
+    pub stop: Arc<drain::Trigger>,
+    /// Where the admin server takes commands.
+    pub admin_socket: Option<PathBuf>,
+    /// By which another process may take this one's sockets over.
+    pub handover: Handover,
     in_force: ArcSwap<InForce>,
-    draining: AtomicBool,
 }
 
 /// What a configuration has brought about, apart from services and endpoints.
@@ -142,7 +150,7 @@ impl State {
 
     /// Whether the proxy has been told to stop.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.stop.phase() >= Phase::Leaving
     }
 
     /// The plugins in use.
@@ -155,9 +163,14 @@ impl State {
         self.in_force.load().listeners.clone()
     }
 
-    /// How long what is under way may take once the proxy has been told to stop.
+    /// How long what is under way may take once nothing more is accepted.
     pub fn drain(&self) -> Duration {
         self.in_force.load().config.drain
+    }
+
+    /// How long connections are still accepted once the proxy has been told to stop.
+    pub fn drain_delay(&self) -> Duration {
+        self.in_force.load().config.drain_delay
     }
 }
 
@@ -188,11 +201,10 @@ impl App {
             Arc::new(Directory::new(config.services.clone(), clock, move |policy, role| plugins.require(policy, role)))
         };
         let shared = Shared::new(directory.clone(), config.workers);
-        let (trigger, watcher) = drain::channel();
+        let (stop, watcher) = drain::channel();
         let (stopped, until_stopped) = oneshot::channel();
         let (requests, requested) = unbounded_channel();
         let (handover, asked) = Handover::new();
-        let (replaces, replaced) = drain::channel();
         let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
         let registry = {
             let (_entered, directory) = (runtime.enter(), directory.clone());
@@ -205,27 +217,34 @@ impl App {
             certificates: prepared.files.held(),
             started: SystemTime::now(),
             reloads: Reloads::default(),
+            stop: Arc::new(stop),
+            admin_socket: config.admin_socket.clone(),
+            handover,
             in_force: ArcSwap::from_pointee(InForce { config: config.clone(), plugins, listeners: Vec::new() }),
-            draining: AtomicBool::new(false),
         });
         let (senders, handed): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| unbounded_channel()).unzip();
         let (orders, received): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| unbounded_channel()).unzip();
+        let (alive, running) = watch::channel(());
         let mut workers = Vec::new();
         for (number, (handed, orders)) in handed.into_iter().zip(received).enumerate() {
             let (state, common, watcher) = (state.clone(), prepared.common.clone(), watcher.clone());
             let post = Post { number, state, common, orders, handed, watcher };
             let thread = thread::Builder::new().name(format!("heddle-worker-{number}"));
-            workers.push(thread.spawn(move || worker::run(post))?);
+            let alive = alive.clone();
+            workers.push(thread.spawn(move || {
+                let _alive = alive;
+                worker::run(post)
+            })?);
         }
         let control = {
             let _entered = runtime.enter();
-            Control::new(state.clone(), prepared, registry, orders, senders.into(), replaces)
+            Control::new(state.clone(), prepared, registry, orders, senders.into())
         };
         let admin = control.admin();
         let listeners = state.listeners().iter().map(|listener| listener.settings.address).collect();
         let run = move || runtime.block_on(control.run(requested, asked, until_stopped));
         let control = thread::Builder::new().name("heddle-control".into()).spawn(run)?;
-        Ok(Self { listeners, admin, state, trigger, workers, control, stopped, requests, handover, replaced })
+        Ok(Self { listeners, admin, state, workers, running, control, stopped, requests })
     }
 
     /// Begins to accept.
@@ -252,21 +271,16 @@ impl App {
         result
     }
 
-    /// By which another process may take this one's sockets over.
-    pub fn handover(&self) -> Handover {
-        self.handover.clone()
+    /// Waits until the proxy has stopped, because [`State::stop`] told it to, or another process has taken over.
+    pub async fn ended(&self) {
+        let mut running = self.running.clone();
+        while running.changed().await.is_ok() {}
     }
 
-    /// Until another process has taken over: it accepts, and this one is to stop.
-    pub async fn replaced(&self) {
-        self.replaced.clone().stopped().await;
-    }
-
-    /// Stops accepting, lets what is under way finish within the configured time, and ends all threads. True when
-    /// nothing had to be cut off.
+    /// Stops accepting after the configured delay, lets what is under way finish within the configured time, and ends
+    /// all threads. True when nothing had to be cut off.
     pub fn stop(self) -> bool {
-        self.state.draining.store(true, Ordering::Relaxed);
-        self.trigger.stop();
+        self.state.stop.advance(Phase::Leaving);
         let mut finished = true;
         for worker in self.workers {
             finished &= worker.join().unwrap_or(false);

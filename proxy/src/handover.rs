@@ -6,8 +6,9 @@
 //! on. Only then the old one stops: it leaves those to the new one at once, empties the queues of all others, and
 //! finishes what is under way. Should the new process end before it has said so, nothing has happened.
 //!
-//! What is said: the old process sends lines `KIND CONFIGURED ADDRESS COUNT`, each with so many descriptors, and an empty
-//! line; the new one `ready`, with the addresses it listens on, and a newline; the old one `leaving` and a newline.
+//! What is said: the old process sends `commands` with the Unix socket, lines `KIND CONFIGURED ADDRESS COUNT` each with so
+//! many descriptors, and an empty line; the new one `ready`, with the addresses it listens on and maybe `commands`, and a
+//! newline; the old one `leaving` and a newline.
 
 use std::io::{self, ErrorKind, IoSlice, IoSliceMut, Read, Write};
 use std::mem::MaybeUninit;
@@ -26,6 +27,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Semaphore, oneshot};
 
+use crate::admin::Socket;
 use crate::server::socket::Bound;
 
 /// Descriptors in one message; Linux takes 253 (unix(7)).
@@ -68,13 +70,28 @@ pub struct Passed {
     pub sockets: Vec<OwnedFd>,
 }
 
+/// A descriptor of every socket.
+#[derive(Debug)]
+pub struct Sockets {
+    pub passed: Vec<Passed>,
+    /// The Unix socket for commands.
+    pub commands: OwnedFd,
+}
+
+/// What another process serves, once it is ready.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Ready {
+    pub addresses: Vec<SocketAddr>,
+    /// Whether it takes commands on the Unix socket of before.
+    pub commands: bool,
+}
+
 /// What another process asks of this one.
 #[derive(Debug)]
 pub enum Ask {
-    /// A descriptor of every socket.
-    Sockets(oneshot::Sender<io::Result<Vec<Passed>>>),
-    /// To leave these addresses to it, and to stop.
-    Leave(Vec<SocketAddr>, oneshot::Sender<()>),
+    Sockets(oneshot::Sender<io::Result<Sockets>>),
+    /// To leave this to it, and to stop.
+    Leave(Ready, oneshot::Sender<()>),
 }
 
 /// By which other processes are served.
@@ -101,7 +118,9 @@ impl Handover {
         let only = self.taking.try_acquire();
         let _only = only.map_err(|_| io::Error::other("there is another one that takes over"))?;
         let (answer, sockets) = oneshot::channel();
-        for passed in self.ask(Ask::Sockets(answer), sockets).await?? {
+        let Sockets { passed, commands } = self.ask(Ask::Sockets(answer), sockets).await??;
+        send(&stream, format!("{COMMANDS}\n").as_bytes(), &[commands]).await?;
+        for passed in passed {
             for sockets in passed.sockets.chunks(BATCH) {
                 let Passed { kind, wanted, address, .. } = &passed;
                 let line = format!("{} {wanted} {address} {}\n", kind.name(), sockets.len());
@@ -111,12 +130,12 @@ impl Handover {
         stream.write_all(b"\n").await?;
         let mut said = String::new();
         BufReader::new(&mut stream).read_line(&mut said).await?;
-        let addresses = parse_ready(&said).ok_or_else(|| match said.is_empty() {
+        let ready = parse_ready(&said).ok_or_else(|| match said.is_empty() {
             true => io::Error::new(ErrorKind::UnexpectedEof, "it ended before it was ready"),
             false => io::Error::new(ErrorKind::InvalidData, format!("it said {said:?}")),
         })?;
         let (answer, done) = oneshot::channel();
-        self.ask(Ask::Leave(addresses, answer), done).await?;
+        self.ask(Ask::Leave(ready, answer), done).await?;
         // It has taken over, whether it hears this or not.
         let _ = stream.write_all(LEAVING).await;
         Ok(())
@@ -131,11 +150,29 @@ impl Handover {
 
 const LEAVING: &[u8] = b"leaving\n";
 
-/// The addresses that a process listens on that is ready.
-fn parse_ready(line: &str) -> Option<Vec<SocketAddr>> {
+/// The line, and the word, of the Unix socket.
+const COMMANDS: &str = "commands";
+
+impl Ready {
+    fn line(&self) -> String {
+        let addresses: String = self.addresses.iter().map(|address| format!(" {address}")).collect();
+        let commands = if self.commands { format!(" {COMMANDS}") } else { String::new() };
+        format!("ready{addresses}{commands}\n")
+    }
+}
+
+fn parse_ready(line: &str) -> Option<Ready> {
     let mut words = line.strip_suffix('\n')?.split(' ');
     words.next().filter(|word| *word == "ready")?;
-    words.map(|address| address.parse().ok()).collect()
+    let mut ready = Ready { addresses: Vec::new(), commands: false };
+    for word in words {
+        match word.parse() {
+            Ok(address) => ready.addresses.push(address),
+            Err(_) if word == COMMANDS => ready.commands = true,
+            Err(_) => return None,
+        }
+    }
+    Some(ready)
 }
 
 async fn send(stream: &tokio::net::UnixStream, bytes: &[u8], sockets: &[OwnedFd]) -> io::Result<()> {
@@ -157,6 +194,8 @@ async fn send(stream: &tokio::net::UnixStream, bytes: &[u8], sockets: &[OwnedFd]
 pub struct Inherited {
     listeners: Vec<Bound>,
     admin: Option<Bound>,
+    /// With the identity of its file.
+    commands: Option<((u64, u64), OwnedFd)>,
 }
 
 impl Inherited {
@@ -172,13 +211,24 @@ impl Inherited {
         admin.sockets.into_iter().next()
     }
 
-    fn parse(lines: &str, sockets: Vec<OwnedFd>) -> io::Result<Self> {
+    /// The Unix socket for commands, if its file is there.
+    pub fn take_commands(&mut self, path: &Path) -> Option<Socket> {
+        let (identity, socket) = self.commands.take_if(|(identity, _)| Socket::identity(path) == Some(*identity))?;
+        Socket::inherit(path, identity, socket)
+    }
+
+    fn parse(lines: &str, sockets: Vec<OwnedFd>, file: Option<(u64, u64)>) -> io::Result<Self> {
         let broken = |line: &str| io::Error::new(ErrorKind::InvalidData, format!("it said {line:?}"));
         let mut inherited = Self::default();
-        let mut sockets = sockets.into_iter().map(TcpListener::from);
+        let mut sockets = sockets.into_iter();
         for line in lines.lines().filter(|line| !line.is_empty()) {
+            if line == COMMANDS {
+                let socket = sockets.next().ok_or_else(|| broken(line))?;
+                inherited.commands = file.map(|file| (file, socket));
+                continue;
+            }
             let Some((kind, wanted, address, count)) = parse_line(line) else { return Err(broken(line)) };
-            let of_line: Vec<TcpListener> = sockets.by_ref().take(count).collect();
+            let of_line: Vec<TcpListener> = sockets.by_ref().take(count).map(TcpListener::from).collect();
             let is_there = |socket: &TcpListener| socket.local_addr().is_ok_and(|local| local == address);
             if of_line.len() != count || !of_line.iter().all(is_there) {
                 return Err(broken(line));
@@ -216,6 +266,7 @@ impl Predecessor {
     ///
     /// When it does not hand them over. It goes on then.
     pub fn ask(path: &Path) -> io::Result<Option<(Self, Inherited)>> {
+        let file = Socket::identity(path);
         let mut stream = match UnixStream::connect(path) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
                 return Ok(None);
@@ -234,18 +285,17 @@ impl Predecessor {
             return Err(io::Error::other(format!("it answers {status:?}")));
         }
         let (lines, sockets) = receive(&stream)?;
-        let inherited = Inherited::parse(&lines, sockets)?;
+        let inherited = Inherited::parse(&lines, sockets, file)?;
         Ok(Some((Self(stream), inherited)))
     }
 
-    /// Has it leave these addresses to this process, and stop.
+    /// Has it leave what this process serves, and stop.
     ///
     /// # Errors
     ///
     /// When it does not say that it does.
-    pub fn relieve(mut self, addresses: &[SocketAddr]) -> io::Result<()> {
-        let addresses: String = addresses.iter().map(|address| format!(" {address}")).collect();
-        self.0.write_all(format!("ready{addresses}\n").as_bytes())?;
+    pub fn relieve(mut self, ready: &Ready) -> io::Result<()> {
+        self.0.write_all(ready.line().as_bytes())?;
         let mut answer = [0; LEAVING.len()];
         self.0.read_exact(&mut answer)?;
         if answer == LEAVING { Ok(()) } else { Err(ErrorKind::InvalidData.into()) }
@@ -289,4 +339,40 @@ fn receive(stream: &UnixStream) -> io::Result<(String, Vec<OwnedFd>)> {
     }
     let lines = String::from_utf8(lines).map_err(|_| io::Error::from(ErrorKind::InvalidData))?;
     Ok((lines, sockets))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_ready_says_what_it_serves() {
+        let addresses = vec!["127.0.0.1:80".parse().unwrap(), "[::1]:443".parse().unwrap()];
+        for ready in [Ready { addresses, commands: true }, Ready { addresses: Vec::new(), commands: false }] {
+            assert_eq!(parse_ready(&ready.line()), Some(ready));
+        }
+        for line in ["", "ready", "readyy\n", "ready 80\n", "ready  \n", "leaving\n"] {
+            assert_eq!(parse_ready(line), None, "{line:?}");
+        }
+    }
+
+    #[test]
+    fn sockets_are_known_by_how_they_were_configured_and_where_they_are() {
+        let bound = crate::server::socket::bind(([127, 0, 0, 1], 0).into(), 3).unwrap();
+        let (wanted, address) = (bound.wanted, bound.address);
+        let lines = format!("listener {wanted} {address} 2\nlistener {wanted} {address} 1\n\n");
+        let sockets =
+            || bound.sockets.iter().map(|socket| socket.try_clone().unwrap().into()).collect::<Vec<OwnedFd>>();
+        for known_as in [wanted, address] {
+            let mut inherited = Inherited::parse(&lines, sockets(), None).unwrap();
+            assert!(inherited.take(([127, 0, 0, 1], 1).into()).is_none());
+            assert_eq!(inherited.take(known_as).unwrap().sockets.len(), 3);
+            assert!(inherited.take(known_as).is_none(), "only once");
+        }
+        let other = format!("listener {wanted} 127.0.0.1:1 1\n");
+        for (lines, count) in [(&lines, 2), (&other, 1), (&"listener\n".to_owned(), 0), (&"commands\n".to_owned(), 0)] {
+            let sockets = sockets().into_iter().take(count).collect();
+            assert!(Inherited::parse(lines, sockets, None).is_err(), "{lines:?}");
+        }
+    }
 }

@@ -230,6 +230,16 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         now(|snapshot| snapshot.endpoints().count()),
     )?;
     families.gauges("heddle_endpoints_eligible", "Endpoints that may be picked.", now(Snapshot::eligible_count))?;
+    families.gauges(
+        "heddle_endpoints_paused",
+        "Endpoints that somebody has paused.",
+        now(|snapshot| snapshot.endpoints().filter(|endpoint| endpoint.pause().is_paused()).count()),
+    )?;
+    families.gauges(
+        "heddle_service_paused",
+        "1 while somebody has paused the service as a whole.",
+        now(|snapshot| usize::from(snapshot.pause().is_paused())),
+    )?;
     families.counters(
         "heddle_failed_attempts",
         "Attempts that ended without a response head.",

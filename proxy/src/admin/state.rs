@@ -78,6 +78,8 @@ struct ShownService {
     condition: &'static str,
     /// Whether endpoints are used although they are out of use, as too few others are in it.
     in_panic: bool,
+    /// `registry`, `admin`; empty where it is not paused as a whole.
+    paused_by: Vec<&'static str>,
     endpoints: Vec<ShownEndpoint>,
 }
 
@@ -88,6 +90,8 @@ struct ShownEndpoint {
     address: String,
     weight: u32,
     eligible: bool,
+    /// As of the service.
+    paused_by: Vec<&'static str>,
     /// `in_use`, `out` or `half_open`, as the circuit breaker has it.
     condition: &'static str,
     ejections: u32,
@@ -162,6 +166,7 @@ fn show_service(service: &Service) -> ShownService {
         limited: Limit::ALL.map(Limit::name).into_iter().zip(total.limited).collect(),
         condition: service.fleet.health.condition().name(),
         in_panic: snapshot.is_in_panic(),
+        paused_by: snapshot.pause().by().collect(),
         endpoints: snapshot.endpoints().map(|endpoint| show_endpoint(endpoint, &snapshot, now)).collect(),
     }
 }
@@ -174,6 +179,7 @@ fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot, now: Duration) -> Sho
         address: registered.address.clone(),
         weight: registered.weight,
         eligible: snapshot.eligible_endpoint(*slot).is_some(),
+        paused_by: endpoint.pause().by().collect(),
         condition: health.condition().name(),
         ejections: health.ejections(now),
         in_flight: load.in_flight(),

@@ -13,7 +13,8 @@ use super::prepare::{AdminAt, At, Before, Opening, Prepared, policies};
 use super::worker::Order;
 use super::{InForce, StartError, State};
 use crate::config::checked::Config;
-use crate::handover::{Ask, Inherited, Kind, Passed};
+use crate::drain::Phase;
+use crate::handover::{Ask, Inherited, Kind, Passed, Ready, Sockets};
 use crate::plugin::{Folder, Plugins, give_second_chances};
 use crate::server::listener::{Accepted, Closing, Listener, Part};
 use crate::server::socket::Bound;
@@ -41,11 +42,13 @@ pub struct Control {
     /// What is to be accepted from once the proxy begins to, and by which worker; none when it has begun.
     unopened: Option<Vec<(usize, Part)>>,
     admin: Option<Admin>,
+    /// Where commands are taken, and by what task.
+    commands: Option<admin::Socket>,
+    commanded: JoinSet<()>,
     followers: Followers,
     orders: Vec<UnboundedSender<Order>>,
     /// To each worker, for connections that others have accepted.
     handed: Arc<[UnboundedSender<Accepted>]>,
-    replaced: drain::Trigger,
 }
 
 /// A listener that is open.
@@ -89,9 +92,8 @@ impl Control {
         registry: registry::Running,
         orders: Vec<UnboundedSender<Order>>,
         handed: Arc<[UnboundedSender<Accepted>]>,
-        replaced: drain::Trigger,
     ) -> Self {
-        let Prepared { config, plugins, folder, files, doors, admin, .. } = prepared;
+        let Prepared { config, plugins, folder, files, doors, admin, commands, .. } = prepared;
         let mut control = Self {
             state,
             config,
@@ -101,10 +103,11 @@ impl Control {
             doors: Vec::new(),
             unopened: Some(Vec::new()),
             admin: None,
+            commands,
+            commanded: JoinSet::new(),
             followers: Followers::default(),
             orders,
             handed,
-            replaced,
         };
         control.open_doors(doors);
         control.open_admin(admin);
@@ -127,6 +130,8 @@ impl Control {
         mut asks: UnboundedReceiver<Ask>,
         mut until_stopped: oneshot::Receiver<()>,
     ) {
+        let state = self.state.clone();
+        tokio::spawn(drain::leave(state.stop.clone(), move || state.drain_delay()));
         tokio::spawn(tick::run(self.state.directory.clone()));
         let (registries, directory) = (self.state.registry.clone(), self.state.directory.clone());
         tokio::spawn(async move {
@@ -143,8 +148,8 @@ impl Control {
                 },
                 Some(ask) = asks.recv() => match ask {
                     Ask::Sockets(answer) => drop(answer.send(self.sockets().await)),
-                    Ask::Leave(addresses, answer) => {
-                        self.leave(&addresses);
+                    Ask::Leave(ready, answer) => {
+                        self.leave(&ready);
                         let _ = answer.send(());
                     }
                 },
@@ -154,10 +159,15 @@ impl Control {
     }
 
     fn open(&mut self) {
-        for (worker, part) in self.unopened.take().unwrap_or_default() {
+        let Some(unopened) = self.unopened.take() else { return };
+        if let Some(path) = &self.state.admin_socket {
+            tracing::info!(target: "heddle", "commands on {}", path.display());
+        }
+        for (worker, part) in unopened {
             self.order(worker, Order::Accept(part));
         }
         self.serve_admin();
+        self.take_commands();
     }
 
     async fn reload(&mut self, config: Config) -> Result<(), Vec<StartError>> {
@@ -177,7 +187,7 @@ impl Control {
 
     /// Puts what has been prepared in the place of what there is.
     async fn put_in_force(&mut self, prepared: Prepared) {
-        let Prepared { config, common, plugins, folder, mut files, doors, admin } = prepared;
+        let Prepared { config, common, plugins, folder, mut files, doors, admin, .. } = prepared;
         // What services need is there before they do, and services before who leads to them.
         for worker in &self.orders {
             // A worker that is gone needs nothing.
@@ -280,7 +290,15 @@ impl Control {
     fn serve_admin(&mut self) {
         let Some(admin) = &mut self.admin else { return };
         match admin.socket.try_clone() {
-            Ok(socket) => drop(admin.serving.spawn(admin::serve(socket, self.state.clone()))),
+            Ok(socket) => drop(admin.serving.spawn(admin::serve_port(socket, self.state.clone()))),
+            Err(error) => tracing::error!(target: "heddle::admin", "does not start: {error}"),
+        }
+    }
+
+    fn take_commands(&mut self) {
+        let Some(socket) = &self.commands else { return };
+        match socket.listener() {
+            Ok(listener) => drop(self.commanded.spawn(admin::serve_commands(listener, self.state.clone()))),
             Err(error) => tracing::error!(target: "heddle::admin", "does not start: {error}"),
         }
     }
@@ -310,7 +328,8 @@ impl Control {
     }
 
     /// All sockets, for another process.
-    async fn sockets(&self) -> io::Result<Vec<Passed>> {
+    async fn sockets(&self) -> io::Result<Sockets> {
+        let commands = self.commands.as_ref().ok_or(io::ErrorKind::NotFound)?.descriptor()?;
         let door = |door: &Door| Passed {
             kind: Kind::Listener,
             wanted: door.wanted,
@@ -334,18 +353,23 @@ impl Control {
             let sockets = vec![admin.socket.try_clone()?.into()];
             passed.push(Passed { kind: Kind::Admin, wanted, address, sockets });
         }
-        Ok(passed)
+        Ok(Sockets { passed, commands })
     }
 
-    /// Leaves these addresses to another process, which listens on them by the same sockets, and has the proxy stop.
-    fn leave(&mut self, addresses: &[SocketAddr]) {
-        for door in self.doors.iter().filter(|door| addresses.contains(&door.address())) {
+    /// Leaves what another process serves by the same sockets to it, and has the proxy stop.
+    fn leave(&mut self, ready: &Ready) {
+        tracing::info!(target: "heddle", "another process has taken over");
+        for door in self.doors.iter().filter(|door| ready.addresses.contains(&door.address())) {
             door.closing.send_replace(Closing::Leave);
         }
         // Who asks for health asks the other one.
-        if self.admin().is_some_and(|address| addresses.contains(&address)) {
+        if self.admin().is_some_and(|address| ready.addresses.contains(&address)) {
             self.admin = None;
         }
-        self.replaced.stop();
+        if ready.commands {
+            self.commanded = JoinSet::new();
+            self.commands.take().into_iter().for_each(admin::Socket::leave);
+        }
+        self.state.stop.advance(Phase::Finishing);
     }
 }

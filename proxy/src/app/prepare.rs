@@ -38,6 +38,8 @@ pub struct Prepared {
     /// In the order of the configuration.
     pub doors: Vec<Opening>,
     pub admin: AdminAt,
+    /// At the start, where commands are taken.
+    pub commands: Option<admin::Socket>,
 }
 
 /// A listener to be opened, or to go on.
@@ -70,7 +72,7 @@ impl Prepared {
     /// # Errors
     ///
     /// Everything that is wrong. Nothing has changed then.
-    pub fn new(config: Config, before: Option<&Before>, inherited: Inherited) -> Result<Self, Vec<StartError>> {
+    pub fn new(config: Config, before: Option<&Before>, mut inherited: Inherited) -> Result<Self, Vec<StartError>> {
         let mut errors = before.map(|before| fixed(&before.config, &config)).unwrap_or_default();
         let signature = Signature::new(&config.via);
         if signature.is_none() {
@@ -80,7 +82,10 @@ impl Prepared {
             Some(before) => Files::after(&before.files.lock().unwrap_or_else(PoisonError::into_inner)),
             None => Files::default(),
         };
-        let (doors, admin) = addresses(&config, before, inherited, &mut files, &mut errors);
+        let (doors, admin) = addresses(&config, before, &mut inherited, &mut files, &mut errors);
+        let path = config.admin_socket.as_deref().filter(|_| before.is_none());
+        let commands = path.map(|path| inherited.take_commands(path).map_or_else(|| admin::Socket::bind(path), Ok));
+        let commands = commands.transpose().map_err(|error| errors.push(error.into())).ok().flatten();
         let services = config.services.named.values().chain([&config.services.default]);
         for settings in services.filter_map(|service| service.tls.as_ref()) {
             errors.extend(files.connector(settings).err().map(StartError::from));
@@ -109,13 +114,17 @@ impl Prepared {
             }
         }
         let common = Arc::new(Common { signature, suffix: config.suffix.clone(), connectors });
-        Ok(Self { config, common, plugins, folder, files, doors, admin })
+        Ok(Self { config, common, plugins, folder, files, doors, admin, commands })
     }
 }
 
 /// What has changed although it cannot.
 fn fixed(before: &Config, now: &Config) -> Vec<StartError> {
-    let changes = [("workers", before.workers != now.workers), ("state", before.state != now.state)];
+    let changes = [
+        ("workers", before.workers != now.workers),
+        ("state", before.state != now.state),
+        ("admin_socket", before.admin_socket != now.admin_socket),
+    ];
     changes.into_iter().filter(|(_, changes)| *changes).map(|(key, _)| StartError::Fixed(key)).collect()
 }
 
@@ -128,7 +137,7 @@ fn is_same_place(before: &checked::Plugins, now: &checked::Plugins) -> bool {
 fn addresses(
     config: &Config,
     before: Option<&Before>,
-    mut inherited: Inherited,
+    inherited: &mut Inherited,
     files: &mut Files,
     errors: &mut Vec<StartError>,
 ) -> (Vec<Opening>, AdminAt) {

@@ -13,7 +13,7 @@ use tokio::sync::oneshot;
 use tokio::task::{JoinSet, spawn_local};
 
 use super::State;
-use crate::drain;
+use crate::drain::{self, Phase};
 use crate::server::listener::{Accepted, Accepting, Part, accept, take_over};
 use crate::server::worker::{Common, Worker};
 
@@ -62,10 +62,12 @@ async fn serve(post: Post) -> bool {
     spawn_local(take_over(worker.clone(), handed));
     let mut open =
         Open { worker: worker.clone(), watcher: watcher.clone(), tasks: JoinSet::new(), sockets: Vec::new() };
+    let mut leaving = watcher.clone();
     loop {
         tokio::select! {
             biased;
-            () = watcher.stopped() => break,
+            () = leaving.reached(Phase::Leaving), if !worker.is_leaving() => worker.leave(),
+            () = watcher.reached(Phase::Finishing) => break,
             Some(order) = orders.recv() => match order {
                 Order::Accept(part) => open.accept(part),
                 Order::Common(common) => worker.set_common(common),
@@ -79,9 +81,14 @@ async fn serve(post: Post) -> bool {
             Some(_) = open.tasks.join_next() => {}
         }
     }
-    while open.tasks.join_next().await.is_some() {}
+    // Also while connections that waited are still accepted: one that waits for its turn gets it when another ends.
     worker.drain();
-    drain::until_idle(state.drain(), || worker.connections() == 0).await
+    let nobody_is_left = tokio::select! {
+        idle = drain::until_idle(state.drain(), || !open.accepts() && worker.connections() == 0) => idle,
+        () = watcher.reached(Phase::Cutting) => false,
+    };
+    // Who has asked for nothing is no loss.
+    nobody_is_left || !worker.is_busy()
 }
 
 /// The sockets that a worker accepts from.
@@ -106,6 +113,12 @@ impl Open {
                 tracing::error!(target: "heddle::server", listener = %address, "does not accept: {error}");
             }
         }
+    }
+
+    /// Whether anything is still accepted.
+    fn accepts(&mut self) -> bool {
+        while self.tasks.try_join_next().is_some() {}
+        !self.tasks.is_empty()
     }
 
     /// A further descriptor of each, or none at all: connections that wait in a queue that is left out would be lost.

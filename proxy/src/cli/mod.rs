@@ -35,10 +35,10 @@ enum Command {
         /// Configuration to run by
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
-        /// Take over every listening socket of the proxy that takes commands on this Unix socket, which then stops; a
-        /// start as any other where there is none
+        /// Take over every listening socket of the proxy that takes commands on this Unix socket (by default the
+        /// configuration's admin_socket), which then stops; a start as any other where there is none
         #[arg(long, value_name = "SOCKET")]
-        take_over: Option<PathBuf>,
+        take_over: Option<Option<PathBuf>>,
     },
     /// Say everything that is wrong with a configuration, or what it says
     Check {
@@ -59,7 +59,7 @@ pub fn main() -> ExitCode {
         }
     };
     match (arguments.command, arguments.config) {
-        (Some(Command::Run { config, take_over }), _) => run::run(&config, take_over.as_deref()),
+        (Some(Command::Run { config, take_over }), _) => run::run(&config, take_over.as_ref().map(Option::as_deref)),
         (None, Some(config)) => run::run(&config, None),
         (Some(Command::Check { config }), _) => check::check(&config, policies::check),
         (Some(Command::Demo(options)), _) => demo::run(&options),

@@ -1,7 +1,6 @@
 //! `heddle run`: the proxy, until it is told to stop, or another process takes its place.
 
 use std::io::{self, IsTerminal};
-use std::net::SocketAddr;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
@@ -17,14 +16,15 @@ use super::reload::Follower;
 use super::signals::Signals;
 use crate::app::{App, StartError};
 use crate::config::{self, Checked};
-use crate::handover::{Inherited, Predecessor};
+use crate::handover::{Inherited, Predecessor, Ready};
 
 /// How long a process that takes over may take until it knows the endpoints.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// Runs the proxy by a configuration until SIGTERM or Ctrl-C, or until another process takes over. With `take_over` it
-/// takes over itself from the process that takes commands on this Unix socket, if there is one.
-pub fn run(path: &Path, take_over: Option<&Path>) -> ExitCode {
+/// Runs the proxy by a configuration until SIGTERM, Ctrl-C or a command, or until another process takes over. A failure
+/// also where it had to cut something off. With `take_over` it takes over itself from the process that takes commands on
+/// that Unix socket, or on the configuration's own, if there is one.
+pub fn run(path: &Path, take_over: Option<Option<&Path>>) -> ExitCode {
     start_logging();
     // From here on a signal ends the process in good order, or has it read the configuration anew, however early it comes.
     let prepared = Signals::listen().and_then(|signals| {
@@ -42,7 +42,13 @@ pub fn run(path: &Path, take_over: Option<&Path>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let (predecessor, inherited) = match take_over.map(Predecessor::ask).transpose().map(Option::flatten) {
+    let socket = take_over.map(|socket| socket.or(checked.config.admin_socket.as_deref()));
+    let found = match socket {
+        Some(Some(socket)) => Predecessor::ask(socket),
+        Some(None) => return failed("nobody can be asked for sockets: expected --take-over SOCKET, or admin_socket"),
+        None => Ok(None),
+    };
+    let (predecessor, inherited) = match found {
         Ok(found) => found.map_or((None, Inherited::default()), |(before, sockets)| (Some(before), sockets)),
         Err(error) => return failed(&format!("no sockets are handed over: {error}")),
     };
@@ -60,18 +66,18 @@ pub fn run(path: &Path, take_over: Option<&Path>) -> ExitCode {
         return failed(&error);
     }
     app.open();
+    signals.stop(app.state.stop.clone());
     signals.block_on(async {
         tokio::select! {
-            () = signals.wait() => {}
-            () = app.replaced() => tracing::info!(target: "heddle", "another process has taken over"),
+            () = app.ended() => {}
             () = follower.follow(&app) => {}
         }
     });
-    tracing::info!(target: "heddle", "stopping; what is under way has {} s", app.state.drain().as_secs_f64());
-    if !app.stop() {
-        tracing::warn!(target: "heddle", "not everything was finished in time");
+    if app.stop() {
+        return ExitCode::SUCCESS;
     }
-    ExitCode::SUCCESS
+    tracing::warn!(target: "heddle", "not everything was finished in time");
+    ExitCode::FAILURE
 }
 
 fn failed(why: &str) -> ExitCode {
@@ -85,9 +91,13 @@ async fn relieve(app: &App, predecessor: Predecessor) -> Result<(), String> {
         return Err(format!("endpoints were not known within {} s; the other process goes on", PATIENCE.as_secs()));
     }
     app.open();
-    let addresses: Vec<SocketAddr> = app.listeners.iter().copied().chain(app.admin).collect();
-    predecessor.relieve(&addresses).map_err(|error| format!("the other process does not stop: {error}"))?;
-    tracing::info!(target: "heddle", "has taken over from another process");
+    let addresses = app.listeners.iter().copied().chain(app.admin).collect();
+    let ready = Ready { addresses, commands: app.state.admin_socket.is_some() };
+    match predecessor.relieve(&ready) {
+        Ok(()) => tracing::info!(target: "heddle", "has taken over from another process"),
+        // The sockets are this process' too, whatever has become of the other one.
+        Err(error) => tracing::error!(target: "heddle", "the other process does not say that it stops: {error}"),
+    }
     Ok(())
 }
 

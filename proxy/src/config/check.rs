@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -33,6 +34,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
     report_shared_addresses(&file, problems);
     report_no_folder(file.state.as_ref(), problems);
     report_no_folder(file.plugins.folder.as_ref(), problems);
+    report_no_socket(file.admin_socket.as_ref(), problems);
 
     let suffix = file.suffix.unwrap_or_else(|| "mesh".to_owned());
     report_unreachable_names(&file.services.named, &suffix, problems);
@@ -54,8 +56,10 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
     let config = Config {
         workers: file.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         drain: file.drain.unwrap_or(Duration::from_secs(8)),
+        drain_delay: file.drain_delay.unwrap_or(Duration::ZERO),
         state: file.state.map(|at| at.value),
         admin,
+        admin_socket: file.admin_socket.map(|at| at.value),
         via: file.via.unwrap_or_else(own_name),
         suffix,
         plugins: plugins(file.plugins),
@@ -72,6 +76,9 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
 }
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 4191);
+
+/// The longest path of a Unix socket, in bytes (unix(7): 108 with the NUL).
+const LONGEST_SOCKET: usize = 107;
 
 /// A name in `Via` that no other process has: 64 random bits, drawn once.
 fn own_name() -> String {
@@ -114,6 +121,26 @@ fn report_no_folder(at: Option<&At<PathBuf>>, problems: &mut Problems) {
     if let Some(at) = at.filter(|at| at.value.exists() && !at.value.is_dir()) {
         problems.add(at.problem(format!("{} is not a folder", at.value.display()), "expected a folder"));
     }
+}
+
+/// Where no Unix socket can be.
+fn report_no_socket(at: Option<&At<PathBuf>>, problems: &mut Problems) {
+    let Some(at) = at else { return };
+    let (path, length) = (at.value.display(), at.value.as_os_str().len());
+    let there = std::fs::symlink_metadata(&at.value);
+    if length > LONGEST_SOCKET {
+        let found = format!("{path} has {length} bytes");
+        problems.add(at.problem(found, format!("expected a path of at most {LONGEST_SOCKET} bytes")));
+    } else if there.is_ok_and(|there| !there.file_type().is_socket()) {
+        problems.add(at.problem(format!("{path} is no socket"), "expected a path at which there is nothing else"));
+    } else if !folder_of(&at.value).is_dir() {
+        let found = format!("there is no folder {}", folder_of(&at.value).display());
+        problems.add(at.problem(found, "expected a socket in a folder that exists"));
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn report_unreachable_names(services: &[NamedService], suffix: &str, problems: &mut Problems) {
@@ -166,7 +193,7 @@ fn file_source(written: file::FileSource, problems: &mut Problems) -> Option<Fil
             "expected a TOML or JSON file with one of these endings",
         ));
     }
-    let folder = at.value.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(&at.value);
     if !folder.is_dir() {
         let found = format!("there is no folder {}", folder.display());
         problems.add(at.problem(found, "expected a file in a folder that exists; the file itself may come later"));

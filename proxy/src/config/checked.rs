@@ -17,12 +17,17 @@ use crate::policy::Role;
 pub struct Config {
     /// Worker threads; by default one for each core that this process may use.
     pub workers: usize,
-    /// How long requests under way may take once the proxy has been told to stop; 8 s by default.
+    /// How long requests under way may take once nothing more is accepted; 8 s by default.
     pub drain: Duration,
+    /// How long connections are still accepted once the proxy has been told to stop; 0 s by default. In the meantime it
+    /// is not ready, and asks clients to leave.
+    pub drain_delay: Duration,
     /// Folder for what must survive a restart (the registry's last answer); without one nothing is kept.
     pub state: Option<PathBuf>,
     /// Where health, metrics and state are served; `127.0.0.1:4191` by default, none when switched off.
     pub admin: Option<SocketAddr>,
+    /// Unix socket on which commands are taken too; none by default.
+    pub admin_socket: Option<PathBuf>,
     /// This proxy's name in `Via`. Unique to the process by default, so that a loop is told from a chain of proxies.
     pub via: String,
     /// A host `NAME.SUFFIX` calls the service `NAME`; `mesh` by default, empty for none. Without leading dot.

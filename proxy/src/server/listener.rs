@@ -26,7 +26,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::connection;
 use super::worker::{Shared, Worker};
 use crate::config::checked;
-use crate::drain;
+use crate::drain::{self, Phase};
 use crate::transport::tls::Terminator;
 use crate::upstream::Reach;
 
@@ -239,7 +239,7 @@ pub async fn accept(worker: Rc<Worker>, part: Accepting, mut watcher: drain::Wat
     });
     let stopped = &mut pin!(async move {
         tokio::select! {
-            () = watcher.stopped() => {}
+            () = watcher.reached(Phase::Finishing) => {}
             _ = closing.wait_for(|closing| *closing != Closing::Open) => {}
         }
     });

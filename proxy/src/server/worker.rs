@@ -20,6 +20,7 @@ use super::passthrough::Passthrough;
 use super::refusal::{Limit, Refusal};
 use super::route::{normalized, without_suffix};
 use crate::config::checked::{Policy, TlsClient};
+use crate::drain::Phase;
 use crate::plugin::{Instance, Plugin, Seat};
 use crate::policy::{Facts, Latencies, Outcome, Role, Terms};
 use crate::proto::h1::{Date, Scratch};
@@ -39,6 +40,10 @@ const EVICTION: Duration = Duration::from_secs(300);
 /// Requests and tunnels that wait for a connection to one service, over all workers: as many as Envoy lets wait. They
 /// wait for `connect_timeout` at most.
 const MAX_WAITING: usize = 1024;
+
+/// While the proxy stops: how long a connection may take to its first request. A client that has just connected sends
+/// one at once, and a close in its stead would be an error to it, other than on a connection that was used before.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// What the configuration says of all requests. Each worker has it, and is given another when it changes.
 pub struct Common {
@@ -86,7 +91,11 @@ pub struct Worker {
     inbox: UnboundedSender<Arc<str>>,
     asked: Cell<Option<UnboundedReceiver<Arc<str>>>>,
     seeds: RandomState,
-    draining: Cell<bool>,
+    phase: Cell<Phase>,
+    /// Whether those that have asked for nothing have been waited for long enough, while draining.
+    hurries: Cell<bool>,
+    /// Requests, streams and tunnels.
+    under_way: Cell<usize>,
 }
 
 impl Worker {
@@ -108,7 +117,9 @@ impl Worker {
             inbox,
             asked: Cell::new(Some(asked)),
             seeds: RandomState::new(),
-            draining: Cell::new(false),
+            phase: Cell::new(Phase::Serving),
+            hurries: Cell::new(false),
+            under_way: Cell::new(0),
             shared,
         })
     }
@@ -163,15 +174,48 @@ impl Worker {
         self.shared.connections.get(self.number).map_or(0, |count| count.load(Relaxed))
     }
 
+    /// Whether clients are to be told to leave. Connections stay open until they have been told.
+    pub fn is_leaving(&self) -> bool {
+        self.phase.get() >= Phase::Leaving
+    }
+
     /// Whether connections are to end as soon as nothing is under way on them.
     pub fn is_draining(&self) -> bool {
-        self.draining.get()
+        self.phase.get() >= Phase::Finishing
+    }
+
+    /// Whether a connection on which nothing has been asked for yet, since this tick, is to end.
+    pub fn has_no_time_for(&self, since: u64) -> bool {
+        self.is_draining() && (self.hurries.get() || self.timers.since(since) >= MOMENT)
+    }
+
+    /// Asks clients to leave, each with the next response.
+    pub fn leave(&self) {
+        self.phase.set(Phase::Leaving);
+        self.timers.wake_all();
     }
 
     /// Ends idle connections now and busy ones after what is under way.
-    pub fn drain(&self) {
-        self.draining.set(true);
+    pub fn drain(self: &Rc<Self>) {
+        self.phase.set(Phase::Finishing);
         self.timers.wake_all();
+        let worker = self.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(MOMENT).await;
+            worker.hurries.set(true);
+            worker.timers.wake_all();
+        });
+    }
+
+    /// Counts something that a stop has to wait for, until what is returned is dropped.
+    pub fn begin(&self) -> UnderWay<'_> {
+        self.under_way.set(self.under_way.get() + 1);
+        UnderWay(&self.under_way)
+    }
+
+    /// Whether something is under way that would be cut off now.
+    pub fn is_busy(&self) -> bool {
+        self.under_way.get() > 0
     }
 
     /// Lets time pass for this worker, for ever: deadlines, idle connections, idle plugins.
@@ -203,6 +247,15 @@ impl Worker {
                 local.pools.give_up_idle();
             }
         }
+    }
+}
+
+/// Something that a stop has to wait for.
+pub struct UnderWay<'a>(&'a Cell<usize>);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
     }
 }
 
@@ -267,6 +320,7 @@ impl LocalService {
             decider: RefCell::new(Decider::new(
                 seat(&service.balancer, &settings.balancer, Role::Balancer),
                 stats.clone(),
+                settings.pool.max_requests,
             )),
             retry: optional(&service.retry, &settings.retry, Role::RetryPolicy),
             breaker: optional(&service.breaker, &settings.breaker, Role::CircuitBreaker),
@@ -311,13 +365,16 @@ impl LocalService {
     /// When no endpoint is eligible, or the policy wants none to be used.
     pub fn decide(self: &Rc<Self>, facts: &mut Facts) -> Result<Picked, Refusal> {
         let service = || self.service.name().to_string();
-        let choice = self.decider.borrow_mut().choose(facts, self.service.settings.pool.max_requests);
+        let choice = self.decider.borrow_mut().choose(facts);
         if self.decider.borrow().seat.needs_instance() {
             self.mend();
         }
         match choice {
             Choice::Endpoint(picked) => Ok(picked),
             Choice::AllFull => Err(Refusal::Full { service: service(), limit: Limit::EndpointRequests }),
+            Choice::NoneEligible if self.service.snapshot().pause().is_paused() => {
+                Err(Refusal::Paused { service: service() })
+            }
             Choice::NoneEligible => Err(Refusal::NoEndpoint { service: service() }),
             Choice::Declined => Err(Refusal::Declined { service: service() }),
         }

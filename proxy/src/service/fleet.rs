@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 
 use super::admission::{Connections, Requests};
 use super::health::{Condition, Door, ServiceHealth};
+use super::pause::Pause;
 use super::snapshot::{Builder, Endpoint, Snapshot};
 use crate::clock::Clock;
 use crate::config::checked::Ejection;
@@ -193,6 +194,25 @@ impl Fleet {
             builder.endpoint(endpoint.slot).is_some_and(|now| Arc::ptr_eq(&now.health, &endpoint.health));
         let changed = is_registered && endpoint.health.check_fails.swap(fails, Ordering::Relaxed) != fails;
         self.publish_if(changed, &mut builder)
+    }
+
+    /// Pauses or resumes the service as a whole in this proxy; who pauses it then.
+    pub fn set_paused(&self, paused: bool) -> Pause {
+        let mut builder = self.lock();
+        let changed = builder.pause.by_admin != paused;
+        builder.pause.by_admin = paused;
+        self.publish_if(changed, &mut builder);
+        builder.pause
+    }
+
+    /// Pauses or resumes the endpoint of this address in this proxy, for as long as it is registered; who pauses it
+    /// then. None where there is no such endpoint.
+    pub fn set_endpoint_paused(&self, address: &str, paused: bool) -> Option<Pause> {
+        let mut builder = self.lock();
+        let endpoint = builder.endpoints().find(|endpoint| endpoint.registered.address == address)?.clone();
+        let changed = endpoint.health.paused.swap(paused, Ordering::Relaxed) != paused;
+        self.publish_if(changed, &mut builder);
+        Some(endpoint.pause())
     }
 
     fn publish_if(&self, changed: bool, builder: &mut Builder) -> bool {
