@@ -26,6 +26,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod drain;
+pub mod handover;
 pub mod plugin;
 pub mod policy;
 pub mod proto;

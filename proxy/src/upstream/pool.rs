@@ -355,6 +355,11 @@ impl Pools {
         pool
     }
 
+    /// Closes everything that is idle, now and from now on.
+    pub fn retire(&self) {
+        self.by_slot.borrow_mut().drain().for_each(|(_, pool)| pool.retire());
+    }
+
     /// Closes what is idle for as long as that serves somebody who waits for a connection, on whichever worker.
     pub fn give_up_idle(&self) {
         for pool in self.by_slot.borrow().values() {
