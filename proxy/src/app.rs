@@ -11,6 +11,7 @@ use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, LocalOptions};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
+use tokio::task::LocalSet;
 
 use crate::clock::Clock;
 use crate::config::checked::Config;
@@ -20,7 +21,7 @@ use crate::server::listener::{self, Accepted, BindError, Listener, Part, accept,
 use crate::server::worker::{Shared, Worker};
 use crate::service::{Directory, tick};
 use crate::transport::tls::{self, FileError};
-use crate::{admin, drain, registry};
+use crate::{admin, check, drain, registry};
 
 /// Why a proxy did not start.
 #[derive(Debug, thiserror::Error)]
@@ -210,7 +211,7 @@ struct Followed {
     files: tls::Files,
 }
 
-/// The life of the control thread: registry, plugin loading, certificates, admin server.
+/// The life of the control thread: registry, plugin loading, certificates, health checks, admin server.
 async fn run_control(
     state: Arc<State>,
     registry: registry::Running,
@@ -224,11 +225,14 @@ async fn run_control(
         tokio::spawn(watch(folder, state.plugins.clone(), followed.rescan));
     }
     tokio::spawn(tls::watch(followed.files));
+    // What is between the proxy and its endpoints stays on its thread.
+    let local = LocalSet::new();
+    local.spawn_local(check::run(state.directory.clone(), state.workers.connectors.clone()));
     if let Some(listener) = admin {
         tokio::spawn(admin::serve(listener, state));
     }
     // Until the last worker has ended; health can be asked for while the others finish.
-    let _ = until_stopped.await;
+    let _ = local.run_until(until_stopped).await;
     registry.stop().await;
 }
 

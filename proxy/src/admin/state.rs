@@ -54,7 +54,15 @@ struct ShownService {
     failed_attempts: u64,
     decisions: u64,
     fallbacks: u64,
+    /// None where endpoints are not checked.
+    health_checks: Option<ShownChecks>,
     endpoints: Vec<ShownEndpoint>,
+}
+
+#[derive(Serialize)]
+struct ShownChecks {
+    passed: u64,
+    failed: u64,
 }
 
 #[derive(Serialize)]
@@ -64,6 +72,8 @@ struct ShownEndpoint {
     address: String,
     weight: u32,
     eligible: bool,
+    /// Whether it is out of use because of its health check.
+    check_fails: bool,
     in_flight: u32,
     connections: u32,
     /// A moving average of the time to the response head; 0 before the first.
@@ -111,6 +121,8 @@ fn show_plugin(plugin: &Plugin) -> ShownPlugin {
 fn show_service(service: &Service) -> ShownService {
     let (total, snapshot) = (service.stats(), service.snapshot());
     let settings = &service.settings.balancer.config;
+    let checks = &service.fleet.checks;
+    let shown = ShownChecks { passed: checks.passed.get(), failed: checks.failed.get() };
     ShownService {
         name: service.name().to_string(),
         policy: service.balancer.name.to_string(),
@@ -119,18 +131,20 @@ fn show_service(service: &Service) -> ShownService {
         failed_attempts: total.failed_attempts,
         decisions: total.decisions,
         fallbacks: total.fallbacks,
+        health_checks: service.settings.health_check.as_ref().map(|_| shown),
         endpoints: snapshot.endpoints().map(|endpoint| show_endpoint(endpoint, &snapshot)).collect(),
     }
 }
 
 fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot) -> ShownEndpoint {
-    let Endpoint { slot, registered, load, .. } = endpoint;
+    let Endpoint { slot, registered, load, health, .. } = endpoint;
     ShownEndpoint {
         slot: *slot,
         id: registered.id.clone(),
         address: registered.address.clone(),
         weight: registered.weight,
         eligible: snapshot.eligible_endpoint(*slot).is_some(),
+        check_fails: health.check_fails(),
         in_flight: load.in_flight(),
         connections: load.connections(),
         latency_micros: load.latency_micros(),

@@ -19,6 +19,7 @@ use super::read::At;
 use super::{Checked, Written, service, tls as written};
 use crate::policy::Role;
 
+mod health;
 mod listener;
 mod tls;
 
@@ -38,6 +39,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
     let named = &file.services.named;
     let fixed = named.iter().filter_map(|service| fixed_endpoints(service, problems)).collect();
     report_files_of_services(&file.services, problems);
+    health::report(&file.services, problems);
     let policies = policies(&file.services, place);
     let default = inherit(&file.services.default, &built_in_service());
     let inherited = |service: &NamedService| Arc::new(inherit(&service.settings, &default));
@@ -272,6 +274,7 @@ fn built_in_service() -> Service {
         tls: None,
         proxy_protocol: None,
         pool: Pool { max_idle: 128, idle_timeout: Duration::from_secs(60), max_connections: 1024 },
+        health_check: None,
     }
 }
 
@@ -300,6 +303,10 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
             max_idle: written.pool.max_idle.unwrap_or(base.pool.max_idle),
             idle_timeout: written.pool.idle_timeout.unwrap_or(base.pool.idle_timeout),
             max_connections: written.pool.max_connections.unwrap_or(base.pool.max_connections),
+        },
+        health_check: match &written.health_check {
+            Some(check) => check.inherit(base.health_check.as_deref()).map(Arc::new),
+            None => base.health_check.clone(),
         },
     }
 }

@@ -8,6 +8,7 @@ use serde_json::{Map, Number};
 
 use super::checked::{FixedEndpoint, Policy, ProxyProtocol, UpstreamProtocol};
 use super::file::WAIT;
+use super::health::HealthCheck;
 use super::problem::{Problem, Problems};
 use super::read::{At, Refusal, Section, take_item};
 use super::tls;
@@ -31,6 +32,7 @@ pub(super) struct Service {
     pub proxy_protocol: Option<Option<ProxyProtocol>>,
     pub pool: Pool,
     pub ejection: Ejection,
+    pub health_check: Option<HealthCheck>,
     pub endpoints: Option<Vec<At<FixedEndpoint>>>,
 }
 
@@ -72,6 +74,7 @@ impl Service {
             proxy_protocol: s.get("proxy_protocol", choice("a version of the PROXY protocol", PROXY_PROTOCOLS)),
             pool: s.section("pool", pool).unwrap_or_default(),
             ejection: s.section("ejection", ejection).unwrap_or_default(),
+            health_check: HealthCheck::read(s),
             endpoints: s.list("endpoints", endpoint),
         }
     }

@@ -8,6 +8,7 @@ use arc_swap::ArcSwap;
 
 use super::health::{Condition, Door, ServiceHealth};
 use super::snapshot::{Builder, Endpoint, Snapshot};
+use super::stats::Checks;
 use crate::clock::Clock;
 use crate::config::checked::Ejection;
 use crate::policy;
@@ -20,6 +21,8 @@ pub struct Fleet {
     pub name: Arc<str>,
     pub clock: Clock,
     pub health: ServiceHealth,
+    /// Of all endpoints, those too that have left. The control thread counts.
+    pub checks: Checks,
     snapshot: ArcSwap<Snapshot>,
     version: AtomicU64,
     builder: Mutex<Builder>,
@@ -42,6 +45,7 @@ impl Fleet {
             name,
             clock,
             health: ServiceHealth::default(),
+            checks: Checks::default(),
             snapshot: ArcSwap::default(),
             version: AtomicU64::new(0),
             builder: Mutex::new(Builder::new(ejection)),

@@ -20,4 +20,4 @@ pub use fleet::{Fleet, ServiceProbe};
 pub use health::{Class, Condition, Health, Probe, ServiceHealth};
 pub use load::{InFlight, Load};
 pub use snapshot::{Endpoint, Snapshot};
-pub use stats::{Counter, DURATION_BUCKETS, ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};
+pub use stats::{Checks, Counter, DURATION_BUCKETS, ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};

@@ -204,7 +204,7 @@ fn unknown_keys() {
         (
             "[service.users]\n\"a b\" = 1\nPool = 1",
             &[
-                r#":4: service.users."a b": unknown key; expected one of balancer, protocol, connect_timeout, request_timeout, stream_idle_timeout, tunnel_idle_timeout, tls, proxy_protocol, pool, endpoints"#,
+                r#":4: service.users."a b": unknown key; expected one of balancer, retry, breaker, protocol, connect_timeout, request_timeout, stream_idle_timeout, tunnel_idle_timeout, tls, proxy_protocol, pool, ejection, health_check, endpoints"#,
                 r#":5: service.users.Pool: unknown key; did you mean "pool"?"#,
             ],
         ),
