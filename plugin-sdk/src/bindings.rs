@@ -60,5 +60,5 @@ pub use wit_bindgen::rt;
 pub mod imports {
     pub use super::balancer::heddle::policy::{clock, load, log, request};
     pub use super::circuit_breaker::heddle::policy::{health, verdicts};
-    pub use super::retry_policy::heddle::policy::outcome;
+    pub use super::retry_policy::heddle::policy::{outcome, terms};
 }

@@ -85,7 +85,8 @@
 //! calls nothing. The load of all endpoints is read at once by [`Registered::in_flight_all`].
 //!
 //! Settings reach [`Balancer::new`] as [`Config`]. A policy without any says so with [`Config::expect_empty`], and then
-//! carries no code for JSON; one with settings has a type for them ([`Config::parse`]).
+//! carries no code for JSON; one with settings has a type for them ([`Config::parse`]), in which times are read by
+//! [`duration`].
 //!
 //! The contract itself, for guests in other languages, is `wit/policy.wit` in this crate.
 #![deny(missing_docs, unsafe_code)]
@@ -97,6 +98,7 @@ mod balancer;
 pub mod bindings;
 mod breaker;
 mod config;
+pub mod duration;
 mod endpoints;
 #[doc(hidden)]
 pub mod guest;
@@ -113,9 +115,9 @@ pub use balancer::Balancer;
 pub use breaker::CircuitBreaker;
 pub use config::Config;
 pub use endpoints::{Endpoint, Endpoints, PerSlot, Registered, Slot};
-pub use health::{Attempts, Condition, Health, State, Totals};
+pub use health::{Attempts, Circuit, Condition, Failure, Health, ServiceState, State, Totals};
 pub use host::{Level, log, now};
 pub use outcome::{Kind, Outcome};
 pub use random::Random;
 pub use request::{Request, Tried};
-pub use retry::RetryPolicy;
+pub use retry::{RetryPolicy, Terms};

@@ -1,6 +1,35 @@
 use std::time::Duration;
 
-use crate::{Config, Outcome, Request};
+use crate::{Config, Outcome, Request, host};
+
+/// What a retry policy asks of the proxy for all requests of its service. Where it asks for nothing, the service's own
+/// settings hold.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Terms {
+    /// From a request's head to its response's, all attempts and delays counted; then the client is answered with what
+    /// there is. Whole milliseconds.
+    pub timeout: Option<Duration>,
+    /// From the end of the request to the response's head, for each attempt. Whole milliseconds.
+    pub try_timeout: Option<Duration>,
+    /// Sends a second attempt beside a first that is slower than this share of the service's recent ones, in thousandths
+    /// (950 for the 95th percentile); the first answer wins. Only requests that may be sent twice have one.
+    pub hedging: Option<u32>,
+}
+
+impl Terms {
+    fn tell(self) {
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        if let Some(timeout) = self.timeout {
+            host::terms::set_timeout(millis(timeout));
+        }
+        if let Some(timeout) = self.try_timeout {
+            host::terms::set_try_timeout(millis(timeout));
+        }
+        if let Some(permille) = self.hedging {
+            host::terms::set_hedging(permille);
+        }
+    }
+}
 
 /// Decides what follows a failed attempt.
 pub trait RetryPolicy: Sized {
@@ -10,6 +39,11 @@ pub trait RetryPolicy: Sized {
     ///
     /// What is wrong with the settings; the configuration that named the policy is then refused with this text.
     fn new(config: Config<'_>, seed: u64) -> Result<Self, String>;
+
+    /// What holds for all requests. It is asked for once, after [`RetryPolicy::new`].
+    fn terms(&self) -> Terms {
+        Terms::default()
+    }
 
     /// The delay before the next attempt (whole milliseconds, at most 49 days), or none to give up and answer the
     /// client with what there is.
@@ -25,7 +59,9 @@ pub struct Instance<R>(R);
 #[allow(missing_docs, reason = "the calls of the contract, which documents them")]
 impl<R: RetryPolicy> Instance<R> {
     pub fn new(config: &str, seed: u64) -> Result<Self, String> {
-        R::new(Config::new(config), seed).map(Self)
+        let policy = R::new(Config::new(config), seed)?;
+        policy.terms().tell();
+        Ok(Self(policy))
     }
 
     pub fn decide(&mut self) -> Option<u32> {

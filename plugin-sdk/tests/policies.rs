@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use heddle_plugin::testing::{Breaking, Outcome, Request, Retries};
 use heddle_plugin::{
-    CircuitBreaker, Condition, Config, Endpoint, Health, Kind, Level, Registered, RetryPolicy, log, now,
+    CircuitBreaker, Condition, Config, Endpoint, Health, Kind, Level, Registered, RetryPolicy, Terms, log, now,
 };
 
 struct ThreeAttempts;
@@ -13,6 +13,10 @@ impl RetryPolicy for ThreeAttempts {
     fn new(config: Config<'_>, _: u64) -> Result<Self, String> {
         config.expect_empty()?;
         Ok(Self)
+    }
+
+    fn terms(&self) -> Terms {
+        Terms { timeout: Some(Duration::from_secs(3)), ..Terms::default() }
     }
 
     fn decide(&mut self, request: &heddle_plugin::Request, outcome: &heddle_plugin::Outcome) -> Option<Duration> {
@@ -35,7 +39,7 @@ impl CircuitBreaker for FiveFailures {
         endpoint: &Endpoint,
         _: &heddle_plugin::Request,
         outcome: &heddle_plugin::Outcome,
-        health: &Health,
+        health: &Health<'_>,
     ) {
         let Some(state) = health.state(endpoint) else { return };
         if state.condition() == Condition::HalfOpen && outcome.kind() == Kind::Response {
@@ -46,7 +50,7 @@ impl CircuitBreaker for FiveFailures {
         }
     }
 
-    fn tick(&mut self, endpoints: &Registered, health: &Health) {
+    fn tick(&mut self, endpoints: &Registered, health: &Health<'_>) {
         for endpoint in endpoints.iter() {
             let over = health.ejected_until(endpoint).is_some_and(|until| until <= now());
             if let Some(state) = health.state(endpoint).filter(|_| over) {
@@ -61,6 +65,7 @@ heddle_plugin::export_circuit_breaker!(FiveFailures);
 #[test]
 fn a_retry_policy_decides_from_the_facts_of_the_attempt() {
     let mut retries = Retries::<ThreeAttempts>::new("{}", 1).expect("no settings are fine");
+    assert_eq!(retries.terms(), Terms { timeout: Some(Duration::from_secs(3)), try_timeout: None, hedging: None });
     let replayable = Outcome { kind: Some(Kind::Refused), replayable: Some(true), ..Outcome::default() };
     assert_eq!(retries.decide(&Request::get("/"), &replayable), Some(Duration::from_millis(25)));
     let asked = Outcome { retry_after: Some(Duration::from_secs(2)), ..replayable.clone() };
