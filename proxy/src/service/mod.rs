@@ -29,4 +29,4 @@ pub use load::{InFlight, Load};
 pub use pause::Pause;
 pub use peak::PEAK_START;
 pub use snapshot::{Endpoint, Snapshot};
-pub use stats::{Counter, DURATION_BUCKETS, Limit, ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};
+pub use stats::{Checks, Counter, DURATION_BUCKETS, Limit, ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};

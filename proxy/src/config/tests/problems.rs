@@ -231,7 +231,7 @@ fn unknown_keys() {
         (
             "[service.users]\n\"a b\" = 1\nPool = 1",
             &[
-                r#":4: service.users."a b": unknown key; expected one of balancer, retry, breaker, protocol, connect_timeout, request_timeout, stream_idle_timeout, tunnel_idle_timeout, tls, proxy_protocol, max_connections, max_requests, max_pending, max_pending_time, pool, ejection, endpoints"#,
+                r#":4: service.users."a b": unknown key; expected one of balancer, retry, breaker, protocol, connect_timeout, request_timeout, stream_idle_timeout, tunnel_idle_timeout, tls, proxy_protocol, max_connections, max_requests, max_pending, max_pending_time, pool, ejection, retry_budget, max_replay_bytes, health_check, endpoints"#,
                 r#":5: service.users.Pool: unknown key; did you mean "pool"?"#,
             ],
         ),
