@@ -13,7 +13,9 @@ use heddle::plugin::{FaultKind, LoadError, SECOND_CHANCE};
 use heddle::registry::Registered;
 use heddle::server::decide::Choice;
 use proptest::prelude::*;
-use support::{Host, balancers, component, facts, guest, instead, log, module, on_many, on_path, registered, wait_until};
+use support::{
+    Host, balancers, component, facts, guest, instead, log, module, on_many, on_path, registered, wait_until,
+};
 
 /// A host with one service of three endpoints, and the guest in force.
 fn host_with(marks: &[(&str, &str)]) -> Host {
