@@ -1,7 +1,8 @@
-//! One decision of each built-in balancer and of the breaker, through Wasm, with as many endpoints as services have; and what it costs to
-//! tell a guest of its endpoints.
+//! One decision of each built-in balancer and of the breaker, through Wasm, with as many endpoints as services have; and
+//! what it costs to tell a guest of its endpoints.
 //!
-//! Bounds that must hold: round robin 0.3 us; least connections over 1,000 endpoints 2 us; a breaker's verdict 0.25 us.
+//! Bounds that must hold: round robin 0.3 us; least connections over 1,000 endpoints 2 us; a breaker's verdict 0.25 us; a
+//! change 100 ms.
 
 #![allow(
     clippy::disallowed_methods,
@@ -82,6 +83,24 @@ fn decision_under_load(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Maglev where load is bounded, so that what is under way everywhere has to be added up.
+fn decision_with_bounded_load(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decision with bounded load");
+    for endpoints in [3, 1_000] {
+        let host = host();
+        host.register("maglev", endpoints);
+        let service = host.service("maglev");
+        let generation = service.balancer.current().unwrap();
+        let config = r#"{"bounded_load": 1.25}"#;
+        let mut instance = Instance::new(&generation, &service.fleet, config, 1, &service.snapshot()).unwrap();
+        let mut facts = facts("/users/1?fields=name");
+        group.bench_function(BenchmarkId::new("maglev", endpoints), |bencher| {
+            bencher.iter(|| instance.pick(black_box(&mut facts)).unwrap());
+        });
+    }
+    group.finish();
+}
+
 /// The whole decision as the path of a request makes it.
 fn choice(criterion: &mut Criterion) {
     let host = host();
@@ -147,5 +166,5 @@ fn change(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decision, decision_under_load, verdict, choice, change);
+criterion_group!(benches, decision, decision_under_load, decision_with_bounded_load, verdict, choice, change);
 criterion_main!(benches);

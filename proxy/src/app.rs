@@ -220,6 +220,11 @@ async fn run_control(
 ) {
     tokio::spawn(give_second_chances(state.plugins.clone()));
     tokio::spawn(tick::run(state.directory.clone()));
+    let (registries, directory) = (state.registry.clone(), state.directory.clone());
+    tokio::spawn(async move {
+        registries.wait_ready().await;
+        directory.settle();
+    });
     if let Some(folder) = followed.folder {
         tokio::spawn(watch(folder, state.plugins.clone(), followed.rescan));
     }

@@ -89,7 +89,10 @@ fn every_built_in_balancer_is_in_force_under_its_name() {
     let names = balancers();
     let expected = [
         "ip-hash",
+        "leader",
         "least-connections",
+        "maglev",
+        "peak-ewma",
         "random",
         "round-robin",
         "url-hash",

@@ -20,6 +20,8 @@ pub(crate) struct Host {
     pub terms: Terms,
     pub in_flight: Vec<u32>,
     pub latency_micros: Vec<u32>,
+    pub peak_micros: Vec<Option<u32>>,
+    pub registered_at: Vec<Option<Duration>>,
     pub health: Vec<Option<EndpointHealth>>,
     pub service: ServiceHealth,
     pub now: Duration,
@@ -128,6 +130,17 @@ pub(crate) mod load {
 
     pub fn latency_micros_all() -> Vec<u32> {
         read(|host| host.latency_micros.clone())
+    }
+
+    /// What an endpoint has that was never used.
+    const START: u32 = 30_000;
+
+    pub fn peak_micros(slot: u32) -> u32 {
+        read(|host| host.peak_micros.get(slot as usize).copied().flatten().unwrap_or(START))
+    }
+
+    pub fn registered_micros(slot: u32) -> Option<u64> {
+        read(|host| host.registered_at.get(slot as usize).copied().flatten().map(|time| time.as_micros() as u64))
     }
 }
 

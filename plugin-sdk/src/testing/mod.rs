@@ -137,6 +137,8 @@ pub struct Service<B> {
     instance: balancer::Instance<B>,
     fleet: Fleet,
     eligible: Vec<u64>,
+    /// Whether endpoints have been registered.
+    is_known: bool,
     host: Host,
 }
 
@@ -148,15 +150,21 @@ impl<B: Balancer> Service<B> {
     /// What the balancer says about the settings.
     pub fn new(config: &str, seed: u64) -> Result<Self, String> {
         let instance = balancer::Instance::new(config, seed)?;
-        Ok(Self { instance, fleet: Fleet::default(), eligible: Vec::new(), host: Host::default() })
+        Ok(Self { instance, fleet: Fleet::default(), eligible: Vec::new(), is_known: false, host: Host::default() })
     }
 
     /// Registers endpoints in one update. They are eligible from the start. An address that is registered already is
-    /// changed in place.
+    /// changed in place. Those of the first update were there before; others are registered at the time of
+    /// [`Service::set_now`].
     pub fn register<R: Into<Registration>>(&mut self, registrations: impl IntoIterator<Item = R>) {
         let (removed, added) = self.fleet.register(registrations);
+        let since = std::mem::replace(&mut self.is_known, true).then_some(self.host.now);
         for record in &added {
             self.set_bit(record.slot, true);
+            if !removed.contains(&record.slot) {
+                imports::set(&mut self.host.registered_at, record.slot, since);
+                imports::set(&mut self.host.peak_micros, record.slot, None);
+            }
         }
         self.update(&removed, added);
     }
@@ -189,6 +197,13 @@ impl<B: Balancer> Service<B> {
     pub fn set_latency_micros(&mut self, address: &str, micros: u32) {
         if let Some(slot) = self.fleet.slot(address) {
             imports::set(&mut self.host.latency_micros, slot, micros);
+        }
+    }
+
+    /// Says what an endpoint's peak average is, in microseconds. Without, it is 30,000.
+    pub fn set_peak_micros(&mut self, address: &str, micros: u32) {
+        if let Some(slot) = self.fleet.slot(address) {
+            imports::set(&mut self.host.peak_micros, slot, Some(micros));
         }
     }
 

@@ -21,7 +21,7 @@ use super::process;
 use crate::app::State;
 use crate::plugin::{FaultKind, Plugin};
 use crate::service::{
-    Condition, DURATION_BUCKETS, Fleet, Service, ServiceStats, Snapshot, StatsTotal, TunnelEnd, TunnelTotal,
+    Condition, DURATION_BUCKETS, Fleet, Limit, Service, ServiceStats, Snapshot, StatsTotal, TunnelEnd, TunnelTotal,
 };
 use crate::transport::tls::Held;
 
@@ -227,7 +227,19 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "Requests sent again because their pooled connection was found dead.",
         by_service(|total| total.resent),
     )?;
+    families.counters(
+        "heddle_retries",
+        "Attempts after a failed one, as the retry policy wanted.",
+        by_service(|total| total.retries),
+    )?;
+    families.counters("heddle_hedges", "Attempts beside one that was slow.", by_service(|total| total.hedges))?;
+    families.counters(
+        "heddle_retries_over_budget",
+        "Retries and hedges that the service's budget did not allow.",
+        by_service(|total| total.over_budget),
+    )?;
     of_health(families, &readings)?;
+    of_limits(families, &readings)?;
     of_tunnels(families, &readings)?;
     families.counters("heddle_plugin_decisions", "Decisions by plugins.", by_policy(|total| total.decisions))?;
     families.counters(
@@ -273,6 +285,33 @@ fn of_health(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result {
             (reading.name(), out.count() as f64)
         }),
     )
+}
+
+/// What limits hold for, and what they have refused.
+fn of_limits(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result {
+    let now = |figure: fn(&Fleet) -> f64| {
+        readings.iter().map(move |reading| (reading.name(), figure(&reading.service.fleet)))
+    };
+    families.gauges(
+        "heddle_requests_pending",
+        "Requests that wait because their service is full.",
+        now(|fleet| fleet.requests.pending() as f64),
+    )?;
+    families.gauges(
+        "heddle_connections",
+        "Connections to endpoints, idle ones included.",
+        now(|fleet| f64::from(fleet.connections.open())),
+    )?;
+    families.gauges(
+        "heddle_connections_pending",
+        "Requests and tunnels that wait for a connection because there are as many as may be.",
+        now(|fleet| fleet.connections.pending() as f64),
+    )?;
+    let limited = readings.iter().flat_map(|reading| {
+        let limits = Limit::ALL.iter().zip(reading.total.limited);
+        limits.map(|(limit, count)| ([("service", &*reading.service.fleet.name), ("limit", limit.name())], count))
+    });
+    families.counters("heddle_limited", "Requests and tunnels that were refused for a limit.", limited)
 }
 
 /// Connections that are passed on as they are.

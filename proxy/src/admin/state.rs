@@ -1,5 +1,6 @@
 //! What is going on, as JSON: services with their endpoints, plugins, the registry.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::process;
 use crate::app::State;
 use crate::plugin::{FaultKind, Plugin};
 use crate::registry::Report;
-use crate::service::{Endpoint, Service, Snapshot};
+use crate::service::{Endpoint, Limit, Service, Snapshot};
 
 /// The whole of it.
 #[derive(Serialize)]
@@ -52,8 +53,17 @@ struct ShownService {
     settings: serde_json::Value,
     requests: u64,
     failed_attempts: u64,
+    retries: u64,
+    hedges: u64,
     decisions: u64,
     fallbacks: u64,
+    /// Requests that wait because the service is full.
+    pending: usize,
+    /// To all endpoints, idle ones included; and how many requests and tunnels wait for one.
+    connections: u32,
+    connections_pending: usize,
+    /// Requests and tunnels that were refused, by the limit that was the reason.
+    limited: BTreeMap<&'static str, u64>,
     /// As of an endpoint: `out` while all requests are refused because every attempt fails.
     condition: &'static str,
     /// Whether endpoints are used although they are out of use, as too few others are in it.
@@ -125,8 +135,14 @@ fn show_service(service: &Service) -> ShownService {
         settings: serde_json::from_str(settings).unwrap_or_default(),
         requests: total.responses.iter().sum(),
         failed_attempts: total.failed_attempts,
+        retries: total.retries,
+        hedges: total.hedges,
         decisions: total.decisions,
         fallbacks: total.fallbacks,
+        pending: service.fleet.requests.pending(),
+        connections: service.fleet.connections.open(),
+        connections_pending: service.fleet.connections.pending(),
+        limited: Limit::ALL.map(Limit::name).into_iter().zip(total.limited).collect(),
         condition: service.fleet.health.condition().name(),
         in_panic: snapshot.is_in_panic(),
         endpoints: snapshot.endpoints().map(|endpoint| show_endpoint(endpoint, &snapshot, now)).collect(),

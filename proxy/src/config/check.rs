@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use super::checked::{
     Config, Ejection, Etcd, EtcdLogin, EtcdWatch, FileSource, FixedEndpoint, KeyPair, Layout, Listener, ListenerTls,
-    Plugins, Policy, Pool, Protocol, Registry, Service, Services, TlsClient, UpstreamProtocol,
+    Plugins, Policy, Pool, Protocol, Registry, RetryBudget, Service, Services, TlsClient, UpstreamProtocol,
 };
 use super::file::{self, Admin, File, NamedService};
 use super::problem::{Place, Problems};
@@ -41,7 +41,9 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
     let policies = policies(&file.services, place);
     let default = inherit(&file.services.default, &built_in_service());
     let inherited = |service: &NamedService| Arc::new(inherit(&service.settings, &default));
-    let named = named.iter().map(|service| (service.name.value.clone(), inherited(service))).collect();
+    let named: HashMap<_, _> = named.iter().map(|service| (service.name.value.clone(), inherited(service))).collect();
+    let services = Services { default: Arc::new(default), named };
+    report_idle_queues(&file.services, &services, problems);
 
     let certificates = certificates(&file.certificates, problems);
     let has_common = !file.certificates.is_empty();
@@ -63,7 +65,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
             file: file.file.and_then(|written| file_source(written, problems)),
             fixed,
         },
-        services: Services { default: Arc::new(default), named },
+        services,
     };
     Checked { config, policies }
 }
@@ -258,12 +260,28 @@ fn report_files_of_services(services: &file::Services, problems: &mut Problems) 
     }
 }
 
+/// Queues in which nobody would ever wait, since nothing limits the requests of those that have them.
+fn report_idle_queues(written: &file::Services, checked: &Services, problems: &mut Problems) {
+    let waits = |at: &&At<u32>| at.value > 0;
+    let of_all = written.default.max_pending.as_ref().filter(waits);
+    let of_all = of_all.filter(|_| !checked.named.values().chain([&checked.default]).any(|s| s.max_requests.is_some()));
+    let of_one = written.named.iter().filter_map(|service| {
+        let at = service.settings.max_pending.as_ref().filter(waits)?;
+        checked.get(&service.name.value).max_requests.is_none().then_some(at)
+    });
+    for at in of_all.into_iter().chain(of_one) {
+        problems.add(at.problem("nobody waits where max_requests sets no limit", "expected max_requests beside it"));
+    }
+}
+
 fn built_in_service() -> Service {
     Service {
         balancer: Policy { plugin: Arc::from("round-robin"), config: Arc::from("{}") },
         retry: None,
         breaker: None,
         ejection: Ejection { max_percent: 10, panic_percent: 50 },
+        retry_budget: RetryBudget { percent: 20, min: 3 },
+        max_replay_bytes: 64 << 10,
         protocol: UpstreamProtocol::Negotiated,
         connect_timeout: Duration::from_secs(1),
         request_timeout: Duration::from_secs(15),
@@ -271,7 +289,11 @@ fn built_in_service() -> Service {
         tunnel_idle_timeout: Duration::from_secs(60 * 60),
         tls: None,
         proxy_protocol: None,
-        pool: Pool { max_idle: 128, idle_timeout: Duration::from_secs(60), max_connections: 1024 },
+        max_connections: None,
+        max_requests: None,
+        max_pending: 0,
+        max_pending_time: Duration::from_secs(1),
+        pool: Pool { max_idle: 128, idle_timeout: Duration::from_secs(60), max_connections: 1024, max_requests: None },
     }
 }
 
@@ -285,6 +307,11 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
             max_percent: written.ejection.max_percent.unwrap_or(base.ejection.max_percent),
             panic_percent: written.ejection.panic_percent.unwrap_or(base.ejection.panic_percent),
         },
+        retry_budget: RetryBudget {
+            percent: written.retry_budget.percent.unwrap_or(base.retry_budget.percent),
+            min: written.retry_budget.min.unwrap_or(base.retry_budget.min),
+        },
+        max_replay_bytes: written.max_replay_bytes.unwrap_or(base.max_replay_bytes),
         protocol: written.protocol.unwrap_or(base.protocol),
         connect_timeout: written.connect_timeout.unwrap_or(base.connect_timeout),
         request_timeout: written.request_timeout.unwrap_or(base.request_timeout),
@@ -296,10 +323,15 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
             None => base.tls.clone(),
         },
         proxy_protocol: written.proxy_protocol.unwrap_or(base.proxy_protocol),
+        max_connections: written.max_connections.or(base.max_connections),
+        max_requests: written.max_requests.or(base.max_requests),
+        max_pending: written.max_pending.as_ref().map_or(base.max_pending, |at| at.value),
+        max_pending_time: written.max_pending_time.unwrap_or(base.max_pending_time),
         pool: Pool {
             max_idle: written.pool.max_idle.unwrap_or(base.pool.max_idle),
             idle_timeout: written.pool.idle_timeout.unwrap_or(base.pool.idle_timeout),
             max_connections: written.pool.max_connections.unwrap_or(base.pool.max_connections),
+            max_requests: written.pool.max_requests.or(base.pool.max_requests),
         },
     }
 }

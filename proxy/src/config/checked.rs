@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+
 use crate::policy::Role;
 
 /// Everything that one proxy process runs by.
@@ -79,6 +81,9 @@ pub struct Listener {
     /// From a request's head to the end of its response; none, the default, for as long as it takes. A gRPC call has the
     /// sooner of this and its own `grpc-timeout`. Kept to a tenth of a second, never early.
     pub request_deadline: Option<Duration>,
+    /// The header in which a client may say how long it waits, in milliseconds: the sooner of this and the other deadlines
+    /// holds, and what is left of it is what endpoints are told in the same header. None by default.
+    pub deadline_header: Option<HeaderName>,
     /// How long a connection may stay open without a request, also before the first: browsers connect ahead of time. 1 h
     /// by default. For the first byte of TLS it is `handshake_timeout`, or `header_timeout` where TLS passes through.
     pub idle_timeout: Duration,
@@ -318,6 +323,10 @@ pub struct Service {
     /// Who judges endpoints by how attempts end; none by default.
     pub breaker: Option<Policy>,
     pub ejection: Ejection,
+    pub retry_budget: RetryBudget,
+    /// Bytes of a request's body that are kept while it is sent, so that it can be sent again; 64 KiB by default. Only
+    /// with a retry policy.
+    pub max_replay_bytes: usize,
     /// Where it is stated, in other words not [`UpstreamProtocol::Negotiated`], the service is sent requests and nothing
     /// else: what is not recognized, in a tunnel or with [`Protocol::Auto`], is refused. [`Protocol::Tcp`] passes it on.
     pub protocol: UpstreamProtocol,
@@ -335,6 +344,15 @@ pub struct Service {
     /// The header that connections to the endpoints begin with, to tell them the client's address. Only connections
     /// that carry one client's bytes have one: those that are passed on as they are.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// Connections to all endpoints at once, idle or busy, over all workers; none, the default, for any number.
+    pub max_connections: Option<u32>,
+    /// Requests and tunnels at once, over all workers; none, the default, for any number. A request counts from before
+    /// its first attempt to the end of its response. Further ones wait in the queue, or are answered 503.
+    pub max_requests: Option<u32>,
+    /// How many wait where there are `max_requests`, over all workers; 0 by default: none does.
+    pub max_pending: u32,
+    /// How long one waits at most; 1 s by default. Its own deadline may be sooner.
+    pub max_pending_time: Duration,
     pub pool: Pool,
 }
 
@@ -355,6 +373,15 @@ pub struct Ejection {
     pub max_percent: u8,
     /// When less than this share of the endpoints is well, all of them are used again; 50 by default, 0 for never.
     pub panic_percent: u8,
+}
+
+/// How many retries, hedges counted, may be under way at once for a service, over all workers: the greater of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryBudget {
+    /// Of the requests under way, in percent; 20 by default.
+    pub percent: u32,
+    /// However few requests there are; 3 by default.
+    pub min: u32,
 }
 
 /// TLS to endpoints.
@@ -396,6 +423,17 @@ pub enum UpstreamProtocol {
     Http2,
 }
 
+impl UpstreamProtocol {
+    /// Whether connections, with or without TLS, may turn out to carry HTTP/2.
+    pub fn may_be_http2(self, tls: bool) -> bool {
+        match self {
+            Self::Negotiated => tls,
+            Self::Http1 => false,
+            Self::Http2 => true,
+        }
+    }
+}
+
 /// Connections to one endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pool {
@@ -403,6 +441,10 @@ pub struct Pool {
     pub max_idle: usize,
     /// How long an idle one is kept; 60 s by default.
     pub idle_timeout: Duration,
-    /// At once, idle or busy, over all workers; 1,024 by default. A request that would need one more is answered 503.
+    /// At once, idle or busy, over all workers; 1,024 by default. A request that would need one more waits for
+    /// `connect_timeout` while idle ones are given up, and is then answered 503.
     pub max_connections: usize,
+    /// Requests and tunnels at once at the endpoint, over all workers; none, the default, for any number. An endpoint that
+    /// has so many is passed over.
+    pub max_requests: Option<u32>,
 }

@@ -11,7 +11,7 @@ use super::fault::one_line;
 use super::generation::Generation;
 use super::guest::{clock, health, load, log, outcome, request, terms, types, verdicts};
 use crate::policy::{Facts, Outcome, Terms};
-use crate::service::{Class, Condition, Fleet, Health, Snapshot};
+use crate::service::{Class, Condition, Fleet, Health, PEAK_START, Snapshot};
 
 /// Lines that all instances of a generation together may log within a second.
 const LINES_A_SECOND: u64 = 10;
@@ -122,6 +122,15 @@ impl load::Host for State {
 
     fn latency_micros_all(&mut self) -> Vec<u32> {
         self.snapshot.latency()
+    }
+
+    fn peak_micros(&mut self, slot: u32) -> u32 {
+        let now = self.now();
+        self.snapshot.endpoint(slot).map_or(PEAK_START, |endpoint| endpoint.load.peak_micros(now))
+    }
+
+    fn registered_micros(&mut self, slot: u32) -> Option<u64> {
+        self.snapshot.endpoint(slot)?.registered_at.map(as_micros)
     }
 }
 

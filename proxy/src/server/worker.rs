@@ -1,7 +1,7 @@
 //! One thread with everything that requests on it need, so that they share nothing with other threads but snapshots
 //! and counters.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, RefCell, RefMut};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
@@ -10,17 +10,18 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use rustc_hash::FxBuildHasher;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::decide::{Choice, Decider, Picked};
 use super::passthrough::Passthrough;
-use super::refusal::Refusal;
+use super::refusal::{Limit, Refusal};
 use super::route::{normalized, without_suffix};
 use crate::config::checked::{Policy, TlsClient};
 use crate::plugin::{Instance, Plugin, Seat};
-use crate::policy::{Facts, Outcome, Role, Terms};
+use crate::policy::{Facts, Latencies, Outcome, Role, Terms};
 use crate::proto::h1::{Date, Scratch};
 use crate::proto::headers::Signature;
-use crate::service::{Directory, Endpoint, Service, ServiceProbe, ServiceStats};
+use crate::service::{Directory, Endpoint, Keeper, Service, ServiceProbe, ServiceStats};
 use crate::timer::Timers;
 use crate::transport::Relays;
 use crate::transport::tls::Connector;
@@ -31,6 +32,10 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// An instance of a plugin that decided nothing between two of these is dropped.
 const EVICTION: Duration = Duration::from_secs(300);
+
+/// Requests and tunnels that wait for a connection to one service, over all workers: as many as Envoy lets wait. They
+/// wait for `connect_timeout` at most.
+const MAX_WAITING: usize = 1024;
 
 /// What all workers share.
 pub struct Shared {
@@ -83,6 +88,9 @@ pub struct Worker {
     pub unrouted: Arc<ServiceStats>,
     pub passed_through: Arc<ServiceStats>,
     services: RefCell<HashMap<Arc<str>, Rc<LocalService>, FxBuildHasher>>,
+    /// Names of services for which somebody waits for a connection, on whichever worker.
+    inbox: UnboundedSender<Arc<str>>,
+    asked: Cell<Option<UnboundedReceiver<Arc<str>>>>,
     seeds: RandomState,
     draining: Cell<bool>,
 }
@@ -91,6 +99,7 @@ impl Worker {
     pub fn new(number: usize, shared: Arc<Shared>) -> Rc<Self> {
         let of = |stats: &Vec<Arc<ServiceStats>>| stats.get(number).cloned().unwrap_or_default();
         let timers = Rc::default();
+        let (inbox, asked) = unbounded_channel();
         Rc::new(Self {
             number,
             relays: Relays::new(&timers),
@@ -101,6 +110,8 @@ impl Worker {
             unrouted: of(&shared.unrouted),
             passed_through: of(&shared.passed_through),
             services: RefCell::default(),
+            inbox,
+            asked: Cell::new(Some(asked)),
             seeds: RandomState::new(),
             draining: Cell::new(false),
             shared,
@@ -120,7 +131,7 @@ impl Worker {
         }
         let service = self.shared.directory.get(name)?;
         let name = service.name().clone();
-        let local = Rc::new(LocalService::new(service, self.seeds.hash_one(&name)));
+        let local = Rc::new(LocalService::new(service, self.seeds.hash_one(&name), &self.inbox));
         self.services.borrow_mut().insert(name, local.clone());
         Some(local)
     }
@@ -144,6 +155,7 @@ impl Worker {
     /// Lets time pass for this worker, for ever: deadlines, idle connections, idle plugins.
     pub async fn keep_house(self: Rc<Self>) {
         tokio::task::spawn_local(self.timers.clone().run());
+        tokio::task::spawn_local(self.clone().give_up_idle());
         let mut seconds = 0_u64;
         loop {
             tokio::time::sleep(SWEEP).await;
@@ -158,6 +170,18 @@ impl Worker {
             self.passthrough.sweep();
         }
     }
+
+    /// Gives up idle connections when somebody waits for one, for ever.
+    async fn give_up_idle(self: Rc<Self>) {
+        let Some(mut asked) = self.asked.take() else { return };
+        while let Some(name) = asked.recv().await {
+            let local = self.services.borrow().get(&name).cloned();
+            if let Some(local) = local {
+                local.keeper.looks();
+                local.pools.give_up_idle();
+            }
+        }
+    }
 }
 
 /// A service as one worker serves it.
@@ -168,10 +192,13 @@ pub struct LocalService {
     retry: Option<RefCell<Seat>>,
     breaker: Option<RefCell<Seat>>,
     pools: Pools,
+    /// Made when a policy first hedges.
+    latencies: RefCell<Option<Box<Latencies>>>,
+    keeper: Arc<Keeper>,
 }
 
 impl LocalService {
-    fn new(service: Arc<Service>, seed: u64) -> Self {
+    fn new(service: Arc<Service>, seed: u64, inbox: &UnboundedSender<Arc<str>>) -> Self {
         let stats = service.worker_stats();
         let settings = &service.settings;
         let seat = |plugin: &Arc<Plugin>, policy: &Policy, role: Role| {
@@ -190,6 +217,8 @@ impl LocalService {
             retry: optional(&service.retry, &settings.retry, Role::RetryPolicy),
             breaker: optional(&service.breaker, &settings.breaker, Role::CircuitBreaker),
             pools: Pools::default(),
+            latencies: RefCell::default(),
+            keeper: service.fleet.connections.keeper(service.name(), inbox),
             stats,
             service,
         }
@@ -205,6 +234,21 @@ impl LocalService {
         self.service.fleet.enter().map_err(open)
     }
 
+    /// Whether a retry policy may want more than one attempt.
+    pub fn may_retry(&self) -> bool {
+        self.retry.is_some()
+    }
+
+    /// Whether somebody judges how attempts end.
+    pub fn has_breaker(&self) -> bool {
+        self.breaker.is_some()
+    }
+
+    /// How long this worker's requests to the service took of late; for services whose policy hedges.
+    pub fn latencies(&self) -> RefMut<'_, Latencies> {
+        RefMut::map(self.latencies.borrow_mut(), |latencies| &mut **latencies.get_or_insert_default())
+    }
+
     /// Decides which endpoint the request, or the connection, goes to.
     ///
     /// # Errors
@@ -212,12 +256,13 @@ impl LocalService {
     /// When no endpoint is eligible, or the policy wants none to be used.
     pub fn decide(self: &Rc<Self>, facts: &mut Facts) -> Result<Picked, Refusal> {
         let service = || self.service.name().to_string();
-        let choice = self.decider.borrow_mut().choose(facts);
+        let choice = self.decider.borrow_mut().choose(facts, self.service.settings.pool.max_requests);
         if self.decider.borrow().seat.needs_instance() {
             self.mend();
         }
         match choice {
             Choice::Endpoint(picked) => Ok(picked),
+            Choice::AllFull => Err(Refusal::Full { service: service(), limit: Limit::EndpointRequests }),
             Choice::NoneEligible => Err(Refusal::NoEndpoint { service: service() }),
             Choice::Declined => Err(Refusal::Declined { service: service() }),
         }
@@ -225,8 +270,9 @@ impl LocalService {
 
     /// Takes note of how an attempt ended, and has the breaker judge it.
     pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome) {
-        let Some(breaker) = &self.breaker else { return };
-        if !self.service.fleet.record(endpoint, outcome.health(), outcome.latency) {
+        let (fleet, health) = (&self.service.fleet, outcome.health());
+        let Some(breaker) = &self.breaker else { return fleet.measure(endpoint, health, outcome.latency) };
+        if !fleet.record(endpoint, health, outcome.latency) {
             return;
         }
         let mut seat = breaker.borrow_mut();
@@ -288,6 +334,9 @@ impl LocalService {
                 // What the registry announces is what the operator announced.
                 connect: ConnectSettings { timeout: settings.connect_timeout, reach: None, lookups: None },
                 limits: settings.pool,
+                connections: self.service.fleet.connections.clone(),
+                max_connections: settings.max_connections,
+                max_waiting: MAX_WAITING,
                 stream_idle_timeout: settings.stream_idle_timeout,
             };
             Pool::new(target, &worker.timers, &worker.scratch)

@@ -1,10 +1,12 @@
 //! All services, by name.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 
+use super::budget::Budget;
 use super::fleet::Fleet;
 use super::snapshot::Snapshot;
 use super::stats::{ServiceStats, StatsTotal};
@@ -23,6 +25,8 @@ pub struct Service {
     pub balancer: Arc<Plugin>,
     /// Who decides what follows a failed attempt.
     pub retry: Option<Arc<Plugin>>,
+    /// How many retries may be under way.
+    pub budget: Arc<Budget>,
     /// Who judges endpoints by how attempts end.
     pub breaker: Option<Arc<Plugin>>,
     stats: Mutex<Vec<Arc<ServiceStats>>>,
@@ -35,6 +39,7 @@ impl Service {
             balancer: policy_of(&settings.balancer, Role::Balancer),
             retry: settings.retry.as_ref().map(|policy| policy_of(policy, Role::RetryPolicy)),
             breaker: settings.breaker.as_ref().map(|policy| policy_of(policy, Role::CircuitBreaker)),
+            budget: Budget::new(settings.retry_budget),
             settings,
             stats: Mutex::default(),
         }
@@ -79,6 +84,8 @@ pub struct Directory {
     settings: checked::Services,
     policy_of: PolicyOf,
     clock: Clock,
+    /// Whether the registries' first answers are in; changes under the writer's lock.
+    settled: AtomicBool,
     writer: Mutex<()>,
 }
 
@@ -94,6 +101,7 @@ impl Directory {
             settings,
             policy_of: Box::new(policy_of),
             clock,
+            settled: AtomicBool::new(false),
             writer: Mutex::new(()),
         };
         let named = directory.settings.named.keys();
@@ -106,6 +114,9 @@ impl Directory {
     fn service(&self, name: Arc<str>) -> Arc<Service> {
         let settings = self.settings.get(&name).clone();
         let fleet = Fleet::new(name, settings.ejection, self.clock.clone());
+        if self.settled.load(Relaxed) {
+            fleet.settle();
+        }
         Arc::new(Service::new(fleet, settings, &self.policy_of))
     }
 
@@ -117,6 +128,16 @@ impl Directory {
     /// All services, in no order.
     pub fn all(&self) -> Vec<Arc<Service>> {
         self.services.load().values().cloned().collect()
+    }
+
+    /// To be called when every registry has answered: endpoints that are registered from now on are new, while those
+    /// of the first answers may have been there for long.
+    pub fn settle(&self) {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.settled.store(true, Relaxed);
+        for service in self.all() {
+            service.fleet.settle();
+        }
     }
 
     /// Applies changes of services, those of new ones included. An existing service's change costs time independent of

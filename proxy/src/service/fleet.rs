@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::admission::{Connections, Requests};
 use super::health::{Condition, Door, ServiceHealth};
 use super::snapshot::{Builder, Endpoint, Snapshot};
 use crate::clock::Clock;
@@ -20,6 +21,10 @@ pub struct Fleet {
     pub name: Arc<str>,
     pub clock: Clock,
     pub health: ServiceHealth,
+    /// Those under way, where their number is limited.
+    pub requests: Arc<Requests>,
+    /// To all endpoints.
+    pub connections: Arc<Connections>,
     /// How often an endpoint was ejected, and the service opened as a whole.
     ejections: AtomicU64,
     openings: AtomicU64,
@@ -45,6 +50,8 @@ impl Fleet {
             name,
             clock,
             health: ServiceHealth::default(),
+            requests: Arc::default(),
+            connections: Arc::default(),
             ejections: AtomicU64::new(0),
             openings: AtomicU64::new(0),
             snapshot: ArcSwap::default(),
@@ -76,8 +83,13 @@ impl Fleet {
     /// Endpoints were registered or removed.
     pub fn apply(&self, change: Change) {
         let mut builder = self.lock();
-        builder.apply(change);
+        builder.apply(change, self.clock.now());
         self.publish(&mut builder);
+    }
+
+    /// Who is registered from now on was not there when the proxy began.
+    pub fn settle(&self) {
+        self.lock().settled = true;
     }
 
     /// Changes how many endpoints may be ejected.
@@ -87,10 +99,16 @@ impl Fleet {
         self.publish(&mut builder);
     }
 
+    /// Takes note of an attempt's time where nobody judges how it ended.
+    pub fn measure(&self, endpoint: &Endpoint, health: policy::Health, time: Duration) {
+        endpoint.load.observe_peak(time, health, self.clock.now());
+    }
+
     /// Counts an attempt that has ended after this time. True when it is to be judged: one that began before the
     /// endpoint's state changed says nothing of what the endpoint is like now.
     pub fn record(&self, endpoint: &Endpoint, health: policy::Health, time: Duration) -> bool {
         let now = self.clock.now();
+        endpoint.load.observe_peak(time, health, now);
         endpoint.health.record(health, now);
         self.health.record(health, now);
         endpoint.health.is_unchanged_since(now.saturating_sub(time))

@@ -3,6 +3,7 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::health::{Condition, Health};
 use super::load::{Load, LoadTable};
@@ -19,6 +20,8 @@ pub struct Endpoint {
     pub socket: Option<SocketAddr>,
     pub load: Load,
     pub health: Arc<Health>,
+    /// When it was registered, on the fleet's clock; none where it was there when the proxy began.
+    pub registered_at: Option<Duration>,
 }
 
 /// The endpoints of a service at one moment, never changed once published.
@@ -106,10 +109,14 @@ impl Snapshot {
 #[derive(Debug)]
 pub(super) struct Builder {
     pub ejection: Ejection,
+    /// Whether whoever is registered now was not there when the proxy began.
+    pub settled: bool,
     /// Shared with the snapshots until it changes.
     slots: Arc<Vec<Option<Arc<Endpoint>>>>,
     /// Of each slot's last holder.
     health: Vec<Arc<Health>>,
+    /// The same; see [`Endpoint::registered_at`].
+    registered_at: Vec<Option<Duration>>,
     by_id: HashMap<String, u32>,
     free: BTreeSet<u32>,
     load: LoadTable,
@@ -120,8 +127,10 @@ impl Builder {
     pub fn new(ejection: Ejection) -> Self {
         Self {
             ejection,
+            settled: false,
             slots: Arc::default(),
             health: Vec::new(),
+            registered_at: Vec::new(),
             by_id: HashMap::new(),
             free: BTreeSet::new(),
             load: LoadTable::default(),
@@ -143,8 +152,8 @@ impl Builder {
         out < most.max(1)
     }
 
-    /// Applies a change.
-    pub fn apply(&mut self, change: Change) {
+    /// Applies a change at this time.
+    pub fn apply(&mut self, change: Change, now: Duration) {
         let Change { removed, added, .. } = change;
         // A registration that changed keeps its slot and its counters.
         let mut kept: HashMap<String, u32> = HashMap::new();
@@ -159,7 +168,7 @@ impl Builder {
         for registered in added {
             let slot = match self.by_id.get(&registered.id) {
                 Some(&slot) => slot,
-                None => self.take_slot(kept.get(&registered.id).copied()),
+                None => self.take_slot(kept.get(&registered.id).copied(), now),
             };
             self.place(slot, registered);
         }
@@ -170,7 +179,7 @@ impl Builder {
     }
 
     /// The slot held before, else the lowest free one at which nothing of an earlier holder is under way.
-    fn take_slot(&mut self, held: Option<u32>) -> u32 {
+    fn take_slot(&mut self, held: Option<u32>, now: Duration) -> u32 {
         let load = &mut self.load;
         let free = held
             .filter(|slot| self.free.contains(slot))
@@ -179,7 +188,7 @@ impl Builder {
             Some(slot) => {
                 self.free.remove(&slot);
                 if held != Some(slot) {
-                    self.reset(slot);
+                    self.reset(slot, now);
                 }
                 slot
             }
@@ -189,18 +198,22 @@ impl Builder {
                     self.free.insert(slot);
                     slot += 1;
                 }
-                self.reset(slot);
+                self.reset(slot, now);
                 slot
             }
         }
     }
 
-    /// Forgets what an earlier holder of the slot left behind.
-    fn reset(&mut self, slot: u32) {
+    /// Forgets what an earlier holder of the slot left behind; the next one comes now.
+    fn reset(&mut self, slot: u32, now: Duration) {
         let index = slot as usize;
-        self.load.reset(index);
+        self.load.reset(index, now);
         if self.health.len() <= index {
             self.health.resize_with(index + 1, Arc::default);
+            self.registered_at.resize(index + 1, None);
+        }
+        if let Some(registered_at) = self.registered_at.get_mut(index) {
+            *registered_at = self.settled.then_some(now);
         }
         if let Some(health) = self.health.get_mut(index) {
             *health = Arc::default();
@@ -210,13 +223,15 @@ impl Builder {
     fn place(&mut self, slot: u32, registered: Registered) {
         let index = slot as usize;
         let health = self.health.get(index).cloned().unwrap_or_default();
+        let registered_at = self.registered_at.get(index).copied().flatten();
         let slots = Arc::make_mut(&mut self.slots);
         if slots.len() <= index {
             slots.resize(index + 1, None);
         }
         self.by_id.insert(registered.id.clone(), slot);
         let socket = registered.address.parse().ok();
-        let endpoint = Arc::new(Endpoint { slot, socket, load: self.load.slot(index), health, registered });
+        let load = self.load.slot(index);
+        let endpoint = Arc::new(Endpoint { slot, socket, load, health, registered_at, registered });
         if let Some(place) = slots.get_mut(index) {
             *place = Some(endpoint);
         }
@@ -272,7 +287,7 @@ mod tests {
 
     impl Changing {
         fn apply(&mut self, change: Change) -> Snapshot {
-            self.0.apply(change);
+            self.0.apply(change, Duration::ZERO);
             self.0.snapshot()
         }
     }
@@ -329,6 +344,24 @@ mod tests {
         let (removed, added) = after.since(&before);
         assert_eq!(removed, [1]);
         assert_eq!((added[0].slot, added[0].registered.weight), (1, 5));
+    }
+
+    #[test]
+    fn an_endpoint_is_as_old_as_its_registration() {
+        let at = Duration::from_secs;
+        let mut builder = Builder::new(Ejection { max_percent: 10, panic_percent: 50 });
+        builder.apply(change(&[], &[("a", 1)]), at(1));
+        builder.settled = true;
+        builder.apply(change(&[], &[("b", 1), ("c", 1)]), at(50));
+        builder.apply(change(&["a", "b"], &[("a", 2), ("b", 2)]), at(60));
+        builder.apply(change(&["c"], &[]), at(70));
+        builder.apply(change(&[], &[("d", 1)]), at(80));
+        let snapshot = builder.snapshot();
+        let ages: Vec<_> = snapshot.endpoints().map(|e| (e.registered.id.as_str(), e.registered_at)).collect();
+        assert_eq!(ages, [("a", None), ("b", Some(at(50))), ("d", Some(at(80)))]);
+        let peaks: Vec<_> = snapshot.endpoints().map(|e| e.load.peak_micros(at(80))).collect();
+        assert!(peaks[0] < peaks[1] && peaks[1] < peaks[2], "{peaks:?}");
+        assert_eq!(peaks[2], 30_000, "the one before at this slot has left nothing behind");
     }
 
     proptest! {

@@ -59,6 +59,34 @@ impl TunnelEnd {
     }
 }
 
+/// A limit for which a request, or a tunnel, was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// On the requests of the service, with nobody waiting or as many as may.
+    Requests,
+    /// On the time that a request may wait for its service.
+    Pending,
+    /// On the requests of its endpoints.
+    EndpointRequests,
+    /// On the connections of the service or of the endpoint.
+    Connections,
+}
+
+impl Limit {
+    /// Every limit, as [`StatsTotal::limited`] counts them.
+    pub const ALL: [Self; 4] = [Self::Requests, Self::Pending, Self::EndpointRequests, Self::Connections];
+
+    /// In lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Pending => "pending_time",
+            Self::EndpointRequests => "endpoint_requests",
+            Self::Connections => "connections",
+        }
+    }
+}
+
 /// Connections that are passed on as they are.
 #[derive(Debug, Default)]
 pub struct TunnelStats {
@@ -123,16 +151,31 @@ pub struct ServiceStats {
     pub failed_attempts: Counter,
     /// Times that a request was sent again because its pooled connection was found dead.
     pub resent: Counter,
+    /// Attempts after a failed one, as the retry policy wanted.
+    pub retries: Counter,
+    /// Attempts beside one that was slow.
+    pub hedges: Counter,
+    /// Retries and hedges that the budget did not allow.
+    pub over_budget: Counter,
     /// Decisions by the plugin.
     pub decisions: Counter,
     /// Decisions made natively in the plugin's stead.
     pub fallbacks: Counter,
     /// Answers that could not be used (slot not eligible, tried, or not registered) and were asked for again.
     pub asked_again: Counter,
+    /// Requests and tunnels that were refused for a limit, by [`Limit`].
+    limited: [Counter; Limit::ALL.len()],
     pub tunnels: TunnelStats,
 }
 
 impl ServiceStats {
+    /// A request, or a tunnel, was refused for this limit.
+    pub fn limited(&self, by: Limit) {
+        if let Some(counter) = self.limited.get(by as usize) {
+            counter.add(1);
+        }
+    }
+
     /// A request has ended with this status.
     pub fn ended(&self, status: u16, duration: Duration) {
         let class = usize::from(status / 100);
@@ -157,9 +200,14 @@ pub struct StatsTotal {
     pub duration_seconds: f64,
     pub failed_attempts: u64,
     pub resent: u64,
+    pub retries: u64,
+    pub hedges: u64,
+    pub over_budget: u64,
     pub decisions: u64,
     pub fallbacks: u64,
     pub asked_again: u64,
+    /// In the order of [`Limit::ALL`].
+    pub limited: [u64; Limit::ALL.len()],
     pub tunnels: TunnelTotal,
 }
 
@@ -175,9 +223,15 @@ impl StatsTotal {
         self.duration_seconds += of.duration_micros.get() as f64 / 1e6;
         self.failed_attempts += of.failed_attempts.get();
         self.resent += of.resent.get();
+        self.retries += of.retries.get();
+        self.hedges += of.hedges.get();
+        self.over_budget += of.over_budget.get();
         self.decisions += of.decisions.get();
         self.fallbacks += of.fallbacks.get();
         self.asked_again += of.asked_again.get();
+        for (sum, n) in self.limited.iter_mut().zip(&of.limited) {
+            *sum += n.get();
+        }
         self.tunnels.add(&of.tunnels);
     }
 }
