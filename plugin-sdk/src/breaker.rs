@@ -3,8 +3,50 @@ use crate::{Config, Endpoint, Health, Outcome, Registered, Request, Slot};
 
 /// Judges endpoints by how their attempts end.
 ///
-/// Verdicts are given through [`State`](crate::State). What must be known on every worker and after a reload is kept by
-/// the proxy, in [`Health`]; a breaker needs no memory of its own.
+/// Verdicts are given through [`State`](crate::State), and for the service as a whole through
+/// [`ServiceState`](crate::ServiceState). What must be known on every worker and after a reload is kept by the proxy, in
+/// [`Health`]; a breaker needs no memory of its own. This one ejects an endpoint for 5 s after 3 failures in a row, and
+/// then lets one request at a time find out whether it is well again:
+///
+/// ```
+/// use std::time::Duration;
+/// use heddle_plugin::{CircuitBreaker, Condition, Config, Endpoint, Health, Outcome, Registered, Request, now};
+///
+/// struct ThreeFailures;
+///
+/// impl CircuitBreaker for ThreeFailures {
+///     fn new(config: Config<'_>, _: u64) -> Result<Self, String> {
+///         config.expect_empty().map(|()| Self)
+///     }
+///
+///     fn judge(&mut self, endpoint: &Endpoint, _: &Request, outcome: &Outcome, health: &Health<'_>) {
+///         let Some(state) = health.state(endpoint) else { return };
+///         match (state.condition(), outcome.succeeded()) {
+///             (Condition::InUse, Some(false)) if health.consecutive_failures(endpoint) < 3 => false,
+///             (Condition::InUse | Condition::HalfOpen, Some(false)) => state.eject(Duration::from_secs(5)),
+///             (Condition::HalfOpen, Some(true)) => state.restore(),
+///             _ => false,
+///         };
+///     }
+///
+///     fn tick(&mut self, endpoints: &Registered, health: &Health<'_>) {
+///         for endpoint in endpoints.iter().filter(|one| health.ejected_until(one).is_some_and(|end| end <= now())) {
+///             health.state(endpoint).is_some_and(|state| state.probe(1));
+///         }
+///     }
+/// }
+///
+/// heddle_plugin::export_circuit_breaker!(ThreeFailures);
+///
+/// // A test needs neither Wasm nor a proxy.
+/// let mut service = heddle_plugin::testing::Breaking::<ThreeFailures>::new("{}", 7)?;
+/// service.register(["10.0.0.1:80", "10.0.0.2:80"]);
+/// for _ in 0..3 {
+///     service.attempt("10.0.0.1:80", &heddle_plugin::testing::Outcome::response(500));
+/// }
+/// assert_eq!(service.condition("10.0.0.1:80"), Some(Condition::Ejected));
+/// # Ok::<(), String>(())
+/// ```
 pub trait CircuitBreaker: Sized {
     /// A breaker with these settings; see [`Balancer::new`](crate::Balancer::new).
     ///
@@ -18,12 +60,14 @@ pub trait CircuitBreaker: Sized {
         let _ = endpoints;
     }
 
-    /// An attempt at the endpoint has ended; `health` already counts it. Called on the worker where it ended.
-    fn judge(&mut self, endpoint: &Endpoint, request: &Request, outcome: &Outcome, health: &Health);
+    /// An attempt at the endpoint has ended; `health` already counts it. Called on the worker where it ended; not for an
+    /// attempt that began before the endpoint came into its present state, which says nothing of what the endpoint is
+    /// like now. Of one that is half-open, it is thus the probes that are judged.
+    fn judge(&mut self, endpoint: &Endpoint, request: &Request, outcome: &Outcome, health: &Health<'_>);
 
     /// Called once a second in one instance for the whole proxy: the place for comparisons between endpoints, and for
     /// the end of an ejection.
-    fn tick(&mut self, endpoints: &Registered, health: &Health);
+    fn tick(&mut self, endpoints: &Registered, health: &Health<'_>);
 }
 
 /// A breaker and what it was told: the calls of the contract, in the contract's terms.
@@ -45,12 +89,12 @@ impl<C: CircuitBreaker> Instance<C> {
 
     pub fn judge(&mut self, slot: u32) {
         if let Some(endpoint) = self.endpoints.get(Slot(slot)) {
-            self.breaker.judge(endpoint, &Request::CURRENT, &Outcome::CURRENT, &Health::CURRENT);
+            self.breaker.judge(endpoint, &Request::CURRENT, &Outcome::CURRENT, &Health::of(&self.endpoints));
         }
     }
 
     pub fn tick(&mut self) {
-        self.breaker.tick(&self.endpoints, &Health::CURRENT);
+        self.breaker.tick(&self.endpoints, &Health::of(&self.endpoints));
     }
 }
 

@@ -1,4 +1,5 @@
 use std::ops::{Deref, Index};
+use std::time::Duration;
 
 use crate::bindings::EndpointRecord;
 use crate::host;
@@ -108,6 +109,22 @@ impl Registered {
     #[must_use]
     pub fn latency_micros_all(&self) -> PerSlot {
         PerSlot(host::load::latency_micros_all())
+    }
+
+    /// The peak average of the time to an endpoint's response head, in microseconds, at least 1. It rises to a longer
+    /// time at once; it falls towards shorter ones as they are measured, and towards nothing while there are none, by
+    /// the factor e in 10 seconds. An endpoint that has just been registered has 30,000, and a failed attempt never
+    /// makes it fall.
+    #[must_use]
+    pub fn peak_micros(&self, endpoint: &Endpoint) -> u32 {
+        host::load::peak_micros(endpoint.slot.0)
+    }
+
+    /// When an endpoint was registered, on the clock of [`now`](crate::now). It stays the same when the registration
+    /// changes. None for an endpoint that was there when the proxy first heard of its service.
+    #[must_use]
+    pub fn registered_at(&self, endpoint: &Endpoint) -> Option<Duration> {
+        host::load::registered_micros(endpoint.slot.0).map(Duration::from_micros)
     }
 
     pub(crate) fn update(&mut self, removed: &[u32], added: Vec<EndpointRecord>) {

@@ -115,7 +115,7 @@ pub use balancer::Balancer;
 pub use breaker::CircuitBreaker;
 pub use config::Config;
 pub use endpoints::{Endpoint, Endpoints, PerSlot, Registered, Slot};
-pub use health::{Attempts, Condition, Health, State, Totals};
+pub use health::{Attempts, Circuit, Condition, Failure, Health, ServiceState, State, Totals};
 pub use host::{Level, log, now};
 pub use outcome::{Kind, Outcome};
 pub use random::Random;

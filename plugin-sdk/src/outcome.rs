@@ -74,6 +74,22 @@ impl Outcome {
         host::outcome::grpc_status()
     }
 
+    /// Whether the attempt succeeded, as [`Health`](crate::Health) counts it. It has failed when it brought no response,
+    /// a status from 500, or a gRPC status that blames the server (unknown, deadline exceeded, internal, unavailable,
+    /// data loss). None where it says nothing of the endpoint: the client went away, the endpoint did not process the
+    /// request, or there was no endpoint.
+    #[must_use]
+    pub fn succeeded(&self) -> Option<bool> {
+        match self.kind() {
+            Kind::ClientGone | Kind::NotProcessed | Kind::NoEndpoint => None,
+            Kind::Response => Some(match self.grpc_status() {
+                Some(status) => !matches!(status, 2 | 4 | 13 | 14 | 15),
+                None => self.status().is_none_or(|status| status < 500),
+            }),
+            _ => Some(false),
+        }
+    }
+
     /// From the start of the attempt to the response head or the failure.
     #[must_use]
     pub fn latency(&self) -> Option<Duration> {

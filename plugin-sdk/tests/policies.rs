@@ -39,7 +39,7 @@ impl CircuitBreaker for FiveFailures {
         endpoint: &Endpoint,
         _: &heddle_plugin::Request,
         outcome: &heddle_plugin::Outcome,
-        health: &Health,
+        health: &Health<'_>,
     ) {
         let Some(state) = health.state(endpoint) else { return };
         if state.condition() == Condition::HalfOpen && outcome.kind() == Kind::Response {
@@ -50,7 +50,7 @@ impl CircuitBreaker for FiveFailures {
         }
     }
 
-    fn tick(&mut self, endpoints: &Registered, health: &Health) {
+    fn tick(&mut self, endpoints: &Registered, health: &Health<'_>) {
         for endpoint in endpoints.iter() {
             let over = health.ejected_until(endpoint).is_some_and(|until| until <= now());
             if let Some(state) = health.state(endpoint).filter(|_| over) {

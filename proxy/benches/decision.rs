@@ -1,7 +1,7 @@
 //! One decision of each built-in balancer, through Wasm, with as many endpoints as services have; and what it costs to
 //! tell a guest of its endpoints.
 //!
-//! Bounds that must hold: round robin 0.3 us; least connections over 1,000 endpoints 2 us.
+//! Bounds that must hold: round robin 0.3 us; least connections over 1,000 endpoints 2 us; a change 100 ms.
 
 #![allow(
     clippy::disallowed_methods,
@@ -19,15 +19,15 @@ mod host;
 use std::hint::black_box;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use heddle::plugin::{Instance, builtin_names};
-use host::{Host, facts, registered};
+use heddle::plugin::Instance;
+use host::{Host, balancers, facts, registered};
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn host() -> Host {
     let services: String =
-        builtin_names().iter().map(|name| format!("[service.{name}]\nbalancer = \"{name}\"\n")).collect();
+        balancers().iter().map(|name| format!("[service.{name}]\nbalancer = \"{name}\"\n")).collect();
     let host = Host::new("", &services);
     host.plugins.load_builtin().unwrap();
     host
@@ -44,7 +44,7 @@ fn decision(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("decision");
     for endpoints in [3, 100, 1_000] {
         let host = host();
-        for name in builtin_names() {
+        for name in balancers() {
             host.register(name, endpoints);
             let mut instance = instance(&host, name);
             let mut facts = facts("/users/1?fields=name");
@@ -79,6 +79,24 @@ fn decision_under_load(criterion: &mut Criterion) {
     group.finish();
 }
 
+/// Maglev where load is bounded, so that what is under way everywhere has to be added up.
+fn decision_with_bounded_load(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("decision with bounded load");
+    for endpoints in [3, 1_000] {
+        let host = host();
+        host.register("maglev", endpoints);
+        let service = host.service("maglev");
+        let generation = service.balancer.current().unwrap();
+        let config = r#"{"bounded_load": 1.25}"#;
+        let mut instance = Instance::new(&generation, &service.fleet, config, 1, &service.snapshot()).unwrap();
+        let mut facts = facts("/users/1?fields=name");
+        group.bench_function(BenchmarkId::new("maglev", endpoints), |bencher| {
+            bencher.iter(|| instance.pick(black_box(&mut facts)).unwrap());
+        });
+    }
+    group.finish();
+}
+
 /// The whole decision as the path of a request makes it.
 fn choice(criterion: &mut Criterion) {
     let host = host();
@@ -95,7 +113,7 @@ fn change(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("change");
     group.sample_size(20);
     let host = host();
-    for name in builtin_names() {
+    for name in balancers() {
         host.register(name, 10_000);
         group.bench_function(BenchmarkId::new("instance", name), |bencher| {
             bencher.iter(|| instance(&host, name));
@@ -114,5 +132,5 @@ fn change(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decision, decision_under_load, choice, change);
+criterion_group!(benches, decision, decision_under_load, decision_with_bounded_load, choice, change);
 criterion_main!(benches);

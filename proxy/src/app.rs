@@ -1,19 +1,21 @@
 //! The one place that wires the parts together: configuration in, running proxy out.
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::sync::mpsc::{self, UnboundedReceiver, unbounded_channel};
 use tokio::sync::oneshot;
 
 use crate::clock::Clock;
 use crate::config::checked::Config;
+use crate::drain::Phase;
 use crate::plugin::{Engine, Folder, LoadError, Plugins, give_second_chances, watch};
 use crate::proto::headers::Signature;
 use crate::server::listener::{self, Accepted, BindError, Listener, Part, accept, take_over};
@@ -27,6 +29,8 @@ use crate::{admin, drain, registry};
 pub enum StartError {
     #[error("{0}")]
     Bind(#[from] BindError),
+    #[error("{0}")]
+    AdminSocket(#[from] admin::SocketError),
     #[error("{0}")]
     Tls(#[from] FileError),
     #[error("the plugin engine does not start: {0}")]
@@ -48,13 +52,14 @@ pub struct App {
     /// Where health, metrics and state are served.
     pub admin: Option<SocketAddr>,
     pub state: Arc<State>,
-    trigger: drain::Trigger,
     workers: Vec<thread::JoinHandle<bool>>,
+    /// Ends with the last of them.
+    running: mpsc::Receiver<Infallible>,
     control: thread::JoinHandle<()>,
     stopped: oneshot::Sender<()>,
 }
 
-/// What the admin server shows.
+/// What the admin server shows and commands.
 pub struct State {
     pub directory: Arc<Directory>,
     pub plugins: Arc<Plugins>,
@@ -68,7 +73,10 @@ pub struct State {
     pub certificates: Arc<ArcSwap<Vec<tls::Held>>>,
     /// When the process began to serve.
     pub started: SystemTime,
-    draining: AtomicBool,
+    /// Stops the proxy.
+    pub stop: Arc<drain::Trigger>,
+    /// Where the admin server takes commands.
+    pub admin_socket: Option<PathBuf>,
 }
 
 impl State {
@@ -80,7 +88,7 @@ impl State {
 
     /// Whether the proxy has been told to stop.
     pub fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.stop.phase() >= Phase::Leaving
     }
 }
 
@@ -110,13 +118,14 @@ impl App {
             files.connector(settings)?;
         }
         let admin = config.admin.map(admin::bind).transpose()?;
+        let admin_socket = config.admin_socket.as_deref().map(admin::Socket::bind).transpose()?;
         let terminators = bound.iter().map(|bound| (bound.listener.settings.address, bound.listener.tls.clone()));
         let terminators: Vec<_> = terminators.collect();
         let listeners = terminators.iter().map(|(address, _)| *address).collect();
         let shared =
             Shared::new(directory.clone(), signature, config.suffix.clone(), files.connectors(), config.workers);
 
-        let (trigger, watcher) = drain::channel();
+        let (stop, watcher) = drain::channel();
         let (stopped, until_stopped) = oneshot::channel();
         let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
         let registry = {
@@ -132,13 +141,16 @@ impl App {
             terminators,
             certificates: files.held(),
             started: SystemTime::now(),
-            draining: AtomicBool::new(false),
+            stop: Arc::new(stop),
+            admin_socket: config.admin_socket.clone(),
         });
         let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
         let control = {
             let (shown, rescan) = (state.clone(), config.plugins.rescan);
             let followed = Followed { folder, rescan, files };
-            let run = move || runtime.block_on(run_control(shown, registry, admin, followed, until_stopped));
+            let asked = admin::Doors { tcp: admin, unix: admin_socket };
+            runtime.spawn(drain::leave(state.stop.clone(), config.drain_delay));
+            let run = move || runtime.block_on(run_control(shown, registry, asked, followed, until_stopped));
             thread::Builder::new().name("heddle-control".into()).spawn(run)?
         };
 
@@ -150,20 +162,28 @@ impl App {
                 of_worker.push(part);
             }
         }
+        let (alive, running) = mpsc::channel(1);
         let mut workers = Vec::new();
         for (number, (parts, handed)) in parts.into_iter().zip(receivers).enumerate() {
-            let (shared, watcher, drain) = (shared.clone(), watcher.clone(), config.drain);
-            let start = move || run_worker(number, shared, parts, handed, watcher, drain);
+            let (shared, watcher, drain, alive) = (shared.clone(), watcher.clone(), config.drain, alive.clone());
+            let start = move || {
+                let _alive = alive;
+                run_worker(number, shared, parts, handed, watcher, drain)
+            };
             workers.push(thread::Builder::new().name(format!("heddle-worker-{number}")).spawn(start)?);
         }
-        Ok(Self { listeners, admin: admin_address, state, trigger, workers, control, stopped })
+        Ok(Self { listeners, admin: admin_address, state, workers, running, control, stopped })
     }
 
-    /// Stops accepting, lets what is under way finish within the configured time, and ends all threads. True when
-    /// nothing had to be cut off.
+    /// Waits until the proxy has stopped, because [`State::stop`] told it to.
+    pub async fn ended(&mut self) {
+        while self.running.recv().await.is_some() {}
+    }
+
+    /// Stops accepting after the configured delay, lets what is under way finish within the configured time, and ends
+    /// all threads. True when nothing had to be cut off.
     pub fn stop(self) -> bool {
-        self.state.draining.store(true, Ordering::Relaxed);
-        self.trigger.stop();
+        self.state.stop.advance(Phase::Leaving);
         let mut finished = true;
         for worker in self.workers {
             finished &= worker.join().unwrap_or(false);
@@ -214,19 +234,22 @@ struct Followed {
 async fn run_control(
     state: Arc<State>,
     registry: registry::Running,
-    admin: Option<std::net::TcpListener>,
+    admin: admin::Doors,
     followed: Followed,
     until_stopped: oneshot::Receiver<()>,
 ) {
     tokio::spawn(give_second_chances(state.plugins.clone()));
     tokio::spawn(tick::run(state.directory.clone()));
+    let (registries, directory) = (state.registry.clone(), state.directory.clone());
+    tokio::spawn(async move {
+        registries.wait_ready().await;
+        directory.settle();
+    });
     if let Some(folder) = followed.folder {
         tokio::spawn(watch(folder, state.plugins.clone(), followed.rescan));
     }
     tokio::spawn(tls::watch(followed.files));
-    if let Some(listener) = admin {
-        tokio::spawn(admin::serve(listener, state));
-    }
+    admin.open(&state);
     // Until the last worker has ended; health can be asked for while the others finish.
     let _ = until_stopped.await;
     registry.stop().await;
@@ -261,10 +284,17 @@ fn run_worker(
             });
         }
         tokio::task::spawn_local(take_over(worker.clone(), handed));
-        watcher.stopped().await;
+        watcher.reached(Phase::Leaving).await;
+        worker.leave();
+        watcher.reached(Phase::Finishing).await;
         while accepting.join_next().await.is_some() {}
         worker.drain();
-        drain::until_idle(deadline, || worker.connections() == 0).await
+        let nobody_is_left = tokio::select! {
+            idle = drain::until_idle(deadline, || worker.connections() == 0) => idle,
+            () = watcher.reached(Phase::Cutting) => false,
+        };
+        // Who has asked for nothing is no loss.
+        nobody_is_left || !worker.is_busy()
     });
     // A name that is still being looked up keeps nobody waiting.
     runtime.shutdown_background();

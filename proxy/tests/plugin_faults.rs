@@ -13,7 +13,9 @@ use heddle::plugin::{FaultKind, LoadError, SECOND_CHANCE};
 use heddle::registry::Registered;
 use heddle::server::decide::Choice;
 use proptest::prelude::*;
-use support::{Host, component, facts, guest, instead, log, module, on_many, on_path, registered, wait_until};
+use support::{
+    Host, balancers, component, facts, guest, instead, log, module, on_many, on_path, registered, wait_until,
+};
 
 /// A host with one service of three endpoints, and the guest in force.
 fn host_with(marks: &[(&str, &str)]) -> Host {
@@ -79,8 +81,8 @@ fn a_slot_that_cannot_be_used_is_asked_for_again_and_then_chosen_natively() {
     let host = host_with(&[("pick", &on_path('f', instead::NONSENSE))]);
     let mut worker = host.worker("users");
     let mut asked = facts("/f");
-    let Choice::Endpoint(endpoint) = worker.decider.choose(&mut asked) else { panic!("an endpoint is there") };
-    assert_eq!(endpoint.slot, 0);
+    let Choice::Endpoint(picked) = worker.decider.choose(&mut asked) else { panic!("an endpoint is there") };
+    assert_eq!(picked.endpoint.slot, 0);
     assert_eq!(asked.tried, [u32::MAX - 6; 3], "the policy was told");
     let stats = worker.stats();
     assert_eq!((stats.decisions, stats.asked_again, stats.fallbacks), (3, 3, 1));
@@ -105,8 +107,8 @@ fn a_second_answer_that_can_be_used_is_used() {
     // A slot that the request has tried is passed over as well.
     let mut tried = facts("/");
     tried.tried = vec![0];
-    let Choice::Endpoint(endpoint) = worker.decider.choose(&mut tried) else { panic!("an endpoint is there") };
-    assert_eq!(endpoint.slot, 2);
+    let Choice::Endpoint(picked) = worker.decider.choose(&mut tried) else { panic!("an endpoint is there") };
+    assert_eq!(picked.endpoint.slot, 2);
     assert_eq!(worker.stats().fallbacks, 0);
 }
 
@@ -215,11 +217,11 @@ fn an_idle_instance_is_dropped_and_made_again() {
     let host = host_with(&[]);
     let mut worker = host.worker("users");
     assert_eq!(worker.slots("/", 2), [0, 1]);
-    worker.decider.evict_unless_used();
+    worker.decider.seat.evict_unless_used();
     assert_eq!(worker.slots("/", 1), [2], "it was in use");
-    worker.decider.evict_unless_used();
-    worker.decider.evict_unless_used();
-    assert!(!worker.decider.needs_instance(), "not before a request asks for it");
+    worker.decider.seat.evict_unless_used();
+    worker.decider.seat.evict_unless_used();
+    assert!(!worker.decider.seat.needs_instance(), "not before a request asks for it");
     assert_eq!(worker.slots("/", 2), [0, 1]);
 }
 
@@ -235,11 +237,11 @@ fn a_service_that_is_not_asked_for_keeps_no_old_generation() {
         worker.slot("/");
     }
     assert!(old.upgrade().is_some(), "the other worker still has it");
-    silent.decider.drop_outdated();
+    silent.decider.seat.drop_outdated();
     assert!(old.upgrade().is_none());
-    assert!(!silent.decider.needs_instance(), "not before a request asks for it");
+    assert!(!silent.decider.seat.needs_instance(), "not before a request asks for it");
     assert_eq!(silent.slots("/", 2), [2, 2]);
-    silent.decider.drop_outdated();
+    silent.decider.seat.drop_outdated();
     assert_eq!(silent.stats().fallbacks, 0);
 }
 
@@ -388,7 +390,7 @@ proptest! {
     fn decisions_stay_right_while_endpoints_come_and_go(
         steps in prop::collection::vec((0_usize..40, prop::option::of(0_u32..4), 0_usize..6), 1..40),
     ) {
-        let names = heddle::plugin::builtin_names();
+        let names = balancers();
         let services: String = names.iter().map(|name| format!("[service.{name}]\nbalancer = \"{name}\"\n")).collect();
         // Made once: compiling all of them takes longer than all cases.
         static HOST: OnceLock<Host> = OnceLock::new();
@@ -411,11 +413,12 @@ proptest! {
                 let snapshot = service.snapshot();
                 for request in 0..*requests {
                     match workers[request % 2].choose(&format!("/{number}/{request}")) {
-                        Choice::Endpoint(endpoint) => {
-                            let eligible = snapshot.eligible_endpoint(endpoint.slot);
-                            prop_assert!(eligible.is_some_and(|e| Arc::ptr_eq(e, &endpoint)));
+                        Choice::Endpoint(picked) => {
+                            let eligible = snapshot.eligible_endpoint(picked.endpoint.slot);
+                            prop_assert!(eligible.is_some_and(|e| Arc::ptr_eq(e, &picked.endpoint)));
                         }
                         Choice::NoneEligible => prop_assert_eq!(snapshot.eligible_count(), 0),
+                        Choice::AllFull => prop_assert!(false, "{} is full", name),
                         Choice::Declined => prop_assert!(false, "{} declined", name),
                     }
                 }

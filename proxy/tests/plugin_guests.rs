@@ -10,7 +10,7 @@ use std::path::Path;
 
 use heddle::plugin::{Instance, Origin};
 use heddle::server::decide::Choice;
-use support::{Host, component, facts, guest, log, module, registered};
+use support::{Host, balancers, component, facts, guest, log, module, registered};
 
 const CORE_MODULE: &[u8] = include_bytes!("guests/v0.1/core-module.wasm");
 const COMPONENT: &[u8] = include_bytes!("guests/v0.1/component.wasm");
@@ -86,10 +86,13 @@ fn a_module_and_its_component_are_the_same_policy() {
 
 #[test]
 fn every_built_in_balancer_is_in_force_under_its_name() {
-    let names = heddle::plugin::builtin_names();
+    let names = balancers();
     let expected = [
         "ip-hash",
+        "leader",
         "least-connections",
+        "maglev",
+        "peak-ewma",
         "random",
         "round-robin",
         "url-hash",

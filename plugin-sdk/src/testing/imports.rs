@@ -5,8 +5,8 @@ use std::mem;
 use std::time::Duration;
 
 use super::fleet::Fleet;
-use super::{EndpointHealth, Outcome, Request};
-use crate::{Attempts, Condition, Kind, Level, Terms};
+use super::{EndpointHealth, Outcome, Request, ServiceHealth};
+use crate::{Attempts, Circuit, Condition, Kind, Level, Terms};
 
 thread_local! {
     static CURRENT: RefCell<Host> = RefCell::default();
@@ -20,7 +20,10 @@ pub(crate) struct Host {
     pub terms: Terms,
     pub in_flight: Vec<u32>,
     pub latency_micros: Vec<u32>,
+    pub peak_micros: Vec<Option<u32>>,
+    pub registered_at: Vec<Option<Duration>>,
     pub health: Vec<Option<EndpointHealth>>,
+    pub service: ServiceHealth,
     pub now: Duration,
     pub logged: Vec<(Level, String)>,
 }
@@ -30,6 +33,16 @@ impl Host {
     pub(super) fn describe(&mut self, request: &Request, fleet: &Fleet) {
         self.request.clone_from(request);
         self.tried = request.tried.iter().filter_map(|address| fleet.slot(address)).collect();
+    }
+
+    /// Makes a time the current one, at which a service may have been open long enough.
+    pub(super) fn set_now(&mut self, now: Duration) {
+        self.now = now;
+        if self.service.open_until.is_some_and(|until| until <= now) {
+            self.service.open_until = None;
+            self.service.circuit = Circuit::HalfOpen;
+            self.service.changes += 1;
+        }
     }
 
     /// Runs a call of a policy that sees this host.
@@ -118,6 +131,17 @@ pub(crate) mod load {
     pub fn latency_micros_all() -> Vec<u32> {
         read(|host| host.latency_micros.clone())
     }
+
+    /// What an endpoint has that was never used.
+    const START: u32 = 30_000;
+
+    pub fn peak_micros(slot: u32) -> u32 {
+        read(|host| host.peak_micros.get(slot as usize).copied().flatten().unwrap_or(START))
+    }
+
+    pub fn registered_micros(slot: u32) -> Option<u64> {
+        read(|host| host.registered_at.get(slot as usize).copied().flatten().map(|time| time.as_micros() as u64))
+    }
 }
 
 pub(crate) mod outcome {
@@ -181,7 +205,7 @@ pub(crate) mod terms {
 }
 
 pub(crate) mod health {
-    use super::{Attempts, Condition, EndpointHealth, read};
+    use super::{Attempts, Condition, EndpointHealth, ServiceHealth, read};
 
     fn of<T>(slot: u32, fact: impl FnOnce(&EndpointHealth) -> T) -> Option<T> {
         read(|host| host.health.get(slot as usize)?.as_ref().map(fact))
@@ -193,6 +217,17 @@ pub(crate) mod health {
 
     pub fn consecutive_failures(slot: u32) -> u32 {
         of(slot, |health| health.consecutive_failures).unwrap_or(0)
+    }
+
+    pub fn consecutive(slot: u32, class: u32) -> u32 {
+        let count = |health: &EndpointHealth| match class {
+            0 => health.consecutive_connect_failures,
+            1 => health.consecutive_timeouts,
+            2 => health.consecutive_gateway_errors,
+            3 => health.consecutive_failures,
+            _ => 0,
+        };
+        of(slot, count).unwrap_or(0)
     }
 
     pub fn window(slot: u32, _seconds: u32) -> (u32, u32) {
@@ -223,10 +258,18 @@ pub(crate) mod health {
             })
         })
     }
+
+    pub fn service_state() -> u64 {
+        read(|host| ServiceHealth::state(&host.service))
+    }
+
+    pub fn service_consecutive_failures() -> u32 {
+        read(|host| host.service.consecutive_failures)
+    }
 }
 
 pub(crate) mod verdicts {
-    use super::{CURRENT, Condition, Duration, EndpointHealth};
+    use super::{CURRENT, Circuit, Condition, Duration, EndpointHealth, ServiceHealth};
 
     fn apply(slot: u32, seen: u64, change: impl FnOnce(&mut EndpointHealth, Duration)) -> bool {
         CURRENT.with_borrow_mut(|host| {
@@ -242,6 +285,19 @@ pub(crate) mod verdicts {
         })
     }
 
+    fn apply_to_service(seen: u64, change: impl FnOnce(&mut ServiceHealth, Duration)) -> bool {
+        CURRENT.with_borrow_mut(|host| {
+            if host.service.state() != seen {
+                return false;
+            }
+            host.service.open_until = None;
+            host.service.permits = 0;
+            host.service.changes += 1;
+            change(&mut host.service, host.now);
+            true
+        })
+    }
+
     pub fn eject(slot: u32, seen: u64, millis: u64) -> bool {
         apply(slot, seen, |health, now| {
             health.condition = Condition::Ejected;
@@ -251,14 +307,31 @@ pub(crate) mod verdicts {
     }
 
     pub fn probe(slot: u32, seen: u64, permits: u32) -> bool {
-        apply(slot, seen, |health, _| {
-            health.condition = Condition::HalfOpen;
-            health.permits = permits;
-        })
+        const EJECTED: u64 = 1;
+        seen & 0xff == EJECTED
+            && apply(slot, seen, |health, _| {
+                health.condition = Condition::HalfOpen;
+                health.permits = permits;
+            })
     }
 
     pub fn restore(slot: u32, seen: u64) -> bool {
-        apply(slot, seen, |health, _| health.condition = Condition::InUse)
+        apply(slot, seen, |health, _| {
+            health.condition = Condition::InUse;
+            health.forget();
+        })
+    }
+
+    pub fn open_service(seen: u64, millis: u64, permits: u32) -> bool {
+        apply_to_service(seen, |service, now| {
+            service.circuit = Circuit::Open;
+            service.open_until = Some(now.saturating_add(Duration::from_millis(millis)));
+            service.permits = permits;
+        })
+    }
+
+    pub fn close_service(seen: u64) -> bool {
+        apply_to_service(seen, |service, _| service.circuit = Circuit::Closed)
     }
 }
 
@@ -272,6 +345,59 @@ impl EndpointHealth {
             Condition::Other => 3,
         };
         self.changes << 8 | condition
+    }
+
+    /// What is counted begins anew.
+    fn forget(&mut self) {
+        self.consecutive_failures = 0;
+        self.consecutive_connect_failures = 0;
+        self.consecutive_timeouts = 0;
+        self.consecutive_gateway_errors = 0;
+        self.attempts = Attempts::default();
+    }
+
+    /// Counts an attempt as the proxy does; none where it says nothing of the endpoint.
+    pub(super) fn count(&mut self, outcome: &Outcome) -> Option<bool> {
+        let succeeded = succeeded(outcome)?;
+        let kind = outcome.kind.unwrap_or(Kind::Other);
+        let gateway_status = match outcome.grpc_status {
+            Some(status) => status == 14,
+            None => matches!(outcome.status, Some(502..=504)),
+        };
+        let failures = [
+            (&mut self.consecutive_failures, true),
+            (&mut self.consecutive_connect_failures, matches!(kind, Kind::Refused | Kind::ConnectTimeout | Kind::Tls)),
+            (&mut self.consecutive_timeouts, matches!(kind, Kind::ConnectTimeout | Kind::ResponseTimeout)),
+            (&mut self.consecutive_gateway_errors, kind == Kind::Closed || kind == Kind::Response && gateway_status),
+        ];
+        for (count, counts) in failures {
+            *count = if !succeeded && counts { *count + 1 } else { 0 };
+        }
+        if succeeded {
+            self.attempts.successes += 1;
+        } else {
+            self.attempts.failures += 1;
+        }
+        Some(succeeded)
+    }
+}
+
+/// What [`crate::Outcome::succeeded`] says of an outcome.
+fn succeeded(outcome: &Outcome) -> Option<bool> {
+    let mut host = Host { outcome: outcome.clone(), ..Host::default() };
+    host.during(|| crate::Outcome::CURRENT.succeeded())
+}
+
+impl ServiceHealth {
+    /// The state as the contract numbers it.
+    fn state(&self) -> u64 {
+        let circuit = match self.circuit {
+            Circuit::Closed => 0,
+            Circuit::Open => 1,
+            Circuit::HalfOpen => 2,
+            Circuit::Other => 3,
+        };
+        self.changes << 8 | circuit
     }
 }
 

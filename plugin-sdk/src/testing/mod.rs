@@ -33,7 +33,9 @@ pub use fleet::Registration;
 use imports::Host;
 
 use crate::bindings::EndpointRecord;
-use crate::{Balancer, CircuitBreaker, Condition, Endpoint, Kind, Level, RetryPolicy, Terms, balancer, breaker, retry};
+use crate::{
+    Balancer, Circuit, CircuitBreaker, Condition, Endpoint, Kind, Level, RetryPolicy, Terms, balancer, breaker, retry,
+};
 
 /// The facts of a request, as [`crate::Request`] gives them.
 #[derive(Clone, Debug, Default)]
@@ -116,11 +118,27 @@ pub struct Outcome {
     pub budget_left: Option<u32>,
 }
 
+impl Outcome {
+    /// An attempt that ended so, with nothing more known.
+    #[must_use]
+    pub fn of(kind: Kind) -> Self {
+        Self { kind: Some(kind), ..Self::default() }
+    }
+
+    /// A response with this HTTP status.
+    #[must_use]
+    pub fn response(status: u32) -> Self {
+        Self { status: Some(status), ..Self::of(Kind::Response) }
+    }
+}
+
 /// A service with a balancer.
 pub struct Service<B> {
     instance: balancer::Instance<B>,
     fleet: Fleet,
     eligible: Vec<u64>,
+    /// Whether endpoints have been registered.
+    is_known: bool,
     host: Host,
 }
 
@@ -132,15 +150,21 @@ impl<B: Balancer> Service<B> {
     /// What the balancer says about the settings.
     pub fn new(config: &str, seed: u64) -> Result<Self, String> {
         let instance = balancer::Instance::new(config, seed)?;
-        Ok(Self { instance, fleet: Fleet::default(), eligible: Vec::new(), host: Host::default() })
+        Ok(Self { instance, fleet: Fleet::default(), eligible: Vec::new(), is_known: false, host: Host::default() })
     }
 
     /// Registers endpoints in one update. They are eligible from the start. An address that is registered already is
-    /// changed in place.
+    /// changed in place. Those of the first update were there before; others are registered at the time of
+    /// [`Service::set_now`].
     pub fn register<R: Into<Registration>>(&mut self, registrations: impl IntoIterator<Item = R>) {
         let (removed, added) = self.fleet.register(registrations);
+        let since = std::mem::replace(&mut self.is_known, true).then_some(self.host.now);
         for record in &added {
             self.set_bit(record.slot, true);
+            if !removed.contains(&record.slot) {
+                imports::set(&mut self.host.registered_at, record.slot, since);
+                imports::set(&mut self.host.peak_micros, record.slot, None);
+            }
         }
         self.update(&removed, added);
     }
@@ -173,6 +197,13 @@ impl<B: Balancer> Service<B> {
     pub fn set_latency_micros(&mut self, address: &str, micros: u32) {
         if let Some(slot) = self.fleet.slot(address) {
             imports::set(&mut self.host.latency_micros, slot, micros);
+        }
+    }
+
+    /// Says what an endpoint's peak average is, in microseconds. Without, it is 30,000.
+    pub fn set_peak_micros(&mut self, address: &str, micros: u32) {
+        if let Some(slot) = self.fleet.slot(address) {
+            imports::set(&mut self.host.peak_micros, slot, Some(micros));
         }
     }
 
@@ -275,7 +306,14 @@ impl<C: CircuitBreaker> Breaking<C> {
 
     /// Says what time it is.
     pub fn set_now(&mut self, now: Duration) {
-        self.host.now = now;
+        self.host.set_now(now);
+    }
+
+    /// Whether an endpoint is in use.
+    #[must_use]
+    pub fn condition(&self, address: &str) -> Option<Condition> {
+        let slot = self.fleet.slot(address)?;
+        Some(self.host.health.get(slot as usize)?.as_ref()?.condition)
     }
 
     /// What the proxy remembers of an endpoint, to read and to change.
@@ -284,7 +322,22 @@ impl<C: CircuitBreaker> Breaking<C> {
         self.host.health.get_mut(slot as usize)?.as_mut()
     }
 
-    /// Tells the breaker that an attempt at an endpoint has ended so.
+    /// What the proxy remembers of the service as a whole, to read and to change.
+    pub fn service(&mut self) -> &mut ServiceHealth {
+        &mut self.host.service
+    }
+
+    /// An attempt at an endpoint ends so: the proxy counts it, and the breaker judges.
+    pub fn attempt(&mut self, address: &str, outcome: &Outcome) {
+        let counted = self.health(address).and_then(|health| health.count(outcome));
+        if let Some(succeeded) = counted {
+            let count = &mut self.host.service.consecutive_failures;
+            *count = if succeeded { 0 } else { *count + 1 };
+        }
+        self.judge(address, &Request::get("/"), outcome);
+    }
+
+    /// Tells the breaker that an attempt at an endpoint has ended so; what is counted stays as it is.
     pub fn judge(&mut self, address: &str, request: &Request, outcome: &Outcome) {
         self.host.describe(request, &self.fleet);
         self.host.outcome = outcome.clone();
@@ -297,6 +350,12 @@ impl<C: CircuitBreaker> Breaking<C> {
     pub fn tick(&mut self) {
         self.host.during(|| self.instance.tick());
     }
+
+    /// What the breaker has logged.
+    #[must_use]
+    pub fn logged(&self) -> &[(Level, String)] {
+        &self.host.logged
+    }
 }
 
 /// What the proxy remembers of one endpoint's health.
@@ -306,6 +365,12 @@ pub struct EndpointHealth {
     pub condition: Condition,
     /// See [`crate::Health::consecutive_failures`].
     pub consecutive_failures: u32,
+    /// See [`crate::Failure::Connect`].
+    pub consecutive_connect_failures: u32,
+    /// See [`crate::Failure::Timeout`].
+    pub consecutive_timeouts: u32,
+    /// See [`crate::Failure::Gateway`].
+    pub consecutive_gateway_errors: u32,
     /// See [`crate::Health::attempts`]; the same for any number of seconds.
     pub attempts: crate::Attempts,
     /// See [`crate::Health::ejections`].
@@ -322,11 +387,34 @@ impl Default for EndpointHealth {
         Self {
             condition: Condition::InUse,
             consecutive_failures: 0,
+            consecutive_connect_failures: 0,
+            consecutive_timeouts: 0,
+            consecutive_gateway_errors: 0,
             attempts: crate::Attempts::default(),
             ejections: 0,
             ejected_until: None,
             permits: 0,
             changes: 0,
         }
+    }
+}
+
+/// What the proxy remembers of a service as a whole.
+#[derive(Clone, Debug)]
+pub struct ServiceHealth {
+    /// Whether requests are let through.
+    pub circuit: Circuit,
+    /// See [`crate::Health::service_consecutive_failures`].
+    pub consecutive_failures: u32,
+    /// When an open service becomes half-open.
+    pub open_until: Option<Duration>,
+    /// How many requests at once are let through once it is half-open; 0 while it is closed.
+    pub permits: u32,
+    changes: u64,
+}
+
+impl Default for ServiceHealth {
+    fn default() -> Self {
+        Self { circuit: Circuit::Closed, consecutive_failures: 0, open_until: None, permits: 0, changes: 0 }
     }
 }

@@ -1,6 +1,8 @@
 use heddle_plugin::{Endpoint, Random, Slot};
 use xxhash_rust::xxh64::xxh64;
 
+use crate::Table;
+
 /// Points that an endpoint of mean weight has on a ring with room: as many as in libketama and nginx. The share of an
 /// endpoint then differs by about 8 % (one over the root of 160) from what its weight says.
 const POINTS: u64 = 160;
@@ -29,9 +31,8 @@ struct Point {
     slot: Slot,
 }
 
-impl Ring {
-    /// The ring of these endpoints.
-    pub fn new<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Self {
+impl Table for Ring {
+    fn new<'a>(endpoints: impl Iterator<Item = &'a Endpoint>) -> Self {
         let mut endpoints: Vec<&Endpoint> = endpoints.collect();
         // Points at the same place stay in this order, which does not depend on slots: these differ between proxies.
         endpoints.sort_unstable_by(|one, other| one.id.cmp(&other.id));
@@ -48,8 +49,7 @@ impl Ring {
         Self { points }
     }
 
-    /// The slots of all points, once around the ring, from a key's hash on.
-    pub fn from(&self, hash: u64) -> impl Iterator<Item = Slot> {
+    fn from(&self, hash: u64) -> impl Iterator<Item = Slot> {
         let place = place(hash);
         let first = self.points.partition_point(|point| point.place < place);
         let (before, after) = self.points.split_at(first);

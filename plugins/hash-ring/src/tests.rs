@@ -4,9 +4,9 @@ use heddle_plugin::testing::{Registration, Request, Service};
 use heddle_plugin::{Balancer, Config, Endpoint, Endpoints};
 use proptest::prelude::*;
 
-use super::{HashBalancer, Key};
+use super::{HashBalancer, Key, Ring};
 
-struct ByUrl(HashBalancer);
+struct ByUrl(HashBalancer<Ring>);
 
 impl Balancer for ByUrl {
     fn new(config: Config<'_>, seed: u64) -> Result<Self, String> {
@@ -15,6 +15,10 @@ impl Balancer for ByUrl {
 
     fn registered_changed(&mut self, endpoints: &Endpoints) {
         self.0.registered_changed(endpoints);
+    }
+
+    fn eligible_changed(&mut self, endpoints: &Endpoints) {
+        self.0.eligible_changed(endpoints);
     }
 
     fn pick<'a>(&mut self, request: &heddle_plugin::Request, endpoints: &'a Endpoints) -> Option<&'a Endpoint> {
@@ -231,9 +235,60 @@ fn each_key_is_the_part_of_the_request_that_it_names() {
     }
 }
 
+fn bounded(weights: &[u32], factor: &str) -> Service<ByUrl> {
+    let mut service = empty(&format!(r#"{{"bounded_load": {factor}}}"#));
+    service
+        .register(weights.iter().enumerate().map(|(index, &weight)| Registration::new(address(index)).weight(weight)));
+    service
+}
+
+/// Sends requests for one key that do not end, and counts where they go.
+fn requests_that_stay(service: &mut Service<ByUrl>, endpoints: usize, requests: usize) -> Vec<u32> {
+    let mut in_flight = vec![0; endpoints];
+    for _ in 0..requests {
+        let picked = service.pick(&Request::get("/hot")).expect("one is eligible").slot.index();
+        in_flight[picked] += 1;
+        service.set_in_flight(&address(picked), in_flight[picked]);
+    }
+    in_flight
+}
+
+#[test]
+fn a_hot_key_spreads_over_as_many_endpoints_as_it_takes() {
+    for requests in [1, 10, 100, 1000] {
+        let in_flight = requests_that_stay(&mut bounded(&[1; 10], "1.25"), 10, requests);
+        let most = (1.25 * requests as f64 / 10.0).ceil() as u32;
+        assert!(in_flight.iter().all(|&one| one <= most), "{in_flight:?}");
+    }
+    let in_flight = requests_that_stay(&mut bounded(&[1; 10], "4"), 10, 100);
+    assert_eq!(in_flight.iter().filter(|&&one| one > 0).count(), 3, "{in_flight:?}");
+}
+
+#[test]
+fn the_bound_follows_the_weights_of_those_that_are_eligible() {
+    let mut service = bounded(&[1, 2, 3, 50], "1.1");
+    service.set_eligible(|endpoint| endpoint.weight < 50);
+    let in_flight = requests_that_stay(&mut service, 4, 600);
+    assert!(in_flight[0] <= 110 && in_flight[1] <= 220 && in_flight[2] <= 330, "{in_flight:?}");
+}
+
+#[test]
+fn without_much_under_way_bounded_keys_stay_where_they_are() {
+    assert_eq!(places(&mut service(&[1; 10])), places(&mut bounded(&[1; 10], "1.25")));
+}
+
+#[test]
+fn a_retry_goes_to_a_full_endpoint_when_no_other_is_left() {
+    let mut service = bounded(&[1, 1], "1.25");
+    let first = pick(&mut service, &Request::get("/hot")).expect("one is eligible");
+    let other = if first == address(0) { address(1) } else { address(0) };
+    service.set_in_flight(&other, 100);
+    assert_eq!(pick(&mut service, &Request::get("/hot").tried(&[&first])), Some(other));
+}
+
 #[test]
 fn settings_are_refused_with_what_is_expected() {
-    let refusal = |config| Service::<ByUrl>::new(config, 1).err().unwrap_or_default();
+    let refusal = |config: &str| Service::<ByUrl>::new(config, 1).err().unwrap_or_default();
     assert_eq!(
         refusal(r#"{"by": "port"}"#),
         "by = \"port\": expected client-ip, path, url, identity, sni, header:NAME, cookie:NAME or query:NAME"
@@ -242,6 +297,10 @@ fn settings_are_refused_with_what_is_expected() {
     assert!(refusal(r#"{"by": "path:x"}"#).contains("expected"));
     assert!(refusal(r#"{"bye": "path"}"#).contains("unknown field `bye`"));
     assert!(refusal(r#"{"by": 3}"#).contains("expected a string"));
+    for factor in ["1", "0.5", "-2"] {
+        let refusal = refusal(&format!(r#"{{"bounded_load": {factor}}}"#));
+        assert!(refusal.contains("expected a number above 1, such as 1.25"), "{refusal}");
+    }
 }
 
 proptest! {

@@ -5,22 +5,24 @@
 //! Among endpoints with the same load the choice is random in proportion to their weights, and so is the distribution
 //! while all are idle. An endpoint that the request has tried is passed over while another is eligible: one that fails
 //! fast would always be the least loaded.
+//!
+//! `{slow_start = "30s"}` lets the weight of a new endpoint grow, as [`weights`] says: it holds fewer requests at once
+//! while it starts.
 
 use heddle_plugin::{Balancer, Config, Endpoint, Endpoints, PerSlot, Random, Request, Slot};
+use weights::{Weighted, Weights};
+
+/// More requests than this at one endpoint count as so many: a product with any weight then fits in 64 bits.
+const MOST_REQUESTS: u32 = (1 << 22) - 1;
 
 struct LeastConnections {
     random: Random,
-    eligible: Vec<Candidate>,
-    greatest_weight: u32,
+    weights: Weights,
+    greatest_weight: u64,
     /// The eligible ones as runs of neighbouring slots, where all weigh the same; empty where they do not.
     runs: Vec<Run>,
     /// Kept between picks for its room.
     tied: Vec<Tied>,
-}
-
-struct Candidate {
-    slot: Slot,
-    weight: u32,
 }
 
 /// Eligible endpoints in neighbouring slots.
@@ -49,9 +51,10 @@ impl LeastConnections {
     fn draw_idle(&mut self, in_flight: &PerSlot, out: impl Fn(Slot) -> bool) -> Option<Slot> {
         const TRIALS: usize = 4;
         (0..TRIALS).find_map(|_| {
-            let index = self.random.below(self.eligible.len() as u64) as usize;
-            let &Candidate { slot, weight } = self.eligible.get(index)?;
-            let taken = self.random.below(self.greatest_weight.into()) < u64::from(weight);
+            let eligible = self.weights.all();
+            let index = self.random.below(eligible.len() as u64) as usize;
+            let &Weighted { slot, weight } = eligible.get(index)?;
+            let taken = self.random.below(self.greatest_weight) < weight;
             (in_flight[slot] == 0 && taken && !out(slot)).then_some(slot)
         })
     }
@@ -66,8 +69,8 @@ impl LeastConnections {
         // The lowest load so far, as a fraction; at first it is infinite.
         let (mut lowest_in_flight, mut lowest_weight) = (1, 0);
         let mut end = 0;
-        for &Candidate { slot, weight } in &self.eligible {
-            let (requests, weight) = (u64::from(in_flight[slot]), u64::from(weight));
+        for &Weighted { slot, weight } in self.weights.all() {
+            let requests = u64::from(in_flight[slot].min(MOST_REQUESTS));
             // a / b < c / d where a * d < c * b.
             let (this, lowest) = (requests * lowest_weight, lowest_in_flight * weight);
             if this > lowest || out(slot) {
@@ -99,21 +102,36 @@ impl LeastConnections {
         for run in &self.runs {
             for (offset, _) in run.of(in_flight).iter().enumerate().filter(|(_, requests)| **requests == lowest) {
                 if before == 0 {
-                    return self.eligible.get(run.at + offset).map(|candidate| candidate.slot);
+                    return self.weights.all().get(run.at + offset).map(|weighted| weighted.slot);
                 }
                 before -= 1;
             }
         }
         None
     }
+
+    /// To be called when weights have changed.
+    fn weigh(&mut self) {
+        let eligible = self.weights.all();
+        self.greatest_weight = eligible.iter().map(|weighted| weighted.weight).max().unwrap_or(0);
+        self.runs.clear();
+        if eligible.iter().any(|weighted| weighted.weight != self.greatest_weight) {
+            return;
+        }
+        for (at, weighted) in eligible.iter().enumerate() {
+            match self.runs.last_mut() {
+                Some(run) if run.first.index() + run.length == weighted.slot.index() => run.length += 1,
+                _ => self.runs.push(Run { first: weighted.slot, length: 1, at }),
+            }
+        }
+    }
 }
 
 impl Balancer for LeastConnections {
     fn new(config: Config<'_>, seed: u64) -> Result<Self, String> {
-        config.expect_empty()?;
         Ok(Self {
             random: Random::new(seed),
-            eligible: Vec::new(),
+            weights: Weights::new(config)?,
             greatest_weight: 0,
             runs: Vec::new(),
             tied: Vec::new(),
@@ -121,23 +139,14 @@ impl Balancer for LeastConnections {
     }
 
     fn eligible_changed(&mut self, endpoints: &Endpoints) {
-        self.eligible.clear();
-        self.eligible
-            .extend(endpoints.eligible().map(|endpoint| Candidate { slot: endpoint.slot, weight: endpoint.weight }));
-        self.greatest_weight = self.eligible.iter().map(|candidate| candidate.weight).max().unwrap_or(0);
-        self.runs.clear();
-        if self.eligible.iter().any(|candidate| candidate.weight != self.greatest_weight) {
-            return;
-        }
-        for (at, candidate) in self.eligible.iter().enumerate() {
-            match self.runs.last_mut() {
-                Some(run) if run.first.index() + run.length == candidate.slot.index() => run.length += 1,
-                _ => self.runs.push(Run { first: candidate.slot, length: 1, at }),
-            }
-        }
+        self.weights.eligible_changed(endpoints);
+        self.weigh();
     }
 
     fn pick<'a>(&mut self, request: &Request, endpoints: &'a Endpoints) -> Option<&'a Endpoint> {
+        if self.weights.grow() {
+            self.weigh();
+        }
         let in_flight = endpoints.in_flight_all();
         let tried = request.tried();
         let slot = if tried.is_empty() && !self.runs.is_empty() {

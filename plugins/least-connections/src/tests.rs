@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use heddle_plugin::testing::{Registration, Request, Service, fits};
 use proptest::prelude::*;
 
@@ -94,6 +96,23 @@ fn the_greatest_numbers_do_not_overflow() {
         service.set_in_flight(&address(index), u32::MAX);
     }
     assert_eq!(counts(&mut service, 3, 100)[0], 0);
+}
+
+#[test]
+fn a_new_endpoint_holds_fewer_requests_where_the_settings_say_so() {
+    let mut service = Service::<LeastConnections>::new(r#"{"slow_start": "10s"}"#, 1).expect("the settings are right");
+    service.register([address(0)]);
+    service.set_now(Duration::from_secs(50));
+    service.register([address(1)]);
+    service.set_in_flight(&address(0), 9);
+    service.set_in_flight(&address(1), 1);
+    assert_eq!(pick(&mut service), Some(0), "ten times as much for its weight");
+    service.set_now(Duration::from_secs(52));
+    assert_eq!(pick(&mut service), Some(1));
+    service.set_in_flight(&address(1), 8);
+    assert_eq!(pick(&mut service), Some(0));
+    service.set_now(Duration::from_secs(61));
+    assert_eq!(pick(&mut service), Some(1));
 }
 
 #[test]

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use heddle_plugin::testing::{Registration, Request, Service, fits};
 
 use super::WeightedRandom;
@@ -67,4 +69,21 @@ fn only_eligible_endpoints_are_picked() {
     assert!(fits(&eligible[1..], &[1, 2]));
     service.set_eligible(|_| false);
     assert!(service.pick(&Request::get("/")).is_none());
+}
+
+#[test]
+fn a_new_endpoint_starts_slowly_where_the_settings_say_so() {
+    let mut service = Service::<WeightedRandom>::new(r#"{"slow_start": "10s"}"#, 1).expect("the settings are right");
+    service.register(["10.0.0.1:0"]);
+    service.set_now(Duration::from_secs(50));
+    service.register([Registration::new("10.0.0.1:1").weight(2)]);
+    for (seconds, weights) in [(50, [10, 2]), (55, [1, 1]), (61, [1, 2]), (99, [1, 2])] {
+        service.set_now(Duration::from_secs(seconds));
+        assert!(fits(&counts(&mut service, 2, 5_000), &weights), "after {seconds} s");
+    }
+}
+
+#[test]
+fn settings_are_refused() {
+    assert!(Service::<WeightedRandom>::new(r#"{"weights": []}"#, 0).is_err());
 }

@@ -7,21 +7,30 @@
 //! with the same weight, each with its members' weights together, and the members of a group take its turns in rotation.
 //! Each endpoint still gets exactly its weight's share of any round, and a pick costs time for each different weight
 //! instead of each endpoint. Where all weights differ it is nginx's schedule.
+//!
+//! `{slow_start = "30s"}` lets the weight of a new endpoint grow, as [`weights`] says. Endpoints that were registered at
+//! the same time are a group of their own until the next change: its weight grows, and what it is owed stays.
 
 use std::cmp::Reverse;
 use std::mem;
+use std::time::Duration;
 
-use heddle_plugin::{Balancer, Config, Endpoint, Endpoints, Random, Request, Slot};
+use heddle_plugin::{Balancer, Config, Endpoint, Endpoints, Random, Request, Slot, now};
+use weights::{FULL, SlowStart};
 
 struct WeightedRoundRobin {
     random: Random,
-    /// By falling weight.
+    slow_start: SlowStart,
+    /// By falling weight, then by when their start began.
     groups: Vec<Group>,
 }
 
-/// The eligible endpoints of one weight.
+/// The eligible endpoints of one weight; those that are starting apart.
 struct Group {
     weight: u32,
+    began: Option<Duration>,
+    /// The weight of one member at this moment, in thousandths.
+    grown: u64,
     /// By rising slot; never empty.
     members: Vec<Slot>,
     /// Which member is next.
@@ -32,7 +41,7 @@ struct Group {
 
 impl Group {
     fn share(&self) -> i64 {
-        i64::from(self.weight) * self.members.len() as i64
+        self.grown as i64 * self.members.len() as i64
     }
 
     /// Takes over from the group that had this weight before a change, at the same point of the rotation. A lead from
@@ -74,35 +83,45 @@ impl WeightedRoundRobin {
         for group in &mut self.groups {
             group.turn = self.random.below(group.members.len() as u64) as usize;
         }
-        let skipped = self.random.below(MOST_SKIPPED.min(self.total() as u64));
+        let skipped = self.random.below(MOST_SKIPPED.min(self.total() as u64 / FULL));
         for _ in 0..skipped {
             self.next();
         }
+    }
+
+    fn grow(&mut self, now: Duration) {
+        for group in &mut self.groups {
+            group.grown = self.slow_start.weight(group.weight, group.began, now);
+        }
+        let is_starting = |group: &Group| group.began.is_some_and(|began| !self.slow_start.is_over(began, now));
+        let is_starting = self.groups.iter().any(is_starting);
+        self.slow_start.wait(now, is_starting);
     }
 }
 
 impl Balancer for WeightedRoundRobin {
     fn new(config: Config<'_>, seed: u64) -> Result<Self, String> {
-        config.expect_empty()?;
-        Ok(Self { random: Random::new(seed), groups: Vec::new() })
+        Ok(Self { random: Random::new(seed), slow_start: SlowStart::new(config)?, groups: Vec::new() })
     }
 
     fn eligible_changed(&mut self, endpoints: &Endpoints) {
-        let mut eligible: Vec<&Endpoint> = endpoints.eligible().collect();
-        eligible.sort_by_key(|endpoint| Reverse(endpoint.weight));
-        let groups = eligible.chunk_by(|one, other| one.weight == other.weight).map(|members| Group {
-            weight: members.first().map_or(1, |endpoint| endpoint.weight),
-            members: members.iter().map(|endpoint| endpoint.slot).collect(),
-            turn: 0,
-            lead: 0,
+        let key = |endpoint: &Endpoint| (Reverse(endpoint.weight), self.slow_start.began(endpoints, endpoint));
+        let mut eligible: Vec<_> = endpoints.eligible().map(|endpoint| (key(endpoint), endpoint.slot)).collect();
+        eligible.sort_unstable();
+        let groups = eligible.chunk_by(|(one, _), (other, _)| one == other).filter_map(|members| {
+            let &((Reverse(weight), began), _) = members.first()?;
+            let members = members.iter().map(|&(_, slot)| slot).collect();
+            Some(Group { weight, began, grown: u64::from(weight) * FULL, members, turn: 0, lead: 0 })
         });
         let before = mem::replace(&mut self.groups, groups.collect());
+        self.grow(now());
         if before.is_empty() {
             return self.begin();
         }
         let total = self.total();
         for group in &mut self.groups {
-            let same = before.binary_search_by_key(&Reverse(group.weight), |group| Reverse(group.weight));
+            let key = |group: &Group| (Reverse(group.weight), group.began);
+            let same = before.binary_search_by_key(&key(group), key);
             if let Some(before) = same.ok().and_then(|index| before.get(index)) {
                 group.follow(before, total);
             }
@@ -110,6 +129,9 @@ impl Balancer for WeightedRoundRobin {
     }
 
     fn pick<'a>(&mut self, _: &Request, endpoints: &'a Endpoints) -> Option<&'a Endpoint> {
+        if let Some(now) = self.slow_start.due() {
+            self.grow(now);
+        }
         endpoints.get(self.next()?)
     }
 }

@@ -1,3 +1,5 @@
+use std::time::Duration;
+
 use heddle_plugin::testing::{Registration, Request, Service};
 use proptest::prelude::*;
 
@@ -111,6 +113,40 @@ fn many_that_leave_do_not_leave_a_debt_behind() {
 fn instances_begin_at_different_places() {
     let first: Vec<_> = (0..8).map(|seed| picks(&mut service(&[3, 2, 1], seed), 6)).collect();
     assert!(first.iter().any(|picks| picks != &first[0]));
+}
+
+/// 30 picks at each of these times.
+#[test]
+fn a_new_endpoint_starts_slowly_where_the_settings_say_so() {
+    let mut service =
+        Service::<WeightedRoundRobin>::new(r#"{"slow_start": "10s"}"#, 1).expect("the settings are right");
+    service.register(["10.0.0.1:0"]);
+    service.set_now(Duration::from_secs(50));
+    service.register(["10.0.0.1:1", "10.0.0.1:2"]);
+    for (seconds, expected) in
+        [(50, [25, 2, 3]), (51, [25, 2, 3]), (55, [15, 7, 8]), (61, [10, 10, 10]), (99, [10, 10, 10])]
+    {
+        service.set_now(Duration::from_secs(seconds));
+        let counts = counts(&picks(&mut service, 30), 3);
+        assert!(counts.iter().zip(expected).all(|(count, expected)| count.abs_diff(expected) <= 1), "{counts:?}");
+    }
+}
+
+/// Weights that grow between two picks must not make a starting endpoint lose its place in the schedule.
+#[test]
+fn an_endpoint_that_starts_gets_its_turns_also_where_picks_are_rare() {
+    let mut service =
+        Service::<WeightedRoundRobin>::new(r#"{"slow_start": "10s"}"#, 1).expect("the settings are right");
+    service.register((0..9).map(|index| format!("10.0.0.1:{index}")));
+    service.set_now(Duration::from_secs(50));
+    service.register(["10.0.0.1:9"]);
+    let mut new = 0;
+    for millis in (50_000..60_000).step_by(50) {
+        service.set_now(Duration::from_millis(millis));
+        new += u32::from(picks(&mut service, 1) == [9]);
+    }
+    // On average it has half its weight and a bit more, so one pick in about 18.
+    assert!((8..=14).contains(&new), "{new} of 200");
 }
 
 #[test]

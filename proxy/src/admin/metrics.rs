@@ -20,7 +20,9 @@ use self::encode::{Families, Histogram};
 use super::process;
 use crate::app::State;
 use crate::plugin::{FaultKind, Plugin};
-use crate::service::{DURATION_BUCKETS, Service, ServiceStats, Snapshot, StatsTotal, TunnelEnd, TunnelTotal};
+use crate::service::{
+    Condition, DURATION_BUCKETS, Fleet, Limit, Service, ServiceStats, Snapshot, StatsTotal, TunnelEnd, TunnelTotal,
+};
 use crate::transport::tls::Held;
 
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -215,6 +217,16 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         now(|snapshot| snapshot.endpoints().count()),
     )?;
     families.gauges("heddle_endpoints_eligible", "Endpoints that may be picked.", now(Snapshot::eligible_count))?;
+    families.gauges(
+        "heddle_endpoints_paused",
+        "Endpoints that somebody has paused.",
+        now(|snapshot| snapshot.endpoints().filter(|endpoint| endpoint.pause().is_paused()).count()),
+    )?;
+    families.gauges(
+        "heddle_service_paused",
+        "1 while somebody has paused the service as a whole.",
+        now(|snapshot| usize::from(snapshot.pause().is_paused())),
+    )?;
     families.counters(
         "heddle_failed_attempts",
         "Attempts that ended without a response head.",
@@ -236,6 +248,8 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "Retries and hedges that the service's budget did not allow.",
         by_service(|total| total.over_budget),
     )?;
+    of_health(families, &readings)?;
+    of_limits(families, &readings)?;
     of_tunnels(families, &readings)?;
     families.counters("heddle_plugin_decisions", "Decisions by plugins.", by_policy(|total| total.decisions))?;
     families.counters(
@@ -248,6 +262,66 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "Answers of plugins that could not be used: an endpoint not eligible, tried already, or not registered.",
         by_policy(|total| total.asked_again),
     )
+}
+
+/// What circuit breakers have done.
+fn of_health(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result {
+    let of_fleets = |figure: fn(&Fleet) -> u64| {
+        readings.iter().map(move |reading| (reading.name(), figure(&reading.service.fleet)))
+    };
+    families.counters(
+        "heddle_ejections",
+        "Endpoints taken out of use by circuit breakers.",
+        of_fleets(Fleet::ejections),
+    )?;
+    families.counters(
+        "heddle_service_openings",
+        "Times that a service was opened as a whole, since every attempt failed.",
+        of_fleets(Fleet::openings),
+    )?;
+    families.gauges(
+        "heddle_service_open",
+        "1 while requests are refused because every attempt fails.",
+        readings
+            .iter()
+            .map(|reading| (reading.name(), number(reading.service.fleet.health.condition() != Condition::InUse))),
+    )?;
+    families.gauges(
+        "heddle_endpoints_ejected",
+        "Endpoints that a circuit breaker has out of use.",
+        readings.iter().map(|reading| {
+            let endpoints = reading.snapshot.endpoints();
+            let out = endpoints.filter(|endpoint| endpoint.health.condition() != Condition::InUse);
+            (reading.name(), out.count() as f64)
+        }),
+    )
+}
+
+/// What limits hold for, and what they have refused.
+fn of_limits(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result {
+    let now = |figure: fn(&Fleet) -> f64| {
+        readings.iter().map(move |reading| (reading.name(), figure(&reading.service.fleet)))
+    };
+    families.gauges(
+        "heddle_requests_pending",
+        "Requests that wait because their service is full.",
+        now(|fleet| fleet.requests.pending() as f64),
+    )?;
+    families.gauges(
+        "heddle_connections",
+        "Connections to endpoints, idle ones included.",
+        now(|fleet| f64::from(fleet.connections.open())),
+    )?;
+    families.gauges(
+        "heddle_connections_pending",
+        "Requests and tunnels that wait for a connection because there are as many as may be.",
+        now(|fleet| fleet.connections.pending() as f64),
+    )?;
+    let limited = readings.iter().flat_map(|reading| {
+        let limits = Limit::ALL.iter().zip(reading.total.limited);
+        limits.map(|(limit, count)| ([("service", &*reading.service.fleet.name), ("limit", limit.name())], count))
+    });
+    families.counters("heddle_limited", "Requests and tunnels that were refused for a limit.", limited)
 }
 
 /// Connections that are passed on as they are.

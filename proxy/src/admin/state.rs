@@ -1,5 +1,6 @@
 //! What is going on, as JSON: services with their endpoints, plugins, the registry.
 
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use super::process;
 use crate::app::State;
 use crate::plugin::{FaultKind, Plugin};
 use crate::registry::Report;
-use crate::service::{Endpoint, Service, Snapshot};
+use crate::service::{Endpoint, Limit, Service, Snapshot};
 
 /// The whole of it.
 #[derive(Serialize)]
@@ -56,6 +57,19 @@ struct ShownService {
     hedges: u64,
     decisions: u64,
     fallbacks: u64,
+    /// Requests that wait because the service is full.
+    pending: usize,
+    /// To all endpoints, idle ones included; and how many requests and tunnels wait for one.
+    connections: u32,
+    connections_pending: usize,
+    /// Requests and tunnels that were refused, by the limit that was the reason.
+    limited: BTreeMap<&'static str, u64>,
+    /// As of an endpoint: `out` while all requests are refused because every attempt fails.
+    condition: &'static str,
+    /// Whether endpoints are used although they are out of use, as too few others are in it.
+    in_panic: bool,
+    /// `registry`, `admin`; empty where it is not paused as a whole.
+    paused_by: Vec<&'static str>,
     endpoints: Vec<ShownEndpoint>,
 }
 
@@ -66,6 +80,11 @@ struct ShownEndpoint {
     address: String,
     weight: u32,
     eligible: bool,
+    /// As of the service.
+    paused_by: Vec<&'static str>,
+    /// `in_use`, `out` or `half_open`, as the circuit breaker has it.
+    condition: &'static str,
+    ejections: u32,
     in_flight: u32,
     connections: u32,
     /// A moving average of the time to the response head; 0 before the first.
@@ -112,6 +131,7 @@ fn show_plugin(plugin: &Plugin) -> ShownPlugin {
 
 fn show_service(service: &Service) -> ShownService {
     let (total, snapshot) = (service.stats(), service.snapshot());
+    let now = service.fleet.clock.now();
     let settings = &service.settings.balancer.config;
     ShownService {
         name: service.name().to_string(),
@@ -123,18 +143,28 @@ fn show_service(service: &Service) -> ShownService {
         hedges: total.hedges,
         decisions: total.decisions,
         fallbacks: total.fallbacks,
-        endpoints: snapshot.endpoints().map(|endpoint| show_endpoint(endpoint, &snapshot)).collect(),
+        pending: service.fleet.requests.pending(),
+        connections: service.fleet.connections.open(),
+        connections_pending: service.fleet.connections.pending(),
+        limited: Limit::ALL.map(Limit::name).into_iter().zip(total.limited).collect(),
+        condition: service.fleet.health.condition().name(),
+        in_panic: snapshot.is_in_panic(),
+        paused_by: snapshot.pause().by().collect(),
+        endpoints: snapshot.endpoints().map(|endpoint| show_endpoint(endpoint, &snapshot, now)).collect(),
     }
 }
 
-fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot) -> ShownEndpoint {
-    let Endpoint { slot, registered, load, .. } = endpoint;
+fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot, now: Duration) -> ShownEndpoint {
+    let Endpoint { slot, registered, load, health, .. } = endpoint;
     ShownEndpoint {
         slot: *slot,
         id: registered.id.clone(),
         address: registered.address.clone(),
         weight: registered.weight,
         eligible: snapshot.eligible_endpoint(*slot).is_some(),
+        paused_by: endpoint.pause().by().collect(),
+        condition: health.condition().name(),
+        ejections: health.ejections(now),
         in_flight: load.in_flight(),
         connections: load.connections(),
         latency_micros: load.latency_micros(),

@@ -15,7 +15,8 @@ use super::signals::Signals;
 use crate::app::{App, StartError};
 use crate::config::{self, Checked};
 
-/// Runs the proxy by a configuration until SIGTERM or Ctrl-C.
+/// Runs the proxy by a configuration until SIGTERM, Ctrl-C or a command. A failure also where it had to cut something
+/// off.
 pub fn run(path: &Path) -> ExitCode {
     start_logging();
     let checked = match config::load(path, &config::environment()) {
@@ -33,7 +34,7 @@ pub fn run(path: &Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let app = match App::start(checked.config.clone()) {
+    let mut app = match App::start(checked.config.clone()) {
         Ok(app) => app,
         Err(error) => {
             eprintln!("{}", explain(&error, &checked));
@@ -46,12 +47,16 @@ pub fn run(path: &Path) -> ExitCode {
     if let Some(address) = app.admin {
         tracing::info!(target: "heddle", "health and metrics on {address}");
     }
-    signals.block_on(signals.wait());
-    tracing::info!(target: "heddle", "stopping; what is under way has {} s", checked.config.drain.as_secs_f64());
-    if !app.stop() {
-        tracing::warn!(target: "heddle", "not everything was finished in time");
+    if let Some(path) = &checked.config.admin_socket {
+        tracing::info!(target: "heddle", "commands on {}", path.display());
     }
-    ExitCode::SUCCESS
+    signals.stop(app.state.stop.clone());
+    signals.block_on(app.ended());
+    if app.stop() {
+        return ExitCode::SUCCESS;
+    }
+    tracing::warn!(target: "heddle", "not everything was finished in time");
+    ExitCode::FAILURE
 }
 
 /// Why the proxy did not start. What is wrong with policies is said as `heddle check` says it: with its line, and all of

@@ -8,6 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+
 use crate::policy::Role;
 
 /// Everything that one proxy process runs by.
@@ -15,12 +17,17 @@ use crate::policy::Role;
 pub struct Config {
     /// Worker threads; by default one for each core that this process may use.
     pub workers: usize,
-    /// How long requests under way may take once the proxy has been told to stop; 8 s by default.
+    /// How long requests under way may take once nothing more is accepted; 8 s by default.
     pub drain: Duration,
+    /// How long connections are still accepted once the proxy has been told to stop; 0 s by default. In the meantime it
+    /// is not ready, and asks clients to leave.
+    pub drain_delay: Duration,
     /// Folder for what must survive a restart (the registry's last answer); without one nothing is kept.
     pub state: Option<PathBuf>,
     /// Where health, metrics and state are served; `127.0.0.1:4191` by default, none when switched off.
     pub admin: Option<SocketAddr>,
+    /// Unix socket on which commands are taken too; none by default.
+    pub admin_socket: Option<PathBuf>,
     /// This proxy's name in `Via`. Unique to the process by default, so that a loop is told from a chain of proxies.
     pub via: String,
     /// A host `NAME.SUFFIX` calls the service `NAME`; `mesh` by default, empty for none. Without leading dot.
@@ -79,6 +86,9 @@ pub struct Listener {
     /// From a request's head to the end of its response; none, the default, for as long as it takes. A gRPC call has the
     /// sooner of this and its own `grpc-timeout`. Kept to a tenth of a second, never early.
     pub request_deadline: Option<Duration>,
+    /// The header in which a client may say how long it waits, in milliseconds: the sooner of this and the other deadlines
+    /// holds, and what is left of it is what endpoints are told in the same header. None by default.
+    pub deadline_header: Option<HeaderName>,
     /// How long a connection may stay open without a request, also before the first: browsers connect ahead of time. 1 h
     /// by default. For the first byte of TLS it is `handshake_timeout`, or `header_timeout` where TLS passes through.
     pub idle_timeout: Duration,
@@ -339,6 +349,15 @@ pub struct Service {
     /// The header that connections to the endpoints begin with, to tell them the client's address. Only connections
     /// that carry one client's bytes have one: those that are passed on as they are.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// Connections to all endpoints at once, idle or busy, over all workers; none, the default, for any number.
+    pub max_connections: Option<u32>,
+    /// Requests and tunnels at once, over all workers; none, the default, for any number. A request counts from before
+    /// its first attempt to the end of its response. Further ones wait in the queue, or are answered 503.
+    pub max_requests: Option<u32>,
+    /// How many wait where there are `max_requests`, over all workers; 0 by default: none does.
+    pub max_pending: u32,
+    /// How long one waits at most; 1 s by default. Its own deadline may be sooner.
+    pub max_pending_time: Duration,
     pub pool: Pool,
 }
 
@@ -427,6 +446,10 @@ pub struct Pool {
     pub max_idle: usize,
     /// How long an idle one is kept; 60 s by default.
     pub idle_timeout: Duration,
-    /// At once, idle or busy, over all workers; 1,024 by default. A request that would need one more is answered 503.
+    /// At once, idle or busy, over all workers; 1,024 by default. A request that would need one more waits for
+    /// `connect_timeout` while idle ones are given up, and is then answered 503.
     pub max_connections: usize,
+    /// Requests and tunnels at once at the endpoint, over all workers; none, the default, for any number. An endpoint that
+    /// has so many is passed over.
+    pub max_requests: Option<u32>,
 }

@@ -1,5 +1,6 @@
 //! A service's table as it is written: `[service.NAME]`.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,6 +30,10 @@ pub(super) struct Service {
     pub tls: Option<Tls>,
     /// None in it for `"off"`.
     pub proxy_protocol: Option<Option<ProxyProtocol>>,
+    pub max_connections: Option<u32>,
+    pub max_requests: Option<u32>,
+    pub max_pending: Option<At<u32>>,
+    pub max_pending_time: Option<Duration>,
     pub pool: Pool,
     pub ejection: Ejection,
     pub retry_budget: RetryBudget,
@@ -49,6 +54,7 @@ pub(super) struct Pool {
     pub max_idle: Option<usize>,
     pub idle_timeout: Option<Duration>,
     pub max_connections: Option<usize>,
+    pub max_requests: Option<u32>,
 }
 
 /// `ejection` of a service.
@@ -79,6 +85,10 @@ impl Service {
             tunnel_idle_timeout: s.get("tunnel_idle_timeout", duration(WAIT)),
             tls: tls(s, base),
             proxy_protocol: s.get("proxy_protocol", choice("a version of the PROXY protocol", PROXY_PROTOCOLS)),
+            max_connections: s.get("max_connections", integer(MOST)),
+            max_requests: s.get("max_requests", integer(MOST)),
+            max_pending: s.at("max_pending", integer(0..=1_000_000)),
+            max_pending_time: s.get("max_pending_time", duration(WAIT)),
             pool: s.section("pool", pool).unwrap_or_default(),
             ejection: s.section("ejection", ejection).unwrap_or_default(),
             retry_budget: s.section("retry_budget", retry_budget).unwrap_or_default(),
@@ -87,6 +97,9 @@ impl Service {
         }
     }
 }
+
+/// How many there may be at once, of a service over all workers.
+const MOST: RangeInclusive<u32> = 1..=10_000_000;
 
 const PROTOCOLS: &[(&str, UpstreamProtocol)] = &[
     ("negotiated", UpstreamProtocol::Negotiated),
@@ -113,6 +126,7 @@ fn pool(s: &mut Section<'_>) -> Pool {
         max_idle: s.get("max_idle", integer(0..=1_000_000)),
         idle_timeout: s.get("idle_timeout", duration(WAIT)),
         max_connections: s.get("max_connections", integer(1..=1_000_000)),
+        max_requests: s.get("max_requests", integer(1..=1_000_000)),
     }
 }
 

@@ -6,6 +6,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+
 use super::checked::Network;
 use super::read::Refusal;
 use super::tree::{Node, Value};
@@ -295,6 +297,31 @@ pub(super) fn via(node: &Node) -> Result<String, Refusal> {
     let known = |b: u8| b.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&b);
     parsed(node, "a name for Via", "letters, digits and \"-\", such as \"edge-1\"", |text| {
         ((1..=253).contains(&text.len()) && text.bytes().all(known)).then(|| text.to_owned())
+    })
+}
+
+/// The name of a header that may be an application's own: none that says where a message goes or where it ends, or that
+/// the proxy writes itself.
+pub(super) fn header_name(node: &Node) -> Result<HeaderName, Refusal> {
+    const TAKEN: &[&str] = &[
+        "connection",
+        "content-length",
+        "cookie",
+        "expect",
+        "forwarded",
+        "grpc-timeout",
+        "host",
+        "keep-alive",
+        "proxy-connection",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+        "via",
+    ];
+    let expected = "the name of a header of your own, such as \"x-request-timeout-ms\"";
+    parsed(node, "a header for this", expected, |text| {
+        HeaderName::try_from(text).ok().filter(|name| !TAKEN.contains(&name.as_str()))
     })
 }
 

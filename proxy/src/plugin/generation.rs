@@ -214,7 +214,7 @@ fn probe_fleet(clock: Clock) -> Arc<Fleet> {
         })
         .collect();
     let fleet = Fleet::new("probe".into(), Ejection { max_percent: 100, panic_percent: 0 }, clock);
-    fleet.apply(Change { service: "probe".into(), removed: Vec::new(), added });
+    fleet.apply(Change { service: "probe".into(), removed: Vec::new(), added, paused: None });
     Arc::new(fleet)
 }
 

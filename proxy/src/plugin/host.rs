@@ -11,7 +11,7 @@ use super::fault::one_line;
 use super::generation::Generation;
 use super::guest::{clock, health, load, log, outcome, request, terms, types, verdicts};
 use crate::policy::{Facts, Outcome, Terms};
-use crate::service::{Class, Condition, Fleet, Health, Snapshot};
+use crate::service::{Class, Condition, Fleet, Health, PEAK_START, Snapshot};
 
 /// Lines that all instances of a generation together may log within a second.
 const LINES_A_SECOND: u64 = 10;
@@ -31,7 +31,7 @@ pub(super) struct State {
     /// The endpoints, as the guest was told them.
     pub(super) snapshot: Arc<Snapshot>,
     /// What the clock read when the call under way first asked: it stands still, so that a decision can be replayed.
-    pub(super) now: Option<u64>,
+    pub(super) now: Option<Duration>,
     pub(super) memory: MemoryBound,
     pub(super) budget: Budget,
 }
@@ -41,8 +41,14 @@ impl State {
         if self.deciding { of(&self.facts) } else { None }
     }
 
-    fn endpoint<T>(&self, slot: u32, of: impl FnOnce(&Health, Duration) -> T) -> Option<T> {
-        Some(of(&self.snapshot.endpoint(slot)?.health, self.fleet.clock.now()))
+    fn health(&self, slot: u32) -> Option<&Health> {
+        Some(&self.snapshot.endpoint(slot)?.health)
+    }
+
+    /// The clock, which stands still during a call.
+    fn now(&mut self) -> Duration {
+        let clock = &self.fleet.clock;
+        *self.now.get_or_insert_with(|| clock.now())
     }
 
     fn set_term(&mut self, set: impl FnOnce(&mut Terms)) {
@@ -117,12 +123,21 @@ impl load::Host for State {
     fn latency_micros_all(&mut self) -> Vec<u32> {
         self.snapshot.latency()
     }
+
+    fn peak_micros(&mut self, slot: u32) -> u32 {
+        self.fleet.read_peaks();
+        let now = self.now();
+        self.snapshot.endpoint(slot).map_or(PEAK_START, |endpoint| endpoint.load.peak_micros(now))
+    }
+
+    fn registered_micros(&mut self, slot: u32) -> Option<u64> {
+        self.snapshot.endpoint(slot)?.registered_at.map(as_micros)
+    }
 }
 
 impl clock::Host for State {
     fn now_micros(&mut self) -> u64 {
-        let clock = &self.fleet.clock;
-        *self.now.get_or_insert_with(|| as_micros(clock.now()))
+        as_micros(self.now())
     }
 }
 
@@ -188,28 +203,30 @@ impl terms::Host for State {
 
 impl health::Host for State {
     fn state(&mut self, slot: u32) -> Option<u64> {
-        self.endpoint(slot, |health, _| health.seen())
+        self.health(slot).map(Health::seen)
     }
 
     fn consecutive_failures(&mut self, slot: u32) -> u32 {
-        self.endpoint(slot, |health, _| health.consecutive(Class::Any)).unwrap_or(0)
+        self.health(slot).map_or(0, |health| health.consecutive(Class::Any))
     }
 
     fn consecutive(&mut self, slot: u32, class: u32) -> u32 {
         let Some(class) = Class::of_number(class) else { return 0 };
-        self.endpoint(slot, |health, _| health.consecutive(class)).unwrap_or(0)
+        self.health(slot).map_or(0, |health| health.consecutive(class))
     }
 
     fn window(&mut self, slot: u32, seconds: u32) -> (u32, u32) {
-        self.endpoint(slot, |health, now| health.window(seconds, now)).unwrap_or_default()
+        let now = self.now();
+        self.health(slot).map_or((0, 0), |health| health.window(seconds, now))
     }
 
     fn ejections(&mut self, slot: u32) -> u32 {
-        self.endpoint(slot, Health::ejections).unwrap_or(0)
+        let now = self.now();
+        self.health(slot).map_or(0, |health| health.ejections(now))
     }
 
     fn ejected_until(&mut self, slot: u32) -> Option<u64> {
-        self.endpoint(slot, |health, _| health.ejected_until())?.map(as_micros)
+        self.health(slot)?.ejected_until().map(as_micros)
     }
 
     fn totals(&mut self) -> (u32, u32) {
@@ -219,7 +236,8 @@ impl health::Host for State {
     }
 
     fn service_window(&mut self, seconds: u32) -> (u32, u32) {
-        self.fleet.health.window(seconds, self.fleet.clock.now())
+        let now = self.now();
+        self.fleet.health.window(seconds, now)
     }
 
     fn service_state(&mut self) -> u64 {

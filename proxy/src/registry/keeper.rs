@@ -196,8 +196,15 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
     }
 }
 
-/// One line for each endpoint that left, joined or changed, or one for all of them when they are many.
+/// What has become of a service.
 fn lines(change: &Change) -> Vec<String> {
+    let pause =
+        change.paused.map(|paused| format!("{}: {}", change.service, if paused { "paused" } else { "resumed" }));
+    pause.into_iter().chain(lines_of_endpoints(change)).collect()
+}
+
+/// One line for each endpoint that left, joined or changed, or one for all of them when they are many.
+fn lines_of_endpoints(change: &Change) -> Vec<String> {
     let service = &change.service;
     // An id ends with `#` and the address; neither a key as encoded nor an address has a `#`.
     let address = |id: &str| id.rsplit('#').next().unwrap_or_default().to_owned();
@@ -213,7 +220,8 @@ fn lines(change: &Change) -> Vec<String> {
     let left = left().map(|address| format!("{service}: {address} left"));
     let added = change.added.iter().map(|added| {
         let what = if removed.contains(&added.address) { "changed" } else { "joined" };
-        format!("{service}: {} {what} (weight {})", added.address, added.weight)
+        let paused = if added.is_paused() { ", paused" } else { "" };
+        format!("{service}: {} {what} (weight {}{paused})", added.address, added.weight)
     });
     left.chain(added).collect()
 }
@@ -232,13 +240,17 @@ mod tests {
             metadata: Vec::new(),
         };
         let removed = removed.iter().map(|host| registered(host).id);
-        Change { service: "users".into(), removed: removed.collect(), added: added.iter().map(registered).collect() }
+        let added = added.iter().map(registered).collect();
+        Change { service: "users".into(), removed: removed.collect(), added, paused: None }
     }
 
     #[test]
     fn few_are_listed() {
         let expected = ["users: h1:80 left", "users: h2:80 changed (weight 2)", "users: h3:80 joined (weight 2)"];
         assert_eq!(lines(&change(&[1, 2], &[2, 3])), expected);
+        let mut paused = Change { paused: Some(true), ..change(&[1], &[1]) };
+        paused.added[0].metadata = vec![("paused".to_owned(), "true".to_owned())];
+        assert_eq!(lines(&paused), ["users: paused", "users: h1:80 changed (weight 2, paused)"]);
     }
 
     #[test]

@@ -67,6 +67,16 @@ pub struct Registered {
     pub metadata: Vec<(String, String)>,
 }
 
+impl Registered {
+    /// Whether it is not to be picked although it is registered: its metadata has `paused` with the value `true`.
+    pub fn is_paused(&self) -> bool {
+        self.metadata.iter().any(|(name, value)| name == PAUSED && value == "true")
+    }
+}
+
+/// The name in an endpoint's metadata, and of a service's mark, that pauses.
+pub const PAUSED: &str = "paused";
+
 /// How the endpoints of one service changed. An endpoint whose registration changed is in both lists.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Change {
@@ -74,6 +84,8 @@ pub struct Change {
     /// Ids.
     pub removed: Vec<String>,
     pub added: Vec<Registered>,
+    /// Whether the service as a whole is paused now, where that has changed.
+    pub paused: Option<bool>,
 }
 
 /// A kind of registry.

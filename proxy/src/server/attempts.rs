@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use super::admit::admit;
 use super::attempt::{Attempt, Upload};
 use super::connection::Connection;
 use super::exchange::Call;
@@ -26,9 +27,9 @@ use super::retries::{Retries, pause};
 use super::visit::{Ending, Visit};
 use super::worker::LocalService;
 use crate::policy::retry::MAX_ATTEMPTS;
-use crate::policy::{Facts, Outcome};
+use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::Body;
-use crate::service::{Active, InFlight, Retry};
+use crate::service::{Active, Admitted, InFlight, Retry};
 use crate::timer::Deadline;
 use crate::upstream::Reply;
 
@@ -45,6 +46,8 @@ pub(super) struct Answered {
 pub(super) struct Held {
     /// At its endpoint.
     pub in_flight: Option<InFlight>,
+    /// Among the requests of its service.
+    pub admitted: Option<Admitted>,
     /// In the service's retry budget.
     pub _active: Option<Active>,
     /// What is told of the attempt then.
@@ -76,6 +79,8 @@ impl Sending<'_> {
         let Self { connection, local, call } = self;
         let service_probe = local.enter()?;
         let until = call.deadline.as_ref().map(Deadline::tick);
+        // After the door: for a service that is open nobody waits.
+        let admitted = admit(&local.service, &connection.worker.timers, until).await?;
         let mut retries = Retries::begin(local, &connection.worker.timers, call.started, until);
         let settings = &local.service.settings;
         let mut body = Replay::new(body, retries.are_on().then_some(settings.max_replay_bytes));
@@ -86,7 +91,7 @@ impl Sending<'_> {
                 let (reply, upload) = result?;
                 let (in_flight, active) = (visit.take_in_flight(), retries.into_active());
                 let ending = visit.into_ending(outcome, service_probe);
-                return Ok(Answered { reply, upload, held: Held { in_flight, _active: active, ending } });
+                return Ok(Answered { reply, upload, held: Held { in_flight, admitted, _active: active, ending } });
             };
             // The response that is not wanted, and its place at the endpoint, are given up before the wait.
             drop(result);
@@ -97,7 +102,11 @@ impl Sending<'_> {
 
     /// One attempt, or two of which the better one counts. What ended is told, but for a response of which the end is not
     /// known yet.
-    async fn attempt(&self, visit: Visit, body: &mut Replay, retries: &Retries<'_>) -> (Visit, Exchanged) {
+    async fn attempt(&self, mut visit: Visit, body: &mut Replay, retries: &Retries<'_>) -> (Visit, Exchanged) {
+        if let Err(refusal) = self.tell_time_left(&mut visit) {
+            let outcome = outcome::of_refusal(&refusal, false, Duration::ZERO);
+            return (visit, Exchanged { result: Err(refusal), outcome });
+        }
         let (mut visit, exchanged) = match self.hedges_after(&visit, retries) {
             None => {
                 let exchanged = self.exchange(&visit, body.body(), retries).await;
@@ -110,6 +119,12 @@ impl Sending<'_> {
             self.local.latencies().add(exchanged.outcome.latency);
         }
         (visit, exchanged)
+    }
+
+    /// Has the request say how long its caller still waits.
+    fn tell_time_left(&self, visit: &mut Visit) -> Result<(), Refusal> {
+        let in_header = self.connection.listener.settings.deadline_header.as_ref();
+        self.call.tell_time_left(&mut visit.facts.head.headers, in_header)
     }
 
     async fn exchange(&self, visit: &Visit, body: Body, retries: &Retries<'_>) -> Exchanged {
@@ -132,6 +147,8 @@ impl Sending<'_> {
         let latency = elapsed.saturating_sub(visit.started.saturating_duration_since(call.started));
         let outcome = match &result {
             Ok((reply, _)) => outcome::of_response(&reply.response, call.is_grpc, latency),
+            // Else a caller could have endpoints ejected by waiting for none of them.
+            Err(Refusal::Deadline) if call.is_own_deadline(retries.until) => Outcome::of(Kind::ClientGone, latency),
             Err(refusal) => outcome::of_refusal(refusal, sent.get(), latency),
         };
         Exchanged { result, outcome: Outcome { elapsed, ..outcome } }
@@ -141,18 +158,20 @@ impl Sending<'_> {
     fn settle(&self, visit: &mut Visit, mut exchanged: Exchanged, body: &Replay) -> Exchanged {
         exchanged.outcome.replayable = body.is_replayable();
         let outcome = &exchanged.outcome;
-        let is_under_way = match &exchanged.result {
+        // The head says it all, but of a gRPC call, whose status comes at the end; and that is too late for a probe, as a
+        // stream may last for hours.
+        let is_told_at_end = match &exchanged.result {
             Ok((reply, _)) => {
                 let micros = u32::try_from(outcome.latency.as_micros()).unwrap_or(u32::MAX);
                 visit.endpoint.load.observe_latency(micros);
-                matches!(reply.response.body(), Body::Stream(_)) && reply.upgraded.is_none()
+                self.call.is_grpc && !visit.is_probe() && matches!(reply.response.body(), Body::Stream(_))
             }
             Err(_) => {
                 self.local.stats.failed_attempts.add(1);
                 false
             }
         };
-        if !is_under_way || outcome.is_unwanted() {
+        if !is_told_at_end || outcome.is_unwanted() {
             visit.tell(outcome);
         }
         exchanged
@@ -213,8 +232,10 @@ impl Sending<'_> {
         if picked.endpoint.slot == first.endpoint.slot {
             return None;
         }
+        let mut visit = Visit::new(self.local, picked, facts, tried, Instant::now());
+        self.tell_time_left(&mut visit).ok()?;
         self.local.stats.hedges.add(1);
-        Some((Visit::new(self.local, picked, facts, tried, Instant::now()), retry))
+        Some((visit, retry))
     }
 }
 

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use http::header::{HOST, TE};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderValue, Method, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 use super::attempt::Attempt;
 use super::attempts::{Answered, Held, Sending};
@@ -22,6 +22,7 @@ use super::tunnel::{self, Tunnel};
 use super::worker::LocalService;
 use crate::config::checked::{Forwarded, UpstreamProtocol};
 use crate::policy::Facts;
+use crate::proto::deadline::{self, Due};
 use crate::proto::headers::{
     ClientSide, forward, identify, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers,
 };
@@ -130,6 +131,12 @@ async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body
     prepare_request(&mut head, connection, target.protocol, target.tls.is_some(), call.upgrade.as_ref());
     // Who the client is, is for services only.
     identify(&mut head.headers, None);
+    let deadline_header = connection.listener.settings.deadline_header.as_ref();
+    // Not what the client has not said itself.
+    let deadline_header = deadline_header.filter(|name| head.headers.contains_key(*name));
+    if let Err(refusal) = call.tell_time_left(&mut head.headers, deadline_header) {
+        return call.refused(&refusal, stats);
+    }
     let in_flight = Some(target.load.begin());
     let attempt = Attempt {
         pool,
@@ -164,9 +171,13 @@ pub(super) struct Call {
     /// Whether the client expects errors to be told in gRPC's way.
     pub is_grpc: bool,
     version: Version,
-    /// When the response must have ended: by the listener's setting, or by what a gRPC caller says, if that is sooner.
+    /// When the response must have ended: by the listener's setting, or by what the caller says, if that is sooner.
     /// It is kept on the coarse clock of [`Timers`], up to a tenth of a second late.
     pub deadline: Option<Deadline>,
+    /// The same to the microsecond, to be passed on.
+    due: Option<Due>,
+    /// Whether it is the caller that waits no longer.
+    is_impatient: bool,
     /// The protocol that the client wants to change to.
     pub upgrade: Option<Upgrade>,
 }
@@ -174,7 +185,15 @@ pub(super) struct Call {
 impl Call {
     fn new(head: &Parts) -> Self {
         let is_grpc = grpc::is_call(&head.headers);
-        Self { started: Instant::now(), is_grpc, version: head.version, deadline: None, upgrade: None }
+        Self {
+            started: Instant::now(),
+            is_grpc,
+            version: head.version,
+            deadline: None,
+            due: None,
+            is_impatient: false,
+            upgrade: None,
+        }
     }
 
     /// Reads how long the client waits, and what it wants to change to. An extended CONNECT becomes the request that
@@ -185,6 +204,14 @@ impl Call {
             let timeout = grpc::timeout(&head.headers).map_err(|_| Refusal::BadRequest("a malformed grpc-timeout"))?;
             limit = limit.into_iter().chain(timeout).min();
         }
+        if let Some(name) = &connection.listener.settings.deadline_header {
+            let said = deadline::read(&head.headers, name);
+            let said =
+                said.map_err(|_| Refusal::BadRequest("a deadline header that is not a number of milliseconds"))?;
+            limit = limit.into_iter().chain(said).min();
+        }
+        self.is_impatient = limit != connection.listener.settings.request_deadline;
+        self.due = limit.map(|limit| Due { since: self.started, limit });
         self.deadline = limit.map(|limit| connection.worker.timers.deadline(limit));
         self.upgrade = match head.extensions.remove::<ExtendedConnect>() {
             Some(connect) => Some(Upgrade::by_connect(&connect, head).map_err(Refusal::Unsupported)?),
@@ -192,6 +219,11 @@ impl Call {
             None => None,
         };
         Ok(())
+    }
+
+    /// Whether a deadline at this tick is one that the caller has set.
+    pub fn is_own_deadline(&self, until: Option<u64>) -> bool {
+        self.is_impatient && self.deadline.as_ref().map(Deadline::tick) == until
     }
 
     /// The reply of an endpoint, where it answers what was asked for.
@@ -207,6 +239,18 @@ impl Call {
             (None, _) => return Ok(reply),
         };
         Err(Failure::Malformed { address: pool.target.address.to_string(), what }.into())
+    }
+
+    /// Tells the endpoint how long the caller still waits. To be said anew before each attempt.
+    ///
+    /// # Errors
+    ///
+    /// When nobody waits any longer.
+    pub fn tell_time_left(&self, headers: &mut HeaderMap, in_header: Option<&HeaderName>) -> Result<(), Refusal> {
+        let Some(due) = self.due else { return Ok(()) };
+        let left = due.left(Instant::now()).ok_or(Refusal::Deadline)?;
+        deadline::write(headers, left, self.is_grpc, in_header);
+        Ok(())
     }
 
     /// Answers with a refusal.
@@ -229,7 +273,8 @@ impl Way<'_> {
         if let Some(((other, permit), upgrade)) = upgraded.zip(call.upgrade.as_ref()) {
             let response = upgrade.tell(response);
             self.stats.ended(response.status().as_u16(), call.started.elapsed());
-            let tunnel = Tunnel::new(other, permit, held.in_flight, self.stats, self.tunnel_idle_timeout);
+            let held = tunnel::Held { permit, in_flight: held.in_flight, admitted: held.admitted };
+            let tunnel = Tunnel::new(other, held, self.stats, self.tunnel_idle_timeout);
             return Answer { response, next: Some(Next::Relay(Box::new(tunnel))) };
         }
         let record = Record { stats: self.stats.clone(), started: call.started, held };

@@ -25,7 +25,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::connection;
 use super::worker::{Shared, Worker};
 use crate::config::checked;
-use crate::drain;
+use crate::drain::{self, Phase};
 use crate::transport::tls::Terminator;
 use crate::upstream::Reach;
 
@@ -215,7 +215,7 @@ impl Bound {
 pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher) -> io::Result<()> {
     let Part { listener, socket, workers } = part;
     let socket = TcpListener::from_std(socket)?;
-    let stopped = &mut pin!(watcher.stopped());
+    let stopped = &mut pin!(watcher.reached(Phase::Finishing));
     loop {
         let accepted = async {
             let (stream, client) = socket.accept().await?;

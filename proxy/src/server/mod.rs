@@ -6,6 +6,7 @@
 //! door: [`route`] reads what a request names, [`destination`] knows where that leads, [`decide`] chooses the endpoint,
 //! [`refusal`] says no. A [`worker`] is the thread that all of it happens on.
 
+mod admit;
 mod attempt;
 mod attempts;
 mod client_body;

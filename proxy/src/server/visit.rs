@@ -9,10 +9,10 @@ use super::decide::Picked;
 use super::worker::LocalService;
 use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::BodyError;
-use crate::service::{Endpoint, InFlight, Probe, ServiceProbe};
+use crate::service::{Condition, Endpoint, InFlight, Probe, ServiceProbe};
 
-/// An attempt at an endpoint. Its outcome is told once, whatever becomes of it: when this is dropped before, nobody waits
-/// for a response any longer.
+/// An attempt at an endpoint. Its outcome is told, whatever becomes of it: when this is dropped before, nobody waits for a
+/// response any longer. A response that breaks after its head was told is a second outcome.
 pub(super) struct Visit {
     local: Rc<LocalService>,
     pub endpoint: Arc<Endpoint>,
@@ -73,13 +73,19 @@ impl Visit {
         self.in_flight.take()
     }
 
-    /// What is to be told when the response has ended whose head this outcome is of; none where nobody asks, or it was
-    /// told already.
+    /// Whether it is to find out if the endpoint, or the service, is well.
+    pub fn is_probe(&self) -> bool {
+        self.probe.is_some() || self.local.service.fleet.health.condition() != Condition::InUse
+    }
+
+    /// What may be told when the response has ended whose head this outcome is of; none where nobody asks.
     pub fn into_ending(mut self, outcome: Outcome, service_probe: Option<ServiceProbe>) -> Option<Box<Ending>> {
-        if self.told || !self.local.has_breaker() {
+        if !self.local.has_breaker() {
             return None;
         }
-        self.service_probe = service_probe;
+        if !self.told {
+            self.service_probe = service_probe;
+        }
         Some(Box::new(Ending { visit: self, outcome }))
     }
 }
@@ -106,10 +112,13 @@ impl Ending {
         self.visit.tell(&Outcome { grpc_status, ..self.outcome });
     }
 
-    /// The response has ended so before its end.
+    /// The response has ended so before its end. That it broke is told also where its head was taken for a success.
     pub fn broken(&mut self, error: &BodyError) {
         let kind = match error {
-            BodyError::Endpoint(_) | BodyError::Reset(_) | BodyError::Length | BodyError::Idle => Kind::Broken,
+            BodyError::Endpoint(_) | BodyError::Reset(_) | BodyError::Length | BodyError::Idle => {
+                self.visit.told = false;
+                Kind::Broken
+            }
             BodyError::Client(_) | BodyError::GivenUp | BodyError::Deadline | BodyError::TooLarge => Kind::ClientGone,
         };
         self.visit.tell(&Outcome { kind, ..self.outcome });

@@ -10,17 +10,19 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use rustc_hash::FxBuildHasher;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::decide::{Choice, Decider, Picked};
 use super::passthrough::Passthrough;
-use super::refusal::Refusal;
+use super::refusal::{Limit, Refusal};
 use super::route::{normalized, without_suffix};
 use crate::config::checked::{Policy, TlsClient};
+use crate::drain::Phase;
 use crate::plugin::{Instance, Plugin, Seat};
 use crate::policy::{Facts, Latencies, Outcome, Role, Terms};
 use crate::proto::h1::{Date, Scratch};
 use crate::proto::headers::Signature;
-use crate::service::{Directory, Endpoint, Service, ServiceProbe, ServiceStats};
+use crate::service::{Directory, Endpoint, Keeper, Service, ServiceProbe, ServiceStats};
 use crate::timer::Timers;
 use crate::transport::Relays;
 use crate::transport::tls::Connector;
@@ -31,6 +33,14 @@ const SWEEP: Duration = Duration::from_secs(1);
 
 /// An instance of a plugin that decided nothing between two of these is dropped.
 const EVICTION: Duration = Duration::from_secs(300);
+
+/// Requests and tunnels that wait for a connection to one service, over all workers: as many as Envoy lets wait. They
+/// wait for `connect_timeout` at most.
+const MAX_WAITING: usize = 1024;
+
+/// While the proxy stops: how long a connection may take to its first request. A client that has just connected sends
+/// one at once, and a close in its stead would be an error to it, other than on a connection that was used before.
+const MOMENT: Duration = Duration::from_secs(1);
 
 /// What all workers share.
 pub struct Shared {
@@ -83,14 +93,22 @@ pub struct Worker {
     pub unrouted: Arc<ServiceStats>,
     pub passed_through: Arc<ServiceStats>,
     services: RefCell<HashMap<Arc<str>, Rc<LocalService>, FxBuildHasher>>,
+    /// Names of services for which somebody waits for a connection, on whichever worker.
+    inbox: UnboundedSender<Arc<str>>,
+    asked: Cell<Option<UnboundedReceiver<Arc<str>>>>,
     seeds: RandomState,
-    draining: Cell<bool>,
+    phase: Cell<Phase>,
+    /// Whether those that have asked for nothing have been waited for long enough, while draining.
+    hurries: Cell<bool>,
+    /// Requests, streams and tunnels.
+    under_way: Cell<usize>,
 }
 
 impl Worker {
     pub fn new(number: usize, shared: Arc<Shared>) -> Rc<Self> {
         let of = |stats: &Vec<Arc<ServiceStats>>| stats.get(number).cloned().unwrap_or_default();
         let timers = Rc::default();
+        let (inbox, asked) = unbounded_channel();
         Rc::new(Self {
             number,
             relays: Relays::new(&timers),
@@ -101,8 +119,12 @@ impl Worker {
             unrouted: of(&shared.unrouted),
             passed_through: of(&shared.passed_through),
             services: RefCell::default(),
+            inbox,
+            asked: Cell::new(Some(asked)),
             seeds: RandomState::new(),
-            draining: Cell::new(false),
+            phase: Cell::new(Phase::Serving),
+            hurries: Cell::new(false),
+            under_way: Cell::new(0),
             shared,
         })
     }
@@ -120,7 +142,7 @@ impl Worker {
         }
         let service = self.shared.directory.get(name)?;
         let name = service.name().clone();
-        let local = Rc::new(LocalService::new(service, self.seeds.hash_one(&name)));
+        let local = Rc::new(LocalService::new(service, self.seeds.hash_one(&name), &self.inbox));
         self.services.borrow_mut().insert(name, local.clone());
         Some(local)
     }
@@ -130,20 +152,54 @@ impl Worker {
         self.shared.connections.get(self.number).map_or(0, |count| count.load(Relaxed))
     }
 
+    /// Whether clients are to be told to leave. Connections stay open until they have been told.
+    pub fn is_leaving(&self) -> bool {
+        self.phase.get() >= Phase::Leaving
+    }
+
     /// Whether connections are to end as soon as nothing is under way on them.
     pub fn is_draining(&self) -> bool {
-        self.draining.get()
+        self.phase.get() >= Phase::Finishing
+    }
+
+    /// Whether a connection on which nothing has been asked for yet, since this tick, is to end.
+    pub fn has_no_time_for(&self, since: u64) -> bool {
+        self.is_draining() && (self.hurries.get() || self.timers.since(since) >= MOMENT)
+    }
+
+    /// Asks clients to leave, each with the next response.
+    pub fn leave(&self) {
+        self.phase.set(Phase::Leaving);
+        self.timers.wake_all();
     }
 
     /// Ends idle connections now and busy ones after what is under way.
-    pub fn drain(&self) {
-        self.draining.set(true);
+    pub fn drain(self: &Rc<Self>) {
+        self.phase.set(Phase::Finishing);
         self.timers.wake_all();
+        let worker = self.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(MOMENT).await;
+            worker.hurries.set(true);
+            worker.timers.wake_all();
+        });
+    }
+
+    /// Counts something that a stop has to wait for, until what is returned is dropped.
+    pub fn begin(&self) -> UnderWay<'_> {
+        self.under_way.set(self.under_way.get() + 1);
+        UnderWay(&self.under_way)
+    }
+
+    /// Whether something is under way that would be cut off now.
+    pub fn is_busy(&self) -> bool {
+        self.under_way.get() > 0
     }
 
     /// Lets time pass for this worker, for ever: deadlines, idle connections, idle plugins.
     pub async fn keep_house(self: Rc<Self>) {
         tokio::task::spawn_local(self.timers.clone().run());
+        tokio::task::spawn_local(self.clone().give_up_idle());
         let mut seconds = 0_u64;
         loop {
             tokio::time::sleep(SWEEP).await;
@@ -158,6 +214,27 @@ impl Worker {
             self.passthrough.sweep();
         }
     }
+
+    /// Gives up idle connections when somebody waits for one, for ever.
+    async fn give_up_idle(self: Rc<Self>) {
+        let Some(mut asked) = self.asked.take() else { return };
+        while let Some(name) = asked.recv().await {
+            let local = self.services.borrow().get(&name).cloned();
+            if let Some(local) = local {
+                local.keeper.looks();
+                local.pools.give_up_idle();
+            }
+        }
+    }
+}
+
+/// Something that a stop has to wait for.
+pub struct UnderWay<'a>(&'a Cell<usize>);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
 }
 
 /// A service as one worker serves it.
@@ -170,10 +247,11 @@ pub struct LocalService {
     pools: Pools,
     /// Made when a policy first hedges.
     latencies: RefCell<Option<Box<Latencies>>>,
+    keeper: Arc<Keeper>,
 }
 
 impl LocalService {
-    fn new(service: Arc<Service>, seed: u64) -> Self {
+    fn new(service: Arc<Service>, seed: u64, inbox: &UnboundedSender<Arc<str>>) -> Self {
         let stats = service.worker_stats();
         let settings = &service.settings;
         let seat = |plugin: &Arc<Plugin>, policy: &Policy, role: Role| {
@@ -188,11 +266,13 @@ impl LocalService {
             decider: RefCell::new(Decider::new(
                 seat(&service.balancer, &settings.balancer, Role::Balancer),
                 stats.clone(),
+                settings.pool.max_requests,
             )),
             retry: optional(&service.retry, &settings.retry, Role::RetryPolicy),
             breaker: optional(&service.breaker, &settings.breaker, Role::CircuitBreaker),
             pools: Pools::default(),
             latencies: RefCell::default(),
+            keeper: service.fleet.connections.keeper(service.name(), inbox),
             stats,
             service,
         }
@@ -236,6 +316,10 @@ impl LocalService {
         }
         match choice {
             Choice::Endpoint(picked) => Ok(picked),
+            Choice::AllFull => Err(Refusal::Full { service: service(), limit: Limit::EndpointRequests }),
+            Choice::NoneEligible if self.service.snapshot().pause().is_paused() => {
+                Err(Refusal::Paused { service: service() })
+            }
             Choice::NoneEligible => Err(Refusal::NoEndpoint { service: service() }),
             Choice::Declined => Err(Refusal::Declined { service: service() }),
         }
@@ -243,8 +327,11 @@ impl LocalService {
 
     /// Takes note of how an attempt ended, and has the breaker judge it.
     pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome) {
-        let Some(breaker) = &self.breaker else { return };
-        self.service.fleet.record(endpoint, outcome.health());
+        let (fleet, health) = (&self.service.fleet, outcome.health());
+        let Some(breaker) = &self.breaker else { return fleet.measure(endpoint, health, outcome.latency) };
+        if !fleet.record(endpoint, health, outcome.latency) {
+            return;
+        }
         let mut seat = breaker.borrow_mut();
         seat.refresh();
         let judged = seat.ask(|policy| policy.judge(facts, endpoint.slot, outcome));
@@ -304,6 +391,9 @@ impl LocalService {
                 // What the registry announces is what the operator announced.
                 connect: ConnectSettings { timeout: settings.connect_timeout, reach: None, lookups: None },
                 limits: settings.pool,
+                connections: self.service.fleet.connections.clone(),
+                max_connections: settings.max_connections,
+                max_waiting: MAX_WAITING,
                 stream_idle_timeout: settings.stream_idle_timeout,
             };
             Pool::new(target, &worker.timers, &worker.scratch)

@@ -1,6 +1,7 @@
 //! All services, by name.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -83,6 +84,8 @@ pub struct Directory {
     settings: checked::Services,
     policy_of: PolicyOf,
     clock: Clock,
+    /// Whether the registries' first answers are in; changes under the writer's lock.
+    settled: AtomicBool,
     writer: Mutex<()>,
 }
 
@@ -98,6 +101,7 @@ impl Directory {
             settings,
             policy_of: Box::new(policy_of),
             clock,
+            settled: AtomicBool::new(false),
             writer: Mutex::new(()),
         };
         let named = directory.settings.named.keys();
@@ -110,6 +114,9 @@ impl Directory {
     fn service(&self, name: Arc<str>) -> Arc<Service> {
         let settings = self.settings.get(&name).clone();
         let fleet = Fleet::new(name, settings.ejection, self.clock.clone());
+        if self.settled.load(Relaxed) {
+            fleet.settle();
+        }
         Arc::new(Service::new(fleet, settings, &self.policy_of))
     }
 
@@ -121,6 +128,16 @@ impl Directory {
     /// All services, in no order.
     pub fn all(&self) -> Vec<Arc<Service>> {
         self.services.load().values().cloned().collect()
+    }
+
+    /// To be called when every registry has answered: endpoints that are registered from now on are new, while those
+    /// of the first answers may have been there for long.
+    pub fn settle(&self) {
+        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        self.settled.store(true, Relaxed);
+        for service in self.all() {
+            service.fleet.settle();
+        }
     }
 
     /// Applies changes of services, those of new ones included. An existing service's change costs time independent of

@@ -1,12 +1,14 @@
 //! The endpoints of one service: who is registered, how they fare, and who may be picked.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
 
+use super::admission::{Connections, Requests};
 use super::health::{Condition, Door, ServiceHealth};
+use super::pause::Pause;
 use super::snapshot::{Builder, Endpoint, Snapshot};
 use crate::clock::Clock;
 use crate::config::checked::Ejection;
@@ -20,6 +22,15 @@ pub struct Fleet {
     pub name: Arc<str>,
     pub clock: Clock,
     pub health: ServiceHealth,
+    /// Those under way, where their number is limited.
+    pub requests: Arc<Requests>,
+    /// To all endpoints.
+    pub connections: Arc<Connections>,
+    /// How often an endpoint was ejected, and the service opened as a whole.
+    ejections: AtomicU64,
+    openings: AtomicU64,
+    /// Whether a policy reads peak averages: nobody else needs them.
+    reads_peaks: AtomicBool,
     snapshot: ArcSwap<Snapshot>,
     version: AtomicU64,
     builder: Mutex<Builder>,
@@ -42,6 +53,11 @@ impl Fleet {
             name,
             clock,
             health: ServiceHealth::default(),
+            requests: Arc::default(),
+            connections: Arc::default(),
+            ejections: AtomicU64::new(0),
+            openings: AtomicU64::new(0),
+            reads_peaks: AtomicBool::new(false),
             snapshot: ArcSwap::default(),
             version: AtomicU64::new(0),
             builder: Mutex::new(Builder::new(ejection)),
@@ -58,11 +74,26 @@ impl Fleet {
         self.snapshot.load_full()
     }
 
+    /// How often an endpoint was ejected.
+    pub fn ejections(&self) -> u64 {
+        self.ejections.load(Ordering::Relaxed)
+    }
+
+    /// How often the service was opened as a whole.
+    pub fn openings(&self) -> u64 {
+        self.openings.load(Ordering::Relaxed)
+    }
+
     /// Endpoints were registered or removed.
     pub fn apply(&self, change: Change) {
         let mut builder = self.lock();
-        builder.apply(change);
+        builder.apply(change, self.clock.now());
         self.publish(&mut builder);
+    }
+
+    /// Who is registered from now on was not there when the proxy began.
+    pub fn settle(&self) {
+        self.lock().settled = true;
     }
 
     /// Changes how many endpoints may be ejected.
@@ -72,11 +103,28 @@ impl Fleet {
         self.publish(&mut builder);
     }
 
-    /// Counts an attempt that has ended.
-    pub fn record(&self, endpoint: &Endpoint, health: policy::Health) {
+    /// Takes note of an attempt's time where nobody judges how it ended.
+    pub fn measure(&self, endpoint: &Endpoint, health: policy::Health, time: Duration) {
+        if self.reads_peaks.load(Ordering::Relaxed) {
+            endpoint.load.observe_peak(time, health, self.clock.now());
+        }
+    }
+
+    /// Has peak averages kept from now on.
+    pub fn read_peaks(&self) {
+        if !self.reads_peaks.load(Ordering::Relaxed) {
+            self.reads_peaks.store(true, Ordering::Relaxed);
+        }
+    }
+
+    /// Counts an attempt that has ended after this time. True when it is to be judged: one that began before the
+    /// endpoint's state changed says nothing of what the endpoint is like now.
+    pub fn record(&self, endpoint: &Endpoint, health: policy::Health, time: Duration) -> bool {
         let now = self.clock.now();
+        self.measure(endpoint, health, time);
         endpoint.health.record(health, now);
         self.health.record(health, now);
+        endpoint.health.is_unchanged_since(now.saturating_sub(time))
     }
 
     /// Lets a request through, as a probe where the service is half-open.
@@ -96,17 +144,23 @@ impl Fleet {
     /// Ejects an endpoint, if it is still in the state that was seen, and no more than the share that may be ejected are.
     pub fn eject(&self, slot: u32, seen: u64, time: Duration) -> bool {
         let mut builder = self.lock();
-        let Some(endpoint) = builder.endpoint(slot) else { return false };
+        let Some(endpoint) = builder.endpoint(slot).cloned() else { return false };
         // One that is out of use already is counted.
         let is_more = endpoint.health.condition() == Condition::InUse;
         let ejected = (!is_more || builder.may_eject_one_more()) && endpoint.health.eject(seen, time, self.clock.now());
+        if ejected {
+            self.ejections.fetch_add(1, Ordering::Relaxed);
+            tracing::info!(target: "heddle::health", service = %self.name, endpoint = %endpoint.registered.address,
+                "ejected for {time:?}");
+        }
         self.publish_if(ejected, &mut builder)
     }
 
     /// Lets so many probes at once through to an endpoint that is ejected.
     pub fn probe(&self, slot: u32, seen: u64, permits: u32) -> bool {
         let mut builder = self.lock();
-        let changed = builder.endpoint(slot).is_some_and(|endpoint| endpoint.health.half_open(seen, permits));
+        let now = self.clock.now();
+        let changed = builder.endpoint(slot).is_some_and(|endpoint| endpoint.health.half_open(seen, permits, now));
         self.publish_if(changed, &mut builder)
     }
 
@@ -114,20 +168,35 @@ impl Fleet {
     pub fn restore(&self, slot: u32, seen: u64) -> bool {
         let mut builder = self.lock();
         let now = self.clock.now();
-        let changed = builder.endpoint(slot).is_some_and(|endpoint| endpoint.health.restore(seen, now));
+        let Some(endpoint) = builder.endpoint(slot).cloned() else { return false };
+        let changed = endpoint.health.restore(seen, now);
+        if changed {
+            tracing::info!(target: "heddle::health", service = %self.name, endpoint = %endpoint.registered.address,
+                "back in use");
+        }
         self.publish_if(changed, &mut builder)
     }
 
     /// Refuses all requests for a time, then lets so many probes at once through.
     pub fn open(&self, seen: u64, time: Duration, permits: u32) -> bool {
         let _builder = self.lock();
-        self.health.open(seen, time, permits, self.clock.now())
+        let was_in_use = self.health.condition() == Condition::InUse;
+        let opened = self.health.open(seen, time, permits, self.clock.now());
+        if opened && was_in_use {
+            self.openings.fetch_add(1, Ordering::Relaxed);
+            tracing::warn!(target: "heddle::health", service = %self.name, "every attempt fails: requests are refused");
+        }
+        opened
     }
 
     /// Lets requests through again.
     pub fn close(&self, seen: u64) -> bool {
         let _builder = self.lock();
-        self.health.close(seen)
+        let closed = self.health.close(seen);
+        if closed {
+            tracing::info!(target: "heddle::health", service = %self.name, "answers again");
+        }
+        closed
     }
 
     /// Says whether an endpoint's active check fails. Nothing happens to one that is not registered any more.
@@ -137,6 +206,25 @@ impl Fleet {
             builder.endpoint(endpoint.slot).is_some_and(|now| Arc::ptr_eq(&now.health, &endpoint.health));
         let changed = is_registered && endpoint.health.check_fails.swap(fails, Ordering::Relaxed) != fails;
         self.publish_if(changed, &mut builder)
+    }
+
+    /// Pauses or resumes the service as a whole in this proxy; who pauses it then.
+    pub fn set_paused(&self, paused: bool) -> Pause {
+        let mut builder = self.lock();
+        let changed = builder.pause.by_admin != paused;
+        builder.pause.by_admin = paused;
+        self.publish_if(changed, &mut builder);
+        builder.pause
+    }
+
+    /// Pauses or resumes the endpoint of this address in this proxy, for as long as it is registered; who pauses it
+    /// then. None where there is no such endpoint.
+    pub fn set_endpoint_paused(&self, address: &str, paused: bool) -> Option<Pause> {
+        let mut builder = self.lock();
+        let endpoint = builder.endpoints().find(|endpoint| endpoint.registered.address == address)?.clone();
+        let changed = endpoint.health.paused.swap(paused, Ordering::Relaxed) != paused;
+        self.publish_if(changed, &mut builder);
+        Some(endpoint.pause())
     }
 
     fn publish_if(&self, changed: bool, builder: &mut Builder) -> bool {
@@ -157,3 +245,6 @@ impl Fleet {
         self.builder.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -26,6 +26,17 @@ pub enum Condition {
 #[derive(Debug, Default)]
 pub(super) struct State(AtomicU64);
 
+impl Condition {
+    /// The name in figures: `in_use`, `out` or `half_open`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::InUse => "in_use",
+            Self::Out => "out",
+            Self::HalfOpen => "half_open",
+        }
+    }
+}
+
 impl State {
     pub fn seen(&self) -> u64 {
         self.0.load(Acquire)
@@ -89,13 +100,15 @@ impl Probes {
 pub struct Health {
     pub(super) state: State,
     consecutive: [AtomicU32; 4],
-    /// How often it was ejected; when it was put back into use, and for how long it had been out of it: microseconds.
+    /// When the state changed last; how often it was ejected, and for how long the last time: microseconds.
+    changed: AtomicU64,
     ejections: AtomicU32,
-    restored: AtomicU64,
     ejected_for: AtomicU64,
     ejected_until: AtomicU64,
     probes: Probes,
     pub(super) check_fails: AtomicBool,
+    /// By a command to this proxy.
+    pub(super) paused: AtomicBool,
     /// Made when the first attempt is counted: a service without a breaker needs none.
     window: OnceLock<Box<Window>>,
 }
@@ -141,7 +154,7 @@ impl Health {
         if self.condition() != Condition::InUse {
             return ejections;
         }
-        let in_use = micros(now).saturating_sub(self.restored.load(Relaxed));
+        let in_use = micros(now).saturating_sub(self.changed.load(Relaxed));
         let intervals = in_use / self.ejected_for.load(Relaxed).max(1);
         ejections.saturating_sub(u32::try_from(intervals).unwrap_or(u32::MAX))
     }
@@ -150,6 +163,12 @@ impl Health {
     pub fn ejected_until(&self) -> Option<Duration> {
         let until = Duration::from_micros(self.ejected_until.load(Relaxed));
         (self.condition() == Condition::Out).then_some(until)
+    }
+
+    /// Whether the state is the same as at this time. An attempt that began before its last change says nothing of what
+    /// the endpoint is like now: of one that is half-open, only probes do.
+    pub(super) fn is_unchanged_since(&self, time: Duration) -> bool {
+        self.changed.load(Relaxed) <= micros(time)
     }
 
     /// Counts an attempt that has ended.
@@ -177,6 +196,7 @@ impl Health {
         let before = self.ejected_until.swap(micros(now.saturating_add(time)), Relaxed);
         let changed = self.state.change(seen, Condition::Out);
         if changed {
+            self.changed.store(micros(now), Relaxed);
             self.ejections.store(ejections.saturating_add(1), Relaxed);
             self.ejected_for.store(micros(time), Relaxed);
         } else {
@@ -185,18 +205,26 @@ impl Health {
         changed
     }
 
-    pub(super) fn half_open(&self, seen: u64, permits: u32) -> bool {
+    pub(super) fn half_open(&self, seen: u64, permits: u32, now: Duration) -> bool {
         let ejected = self.condition() == Condition::Out;
         self.probes.allow(permits);
-        ejected && self.state.change(seen, Condition::HalfOpen)
+        let changed = ejected && self.state.change(seen, Condition::HalfOpen);
+        if changed {
+            self.changed.store(micros(now), Relaxed);
+        }
+        changed
     }
 
+    /// What was counted so far is over: it was what the endpoint was taken out of use for.
     pub(super) fn restore(&self, seen: u64, now: Duration) -> bool {
         let changed = self.state.change(seen, Condition::InUse);
         if changed {
-            self.restored.store(micros(now), Relaxed);
+            self.changed.store(micros(now), Relaxed);
             for count in &self.consecutive {
                 count.store(0, Relaxed);
+            }
+            if let Some(window) = self.window.get() {
+                window.clear();
             }
         }
         changed

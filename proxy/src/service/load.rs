@@ -1,7 +1,11 @@
 //! Live counters of endpoints, shared by all workers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
+use std::time::Duration;
+
+use super::peak::Peak;
+use crate::policy::Health;
 
 /// Slots in one block; four cache lines for each counter.
 const BLOCK: usize = 64;
@@ -12,12 +16,14 @@ struct Block {
     in_flight: [AtomicU32; BLOCK],
     latency: [AtomicU32; BLOCK],
     connections: [AtomicU32; BLOCK],
+    peak: [Peak; BLOCK],
 }
 
 impl Block {
     fn new() -> Arc<Self> {
         let zeroes = || std::array::from_fn(|_| AtomicU32::new(0));
-        Arc::new(Self { in_flight: zeroes(), latency: zeroes(), connections: zeroes() })
+        let peak = std::array::from_fn(|_| Peak::start(Duration::ZERO));
+        Arc::new(Self { in_flight: zeroes(), latency: zeroes(), connections: zeroes(), peak })
     }
 }
 
@@ -30,7 +36,7 @@ pub struct Load {
 
 impl Load {
     #[expect(clippy::indexing_slicing, reason = "an index modulo the array's length")]
-    fn counter(of: &[AtomicU32; BLOCK], index: usize) -> &AtomicU32 {
+    fn counter<T>(of: &[T; BLOCK], index: usize) -> &T {
         &of[index % BLOCK]
     }
 
@@ -50,6 +56,15 @@ impl Load {
         InFlight { load: self.clone() }
     }
 
+    /// The same, unless `limit` requests are under way already; without a limit, always. Like the endpoint's health this
+    /// is asked after the pick: who is not admitted looks for another endpoint.
+    pub fn try_begin(&self, limit: Option<u32>) -> Option<InFlight> {
+        let Some(limit) = limit else { return Some(self.begin()) };
+        let in_flight = Self::counter(&self.block.in_flight, self.index);
+        let begun = in_flight.fetch_update(Relaxed, Relaxed, |n| (n < limit).then(|| n + 1)).is_ok();
+        begun.then(|| InFlight { load: self.clone() })
+    }
+
     /// A moving average of the time to the response head, in microseconds; 0 before the first.
     pub fn latency_micros(&self) -> u32 {
         Self::counter(&self.block.latency, self.index).load(Relaxed)
@@ -64,20 +79,37 @@ impl Load {
         average.store(new.max(1), Relaxed);
     }
 
+    /// The peak average of the time to the response head, as it is at this time, in microseconds, at least 1: it rises at
+    /// once, falls with time, and starts at 30 ms.
+    pub fn peak_micros(&self, now: Duration) -> u32 {
+        Self::counter(&self.block.peak, self.index).micros(now)
+    }
+
+    /// Takes an attempt into the peak average that has ended after this time. Only a success makes it fall.
+    pub fn observe_peak(&self, latency: Duration, health: Health, now: Duration) {
+        Self::counter(&self.block.peak, self.index).observe(latency, health == Health::Success, now);
+    }
+
     /// Connections open to the endpoint, over all workers.
     pub fn connections(&self) -> u32 {
-        Self::counter(&self.block.connections, self.index).load(Relaxed)
+        Self::counter(&self.block.connections, self.index).load(SeqCst)
     }
 
-    /// Counts a connection, unless there are `limit` already.
-    pub fn try_connect(&self, limit: u32) -> bool {
+    /// Counts a connection, unless there are `limit` already. In one order with the line of those who wait for one; see
+    /// [`crate::service::Connections`].
+    pub(super) fn try_connect(&self, limit: u32) -> bool {
         let connections = Self::counter(&self.block.connections, self.index);
-        connections.fetch_update(Relaxed, Relaxed, |n| (n < limit).then(|| n + 1)).is_ok()
+        connections.fetch_update(SeqCst, SeqCst, |n| (n < limit).then(|| n + 1)).is_ok()
     }
 
-    /// A connection that [`Load::try_connect`] counted has ended.
-    pub fn disconnected(&self) {
-        Self::counter(&self.block.connections, self.index).fetch_sub(1, Relaxed);
+    /// A connection that was counted has ended.
+    pub(super) fn disconnected(&self) {
+        Self::counter(&self.block.connections, self.index).fetch_sub(1, SeqCst);
+    }
+
+    /// Whether these are the counters of the same endpoint.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.index == other.index && Arc::ptr_eq(&self.block, &other.block)
     }
 
     fn is_idle(&self) -> bool {
@@ -119,9 +151,11 @@ impl LoadTable {
         self.slot(slot).is_idle()
     }
 
-    /// Resets what an earlier holder of the slot left behind.
-    pub(super) fn reset(&mut self, slot: usize) {
-        Load::counter(&self.slot(slot).block.latency, slot % BLOCK).store(0, Relaxed);
+    /// Resets what an earlier holder of the slot left behind; the next one comes now.
+    pub(super) fn reset(&mut self, slot: usize, now: Duration) {
+        let load = self.slot(slot);
+        Load::counter(&load.block.latency, slot % BLOCK).store(0, Relaxed);
+        Load::counter(&load.block.peak, slot % BLOCK).reset(now);
     }
 
     /// Requests under way of the first `slots` slots, in order.
@@ -161,6 +195,16 @@ mod tests {
     }
 
     #[test]
+    fn requests_stop_at_the_limit() {
+        let load = LoadTable::default().slot(0);
+        let first = load.try_begin(Some(1)).expect("there is room");
+        assert!(load.try_begin(Some(1)).is_none());
+        assert!(load.try_begin(None).is_some());
+        drop(first);
+        assert!(load.try_begin(Some(1)).is_some());
+    }
+
+    #[test]
     fn connections_stop_at_the_limit() {
         let load = LoadTable::default().slot(0);
         assert!(load.try_connect(1));
@@ -178,5 +222,18 @@ mod tests {
             load.observe_latency(80);
         }
         assert!(load.latency_micros() < 100, "{}", load.latency_micros());
+    }
+
+    #[test]
+    fn only_a_success_makes_the_peak_average_fall_and_a_new_holder_starts_anew() {
+        let (mut table, at) = (LoadTable::default(), Duration::from_secs);
+        let load = table.slot(65);
+        load.observe_peak(Duration::from_millis(80), Health::Unknown, at(1));
+        load.observe_peak(Duration::from_millis(1), Health::Unknown, at(50));
+        assert_eq!(load.peak_micros(at(50)), 80_000);
+        load.observe_peak(Duration::from_millis(1), Health::Success, at(60));
+        assert!(load.peak_micros(at(60)) < 31_000);
+        table.reset(65, at(100));
+        assert_eq!(load.peak_micros(at(100)), 30_000);
     }
 }

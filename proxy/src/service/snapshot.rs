@@ -3,9 +3,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+use std::time::Duration;
 
 use super::health::{Condition, Health};
 use super::load::{Load, LoadTable};
+use super::pause::Pause;
 use crate::config::checked::Ejection;
 use crate::registry::{Change, Registered};
 
@@ -19,6 +22,21 @@ pub struct Endpoint {
     pub socket: Option<SocketAddr>,
     pub load: Load,
     pub health: Arc<Health>,
+    /// When it was registered, on the fleet's clock; none where it was there when the proxy began.
+    pub registered_at: Option<Duration>,
+    paused_by_registry: bool,
+}
+
+impl Endpoint {
+    /// Whether it is kept from being picked, and by whom.
+    pub fn pause(&self) -> Pause {
+        Pause { by_registry: self.paused_by_registry, by_admin: self.health.paused.load(Relaxed) }
+    }
+
+    /// Whether it is meant to be picked: it has a weight, and nobody has paused it.
+    fn is_offered(&self) -> bool {
+        self.registered.weight > 0 && !self.pause().is_paused()
+    }
 }
 
 /// The endpoints of a service at one moment, never changed once published.
@@ -31,6 +49,7 @@ pub struct Snapshot {
     eligible_count: usize,
     /// Whether so few endpoints are well that all are eligible.
     in_panic: bool,
+    pause: Pause,
     load: LoadTable,
 }
 
@@ -71,6 +90,11 @@ impl Snapshot {
         self.in_panic
     }
 
+    /// Whether the service as a whole is kept from being used, and by whom: no endpoint is eligible then.
+    pub fn pause(&self) -> Pause {
+        self.pause
+    }
+
     /// Requests under way at each slot.
     pub fn in_flight(&self) -> Vec<u32> {
         self.load.in_flight(self.slots.len())
@@ -106,10 +130,16 @@ impl Snapshot {
 #[derive(Debug)]
 pub(super) struct Builder {
     pub ejection: Ejection,
+    /// Whether whoever is registered now was not there when the proxy began.
+    pub settled: bool,
+    /// Of the service as a whole.
+    pub pause: Pause,
     /// Shared with the snapshots until it changes.
     slots: Arc<Vec<Option<Arc<Endpoint>>>>,
     /// Of each slot's last holder.
     health: Vec<Arc<Health>>,
+    /// The same; see [`Endpoint::registered_at`].
+    registered_at: Vec<Option<Duration>>,
     by_id: HashMap<String, u32>,
     free: BTreeSet<u32>,
     load: LoadTable,
@@ -120,8 +150,11 @@ impl Builder {
     pub fn new(ejection: Ejection) -> Self {
         Self {
             ejection,
+            settled: false,
+            pause: Pause::default(),
             slots: Arc::default(),
             health: Vec::new(),
+            registered_at: Vec::new(),
             by_id: HashMap::new(),
             free: BTreeSet::new(),
             load: LoadTable::default(),
@@ -134,6 +167,11 @@ impl Builder {
         self.slots.get(usize::try_from(slot).ok()?)?.as_ref()
     }
 
+    /// All registered endpoints, by slot.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.slots.iter().flatten()
+    }
+
     /// Whether the share of endpoints that may be ejected leaves room for one more; one may always be.
     pub fn may_eject_one_more(&self) -> bool {
         let registered = self.slots.iter().flatten().count();
@@ -143,9 +181,10 @@ impl Builder {
         out < most.max(1)
     }
 
-    /// Applies a change.
-    pub fn apply(&mut self, change: Change) {
-        let Change { removed, added, .. } = change;
+    /// Applies a change at this time.
+    pub fn apply(&mut self, change: Change, now: Duration) {
+        let Change { removed, added, paused, .. } = change;
+        self.pause.by_registry = paused.unwrap_or(self.pause.by_registry);
         // A registration that changed keeps its slot and its counters.
         let mut kept: HashMap<String, u32> = HashMap::new();
         for id in removed {
@@ -159,7 +198,7 @@ impl Builder {
         for registered in added {
             let slot = match self.by_id.get(&registered.id) {
                 Some(&slot) => slot,
-                None => self.take_slot(kept.get(&registered.id).copied()),
+                None => self.take_slot(kept.get(&registered.id).copied(), now),
             };
             self.place(slot, registered);
         }
@@ -170,7 +209,7 @@ impl Builder {
     }
 
     /// The slot held before, else the lowest free one at which nothing of an earlier holder is under way.
-    fn take_slot(&mut self, held: Option<u32>) -> u32 {
+    fn take_slot(&mut self, held: Option<u32>, now: Duration) -> u32 {
         let load = &mut self.load;
         let free = held
             .filter(|slot| self.free.contains(slot))
@@ -179,7 +218,7 @@ impl Builder {
             Some(slot) => {
                 self.free.remove(&slot);
                 if held != Some(slot) {
-                    self.reset(slot);
+                    self.reset(slot, now);
                 }
                 slot
             }
@@ -189,18 +228,22 @@ impl Builder {
                     self.free.insert(slot);
                     slot += 1;
                 }
-                self.reset(slot);
+                self.reset(slot, now);
                 slot
             }
         }
     }
 
-    /// Forgets what an earlier holder of the slot left behind.
-    fn reset(&mut self, slot: u32) {
+    /// Forgets what an earlier holder of the slot left behind; the next one comes now.
+    fn reset(&mut self, slot: u32, now: Duration) {
         let index = slot as usize;
-        self.load.reset(index);
+        self.load.reset(index, now);
         if self.health.len() <= index {
             self.health.resize_with(index + 1, Arc::default);
+            self.registered_at.resize(index + 1, None);
+        }
+        if let Some(registered_at) = self.registered_at.get_mut(index) {
+            *registered_at = self.settled.then_some(now);
         }
         if let Some(health) = self.health.get_mut(index) {
             *health = Arc::default();
@@ -210,13 +253,16 @@ impl Builder {
     fn place(&mut self, slot: u32, registered: Registered) {
         let index = slot as usize;
         let health = self.health.get(index).cloned().unwrap_or_default();
+        let registered_at = self.registered_at.get(index).copied().flatten();
         let slots = Arc::make_mut(&mut self.slots);
         if slots.len() <= index {
             slots.resize(index + 1, None);
         }
         self.by_id.insert(registered.id.clone(), slot);
         let socket = registered.address.parse().ok();
-        let endpoint = Arc::new(Endpoint { slot, socket, load: self.load.slot(index), health, registered });
+        let (load, paused_by_registry) = (self.load.slot(index), registered.is_paused());
+        let endpoint = Endpoint { slot, socket, load, health, registered_at, paused_by_registry, registered };
+        let endpoint = Arc::new(endpoint);
         if let Some(place) = slots.get_mut(index) {
             *place = Some(endpoint);
         }
@@ -225,10 +271,11 @@ impl Builder {
     /// The next snapshot.
     pub fn snapshot(&mut self) -> Snapshot {
         self.version += 1;
-        let (usable, usable_count) = self.bits(|endpoint| endpoint.registered.weight > 0);
+        let is_running = !self.pause.is_paused();
+        let (usable, usable_count) = self.bits(|endpoint| is_running && endpoint.is_offered());
         let (well, well_count) = self.bits(|endpoint| {
             let health = &endpoint.health;
-            endpoint.registered.weight > 0 && health.condition() != Condition::Out && !health.check_fails()
+            is_running && endpoint.is_offered() && health.condition() != Condition::Out && !health.check_fails()
         });
         let in_panic = well_count * 100 < usable_count * usize::from(self.ejection.panic_percent);
         let (eligible, eligible_count) = if in_panic { (usable, usable_count) } else { (well, well_count) };
@@ -238,6 +285,7 @@ impl Builder {
             eligible,
             eligible_count,
             in_panic,
+            pause: self.pause,
             load: self.load.clone(),
         }
     }
@@ -272,7 +320,7 @@ mod tests {
 
     impl Changing {
         fn apply(&mut self, change: Change) -> Snapshot {
-            self.0.apply(change);
+            self.0.apply(change, Duration::ZERO);
             self.0.snapshot()
         }
     }
@@ -282,6 +330,7 @@ mod tests {
             service: "users".into(),
             removed: removed.iter().map(ToString::to_string).collect(),
             added: added.iter().map(|(id, weight)| registered(id, *weight)).collect(),
+            paused: None,
         }
     }
 
@@ -329,6 +378,24 @@ mod tests {
         let (removed, added) = after.since(&before);
         assert_eq!(removed, [1]);
         assert_eq!((added[0].slot, added[0].registered.weight), (1, 5));
+    }
+
+    #[test]
+    fn an_endpoint_is_as_old_as_its_registration() {
+        let at = Duration::from_secs;
+        let mut builder = Builder::new(Ejection { max_percent: 10, panic_percent: 50 });
+        builder.apply(change(&[], &[("a", 1)]), at(1));
+        builder.settled = true;
+        builder.apply(change(&[], &[("b", 1), ("c", 1)]), at(50));
+        builder.apply(change(&["a", "b"], &[("a", 2), ("b", 2)]), at(60));
+        builder.apply(change(&["c"], &[]), at(70));
+        builder.apply(change(&[], &[("d", 1)]), at(80));
+        let snapshot = builder.snapshot();
+        let ages: Vec<_> = snapshot.endpoints().map(|e| (e.registered.id.as_str(), e.registered_at)).collect();
+        assert_eq!(ages, [("a", None), ("b", Some(at(50))), ("d", Some(at(80)))]);
+        let peaks: Vec<_> = snapshot.endpoints().map(|e| e.load.peak_micros(at(80))).collect();
+        assert!(peaks[0] < peaks[1] && peaks[1] < peaks[2], "{peaks:?}");
+        assert_eq!(peaks[2], 30_000, "the one before at this slot has left nothing behind");
     }
 
     proptest! {

@@ -59,6 +59,34 @@ impl TunnelEnd {
     }
 }
 
+/// A limit for which a request, or a tunnel, was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// On the requests of the service, with nobody waiting or as many as may.
+    Requests,
+    /// On the time that a request may wait for its service.
+    Pending,
+    /// On the requests of its endpoints.
+    EndpointRequests,
+    /// On the connections of the service or of the endpoint.
+    Connections,
+}
+
+impl Limit {
+    /// Every limit, as [`StatsTotal::limited`] counts them.
+    pub const ALL: [Self; 4] = [Self::Requests, Self::Pending, Self::EndpointRequests, Self::Connections];
+
+    /// In lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Pending => "pending_time",
+            Self::EndpointRequests => "endpoint_requests",
+            Self::Connections => "connections",
+        }
+    }
+}
+
 /// Connections that are passed on as they are.
 #[derive(Debug, Default)]
 pub struct TunnelStats {
@@ -135,10 +163,19 @@ pub struct ServiceStats {
     pub fallbacks: Counter,
     /// Answers that could not be used (slot not eligible, tried, or not registered) and were asked for again.
     pub asked_again: Counter,
+    /// Requests and tunnels that were refused for a limit, by [`Limit`].
+    limited: [Counter; Limit::ALL.len()],
     pub tunnels: TunnelStats,
 }
 
 impl ServiceStats {
+    /// A request, or a tunnel, was refused for this limit.
+    pub fn limited(&self, by: Limit) {
+        if let Some(counter) = self.limited.get(by as usize) {
+            counter.add(1);
+        }
+    }
+
     /// A request has ended with this status.
     pub fn ended(&self, status: u16, duration: Duration) {
         let class = usize::from(status / 100);
@@ -169,6 +206,8 @@ pub struct StatsTotal {
     pub decisions: u64,
     pub fallbacks: u64,
     pub asked_again: u64,
+    /// In the order of [`Limit::ALL`].
+    pub limited: [u64; Limit::ALL.len()],
     pub tunnels: TunnelTotal,
 }
 
@@ -190,6 +229,9 @@ impl StatsTotal {
         self.decisions += of.decisions.get();
         self.fallbacks += of.fallbacks.get();
         self.asked_again += of.asked_again.get();
+        for (sum, n) in self.limited.iter_mut().zip(&of.limited) {
+            *sum += n.get();
+        }
         self.tunnels.add(&of.tunnels);
     }
 }

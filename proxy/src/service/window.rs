@@ -35,6 +35,13 @@ impl Window {
         let _never_refused = bucket.fetch_update(Relaxed, Relaxed, one_more);
     }
 
+    /// Forgets all attempts; one that is being counted at this moment may stay.
+    pub fn clear(&self) {
+        for bucket in &self.0 {
+            bucket.store(0, Relaxed);
+        }
+    }
+
     /// Successes and failures of this second, which is not over, and those before it: `seconds` (1 to 60) in all.
     pub fn sum(&self, seconds: u32, now: Duration) -> (u32, u32) {
         let mut sum = (0_u32, 0_u32);

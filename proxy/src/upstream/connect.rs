@@ -11,7 +11,6 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use super::{Failure, Reach};
-use crate::service::Load;
 use crate::timer::Timers;
 use crate::transport::Stream;
 use crate::transport::tls::Connector;
@@ -40,24 +39,6 @@ pub struct Opening<'a> {
     /// A PROXY protocol header, or nothing.
     pub header: &'a [u8],
     pub tls: Option<Offer<'a>>,
-}
-
-/// The right to one of an endpoint's connections, given back when dropped.
-#[derive(Debug)]
-pub struct Permit(Load);
-
-impl Permit {
-    /// None when there are `limit` connections to the endpoint already.
-    pub fn take(load: &Load, limit: usize) -> Option<Self> {
-        let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-        load.try_connect(limit).then(|| Self(load.clone()))
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.disconnected();
-    }
 }
 
 /// Connects to `host:port`, or to `socket` where the address is known. The address that was found allowed is the one

@@ -16,10 +16,11 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 
 use super::fault::{Fault, Noting};
-use super::pool::Failed;
+use super::pool::{Failed, Open};
 use super::{Failure, Permit, Pool};
 use crate::proto::http2::{From, Incoming, Outgoing, describe, is_going_away, reset_code};
 use crate::proto::{Body, BodyError, Response};
+use crate::service::{Ending, Reuse};
 use crate::timer::Timers;
 use crate::transport::Stream;
 
@@ -81,6 +82,9 @@ impl Drop for Exchange {
         let connection = &self.connection;
         connection.streams.set(connection.streams.get().saturating_sub(1));
         connection.since.set(self.pool.timers().now());
+        if self.pool.target.connections.is_awaited() {
+            self.pool.h2().freed(connection, &self.pool);
+        }
     }
 }
 
@@ -139,6 +143,45 @@ impl Shared {
 
     pub(super) fn retire(&self) {
         self.connections.borrow_mut().clear();
+    }
+
+    /// An exchange has ended while somebody waits for a connection: one of the same pool can have its place, or the
+    /// connection is closed for another once nothing is under way on it.
+    fn freed(&self, connection: &Rc<Connection>, pool: &Rc<Pool>) {
+        let takes_more = !connection.sender.is_closed() && self.position(connection).is_some();
+        if !takes_more {
+            return;
+        }
+        let (connections, home) = (&pool.target.connections, pool.home());
+        let fits = |reuse| reuse == Reuse::Any;
+        let ending = match connection.streams.get() {
+            0 => connections.ending(&pool.target.load, home, fits),
+            _ => connections.share(home, fits).map_or(Ending::Nobody, Ending::Own),
+        };
+        match ending {
+            Ending::Own(number) => pool.hand(number, Open::Http2(Exchange::begin(connection.clone(), pool))),
+            Ending::Another => self.close(connection),
+            Ending::Nobody => {}
+        }
+    }
+
+    /// Closes up to so many connections on which nothing is under way. Each has ended only a moment later.
+    pub(super) fn give_up_idle(&self, most: usize) {
+        let idle = |connection: &&Rc<Connection>| connection.streams.get() == 0;
+        let idle: Vec<_> = self.connections.borrow().iter().filter(idle).take(most).cloned().collect();
+        idle.iter().for_each(|connection| self.close(connection));
+    }
+
+    /// Lets a connection end once nothing is under way on it.
+    fn close(&self, connection: &Rc<Connection>) {
+        if let Some(place) = self.position(connection) {
+            let closed = self.connections.borrow_mut().remove(place);
+            drop(closed);
+        }
+    }
+
+    fn position(&self, connection: &Rc<Connection>) -> Option<usize> {
+        self.connections.borrow().iter().position(|other| Rc::ptr_eq(other, connection))
     }
 }
 

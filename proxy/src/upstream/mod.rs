@@ -13,18 +13,20 @@ mod reach;
 
 use std::io;
 
-pub use connect::{ConnectSettings, Offer, Opening, Permit, connect};
+pub use connect::{ConnectSettings, Offer, Opening, connect};
 pub use h2::LocalExecutor;
 pub use pool::{Pool, Pools, Reply, Target};
 pub use reach::Reach;
 
 use crate::proto::BodyError;
+pub use crate::service::Permit;
 use crate::transport::tls::TlsFailure;
 
 /// Why an attempt has no response.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    #[error("as many connections to {address} as the pool allows")]
+    /// As many connections as the endpoint or its service may have, of which none has become free in time.
+    #[error("as many connections to {address}, or to its service, as there may be")]
     NoPermit { address: String },
     #[error("the name of {address} cannot be resolved: {source}")]
     Resolve { address: String, source: io::Error },

@@ -1,4 +1,10 @@
 //! Idle connections of one worker.
+//!
+//! A pool belongs to a worker, the limit on connections to all of them. Who finds no permit waits for one, and meanwhile
+//! nobody keeps a connection idle: what comes home is handed to whoever waits in the same pool, if that is who is next,
+//! and is otherwise closed, which passes its permit on; what is idle already is given up when the worker is asked to.
+//! HTTP/2 connections on which nothing is under way count as idle. One that is always in use is not taken away: with
+//! HTTP/2 a limit below the number of workers leaves some of them without.
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -11,13 +17,13 @@ use http::header::UPGRADE;
 use http::request::Parts;
 use http::uri::Authority;
 
-use super::connect::{ConnectSettings, Offer, Opening, Permit, connect};
+use super::connect::{ConnectSettings, Offer, Opening, connect};
 use super::h1::{Connection, ExchangeError, ResponseBody};
 use super::{Failure, h2};
 use crate::config::checked::{self, UpstreamProtocol};
 use crate::proto::h1::{Framing, Scratch};
 use crate::proto::{Body, Response};
-use crate::service::{Endpoint, Load, Snapshot};
+use crate::service::{Connections, Ending, Endpoint, Load, Permit, Reuse, Snapshot, Turn, Wanted};
 use crate::timer::Timers;
 use crate::transport::Stream;
 use crate::transport::tls::{Connector, H2, HTTP_1_1, TlsFailure};
@@ -36,6 +42,12 @@ pub struct Target {
     pub tls: Option<Arc<Connector>>,
     pub connect: ConnectSettings,
     pub limits: checked::Pool,
+    /// All connections of the service, over all workers.
+    pub connections: Arc<Connections>,
+    /// How many of these there may be; none for any number.
+    pub max_connections: Option<u32>,
+    /// How many may wait for one of these.
+    pub max_waiting: usize,
     /// How long a body may stand still.
     pub stream_idle_timeout: Duration,
 }
@@ -63,9 +75,18 @@ impl Target {
 
 /// A connection, or a part of one, that can carry an exchange.
 #[expect(clippy::large_enum_variant, reason = "it is never kept, and a box would be made for every request")]
-enum Open {
+pub(super) enum Open {
     Http1(Connection),
     Http2(h2::Exchange),
+}
+
+/// What who wants a connection is given.
+#[expect(clippy::large_enum_variant, reason = "it is never kept, and a box would be made for every connection")]
+enum Granted {
+    /// The right to open one.
+    Permit(Permit),
+    /// One that has come home in the meantime.
+    Home(Open),
 }
 
 /// An exchange that has brought no response.
@@ -97,6 +118,10 @@ pub struct Pool {
     /// The one used last is at the end, and used first: the others can grow old.
     idle: RefCell<Vec<Idle>>,
     h2: h2::Shared,
+    /// What has come home for those who wait, by their number, until they take it.
+    handed: RefCell<Vec<(u64, Open)>>,
+    /// How many of this pool wait.
+    waiting: Cell<usize>,
     /// Whether HTTP/1.1 was agreed on last.
     spoke_http1: Cell<bool>,
     /// Set when the target is gone: connections that come home are closed.
@@ -111,6 +136,8 @@ impl Pool {
             scratch: scratch.clone(),
             idle: RefCell::default(),
             h2: h2::Shared::default(),
+            handed: RefCell::default(),
+            waiting: Cell::new(0),
             spoke_http1: Cell::new(false),
             retired: Cell::new(false),
         })
@@ -133,18 +160,17 @@ impl Pool {
     ) -> Result<Reply, Failure> {
         // Only HTTP/1.1 can be changed for another protocol.
         let http1 = self.target.may_speak_http2() && head.headers.contains_key(UPGRADE);
-        let body = match self.pooled(http1) {
-            None => body,
-            Some(pooled) => match self.exchange(pooled, head, body, sent).await {
-                Err(Failed { again: Some(body), .. }) => {
-                    resent();
-                    body
-                }
-                result => return result.map_err(|failed| failed.failure),
-            },
+        let (open, is_used) = match self.pooled(http1) {
+            Some(pooled) => (pooled, true),
+            None => self.open(http1, if http1 { Reuse::Http1 } else { Reuse::Any }).await?,
         };
-        let opened = if http1 { self.open_http1().await? } else { self.open().await? };
-        self.exchange(opened, head, body, sent).await.map_err(|failed| failed.failure)
+        let body = match self.exchange(open, head, body, sent).await {
+            Err(Failed { again: Some(body), .. }) if is_used => body,
+            result => return result.map_err(|failed| failed.failure),
+        };
+        resent();
+        let (open, _) = self.open(http1, Reuse::None).await?;
+        self.exchange(open, head, body, sent).await.map_err(|failed| failed.failure)
     }
 
     async fn exchange(self: &Rc<Self>, on: Open, head: &Parts, body: Body, sent: &Cell<bool>) -> Result<Reply, Failed> {
@@ -172,36 +198,84 @@ impl Pool {
         http2.map(Open::Http2).or_else(|| self.take().map(Open::Http1))
     }
 
-    /// A new connection of HTTP/1.1.
-    async fn open_http1(&self) -> Result<Open, Failure> {
-        let (io, _, permit) = self.connect_with(&[HTTP_1_1]).await?;
-        Ok(Open::Http1(Connection::new(io, self.scratch.clone(), permit)))
-    }
-
-    /// A new connection, or a place on one that somebody else has opened in the meantime.
-    async fn open(self: &Rc<Self>) -> Result<Open, Failure> {
+    /// A new connection, or a place on one that somebody else has opened in the meantime; or where there may be no more
+    /// connections, one that has come home, and then true. It is of HTTP/1.1 if it has to be.
+    async fn open(self: &Rc<Self>, http1: bool, reuse: Reuse) -> Result<(Open, bool), Failure> {
         let mut turn = None;
-        if !self.expects_http1() {
-            turn = Some(self.h2.opening.lock().await);
+        if !http1 && !self.expects_http1() {
+            turn = Some(self.turn_to_open().await?);
             if let Some(opened) = self.h2.pooled(self) {
-                return Ok(Open::Http2(opened));
+                return Ok((Open::Http2(opened), false));
             }
         }
         // Who was before may have found out that each request needs a connection of its own.
         let _turn = turn.filter(|_| !self.expects_http1());
+        let permit = match self.permit(reuse).await? {
+            Granted::Permit(permit) => permit,
+            Granted::Home(open) => return Ok((open, true)),
+        };
         let offered: &[&[u8]] = match self.target.protocol {
+            _ if http1 => &[HTTP_1_1],
             UpstreamProtocol::Negotiated => &[H2, HTTP_1_1],
             UpstreamProtocol::Http1 => &[HTTP_1_1],
             UpstreamProtocol::Http2 => &[H2],
         };
-        let (io, agreed, permit) = self.connect_with(offered).await?;
+        let (io, agreed) = self.connect(&[], Some(offered)).await?;
         // An endpoint that does not negotiate at all speaks what it is said to.
-        if agreed || self.target.protocol == UpstreamProtocol::Http2 {
+        if !http1 && (agreed || self.target.protocol == UpstreamProtocol::Http2) {
             self.spoke_http1.set(false);
-            return self.h2.begin(self, io, permit).await.map(Open::Http2);
+            return self.h2.begin(self, io, permit).await.map(|exchange| (Open::Http2(exchange), false));
         }
-        self.spoke_http1.set(true);
-        Ok(Open::Http1(Connection::new(io, self.scratch.clone(), permit)))
+        if !http1 {
+            self.spoke_http1.set(true);
+        }
+        Ok((Open::Http1(Connection::new(io, self.scratch.clone(), permit)), false))
+    }
+
+    /// Waits while somebody else opens a connection that may be shared, for as long as that may take.
+    async fn turn_to_open(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
+        let turn = self.timers.within(self.target.connect.timeout, self.h2.opening.lock()).await;
+        turn.map_err(|_| match self.waiting.get() {
+            0 => Failure::ConnectTimeout { address: self.target.address.to_string() },
+            _ => self.no_permit(),
+        })
+    }
+
+    /// The right to a new connection, or one that is open and can be reused. Where there may be no more connections
+    /// it waits for its turn, for as long as connecting may take.
+    async fn permit(&self, reuse: Reuse) -> Result<Granted, Failure> {
+        let Target { connections, limits, connect, load, max_connections, max_waiting, .. } = &self.target;
+        let wanted = Wanted {
+            load: load.clone(),
+            limit: u32::try_from(limits.max_connections).unwrap_or(u32::MAX),
+            limit_of_service: max_connections.unwrap_or(u32::MAX),
+            home: self.home(),
+            reuse,
+        };
+        if let Some(permit) = connections.try_take(&wanted) {
+            return Ok(Granted::Permit(permit));
+        }
+        let waiting = connections.wait(wanted, *max_waiting).ok_or_else(|| self.no_permit())?;
+        let awaited = Awaited::new(self, waiting.number());
+        match self.timers.within(connect.timeout, waiting).await {
+            Ok(Some(Turn::Permit(permit))) => Ok(Granted::Permit(permit)),
+            Ok(Some(Turn::Home)) => awaited.take().map(Granted::Home).ok_or_else(|| self.no_permit()),
+            Ok(None) | Err(_) => Err(self.no_permit()),
+        }
+    }
+
+    fn no_permit(&self) -> Failure {
+        Failure::NoPermit { address: self.target.address.to_string() }
+    }
+
+    /// What no other pool is called at the same time.
+    pub(super) fn home(&self) -> usize {
+        std::ptr::from_ref(self).addr()
+    }
+
+    /// Keeps what has come home for whoever waits under this number, and has been told so.
+    pub(super) fn hand(&self, number: u64, open: Open) {
+        self.handed.borrow_mut().push((number, open));
     }
 
     /// Whether a new connection is for one request at a time, as far as is known: what was agreed on last is most
@@ -238,29 +312,21 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// When there are as many connections as the endpoint's limit allows, or none comes about in time.
+    /// When there are as many connections as may be and none of them ends in time, or none comes about in time.
     pub async fn connect_tunnel(&self, header: &[u8], with_tls: bool) -> Result<(Stream, Permit), Failure> {
-        self.connect_saying(header, with_tls.then_some(&[])).await.map(|(io, _, permit)| (io, permit))
+        match self.permit(Reuse::None).await? {
+            Granted::Permit(permit) => Ok((self.connect(header, with_tls.then_some(&[])).await?.0, permit)),
+            Granted::Home(_) => Err(self.no_permit()),
+        }
     }
 
-    /// A new connection for exchanges, with these protocols offered where there is TLS; and whether HTTP/2 was agreed
-    /// on.
-    async fn connect_with(&self, protocols: &[&[u8]]) -> Result<(Stream, bool, Permit), Failure> {
-        self.connect_saying(&[], Some(protocols)).await
-    }
-
-    async fn connect_saying(
-        &self,
-        header: &[u8],
-        protocols: Option<&[&[u8]]>,
-    ) -> Result<(Stream, bool, Permit), Failure> {
+    /// A new connection, with these protocols offered where there is TLS, none for no TLS; and whether HTTP/2 was
+    /// agreed on. `header` goes before everything else.
+    async fn connect(&self, header: &[u8], protocols: Option<&[&[u8]]>) -> Result<(Stream, bool), Failure> {
         let target = &self.target;
-        let permit = Permit::take(&target.load, target.limits.max_connections)
-            .ok_or_else(|| Failure::NoPermit { address: target.address.to_string() })?;
         let tls = target.tls.as_ref().zip(protocols).map(|(connector, protocols)| Offer { connector, protocols });
         let opening = Opening { header, tls };
-        let (io, http2) = connect(&self.timers, &target.address, target.socket, &target.connect, opening).await?;
-        Ok((io, http2, permit))
+        connect(&self.timers, &target.address, target.socket, &target.connect, opening).await
     }
 
     fn take(&self) -> Option<Connection> {
@@ -273,7 +339,18 @@ impl Pool {
     }
 
     /// Takes a connection back.
-    pub fn put(&self, connection: Connection) {
+    pub fn put(&self, mut connection: Connection) {
+        let Target { connections, load, .. } = &self.target;
+        if connections.is_awaited() {
+            if !connection.is_usable() {
+                return;
+            }
+            match connections.ending(load, self.home(), |reuse| reuse != Reuse::None) {
+                Ending::Own(number) => return self.hand(number, Open::Http1(connection)),
+                Ending::Another => return,
+                Ending::Nobody => {}
+            }
+        }
         let mut idle = self.idle.borrow_mut();
         if idle.len() < self.target.limits.max_idle && !self.retired.get() {
             idle.push(Idle { connection, since: self.timers.now() });
@@ -289,11 +366,31 @@ impl Pool {
         self.h2.sweep(&self.timers, timeout);
     }
 
+    /// Closes what is idle for as long as that serves somebody who waits for a connection; what has been idle longest
+    /// first.
+    pub fn give_up_idle(&self) {
+        let Target { connections, load, .. } = &self.target;
+        let oldest = || {
+            let mut idle = self.idle.borrow_mut();
+            (!idle.is_empty()).then(|| idle.remove(0))
+        };
+        while connections.awaiting(load) > 0
+            && let Some(oldest) = oldest()
+        {
+            drop(oldest);
+        }
+        self.h2.give_up_idle(connections.awaiting(load));
+    }
+
     /// Closes everything that is idle, now and from now on.
     pub fn retire(&self) {
         self.retired.set(true);
         self.idle.borrow_mut().clear();
         self.h2.retire();
+    }
+
+    pub(super) fn h2(&self) -> &h2::Shared {
+        &self.h2
     }
 
     /// The timers of this worker.
@@ -320,6 +417,38 @@ impl Pool {
     }
 }
 
+/// One who waits for a connection, under this number.
+struct Awaited<'a> {
+    pool: &'a Pool,
+    number: u64,
+}
+
+impl<'a> Awaited<'a> {
+    fn new(pool: &'a Pool, number: u64) -> Self {
+        pool.waiting.set(pool.waiting.get() + 1);
+        Self { pool, number }
+    }
+
+    /// What has come home for this one.
+    fn take(&self) -> Option<Open> {
+        let mut handed = self.pool.handed.borrow_mut();
+        let place = handed.iter().position(|(number, _)| *number == self.number)?;
+        Some(handed.swap_remove(place).1)
+    }
+}
+
+impl Drop for Awaited<'_> {
+    fn drop(&mut self) {
+        self.pool.waiting.set(self.pool.waiting.get().saturating_sub(1));
+        // It has come too late for this one.
+        match self.take() {
+            Some(Open::Http1(connection)) => self.pool.put(connection),
+            Some(Open::Http2(exchange)) => drop(exchange),
+            None => {}
+        }
+    }
+}
+
 /// The pools of one service's endpoints, by slot.
 #[derive(Default)]
 pub struct Pools {
@@ -340,6 +469,13 @@ impl Pools {
             other.retire();
         }
         pool
+    }
+
+    /// Closes what is idle for as long as that serves somebody who waits for a connection, on whichever worker.
+    pub fn give_up_idle(&self) {
+        for pool in self.by_slot.borrow().values() {
+            pool.give_up_idle();
+        }
     }
 
     /// Forgets the endpoints that are not registered any more, and closes what has been idle for too long.

@@ -10,6 +10,6 @@ pub mod reload;
 pub mod wait;
 
 pub use guests::{component, guest, instead, module, on_many, on_path};
-pub use host::{Host, facts, registered};
+pub use host::{Host, balancers, facts, registered};
 pub use log::log;
 pub use wait::wait_until;
