@@ -290,7 +290,7 @@ fn endpoints_are_followed() {
     };
     let change = |removed: &[SocketAddr], added: Vec<Registered>| {
         let removed = removed.iter().map(|address| format!("test#{address}")).collect();
-        proxy.app().state.directory.apply(vec![Change { service: "users".to_owned(), removed, added }]);
+        proxy.app().state.directory.apply(vec![Change { service: "users".to_owned(), removed, added, paused: None }]);
     };
     change(&[], vec![registered(two.address, 1), registered(refusing, 1)]);
     wait_until("the new one is checked", || two.connections() > 0);
