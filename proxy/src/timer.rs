@@ -86,9 +86,19 @@ impl Timers {
         }
     }
 
+    /// The time to a tick, long by one tick at most; nothing once it has come.
+    pub fn until(&self, tick: u64) -> Duration {
+        TICK.saturating_mul(u32::try_from(tick.saturating_sub(self.now.get())).unwrap_or(u32::MAX))
+    }
+
     /// A deadline that is moved as time goes on.
     pub fn deadline(self: &Rc<Self>, after: Duration) -> Deadline {
-        Deadline { at: self.tick_after(after), timers: self.clone(), key: None }
+        self.deadline_at(self.tick_after(after))
+    }
+
+    /// A deadline at this tick.
+    pub fn deadline_at(self: &Rc<Self>, tick: u64) -> Deadline {
+        Deadline { at: tick, timers: self.clone(), key: None }
     }
 
     /// The future's output, or [`Elapsed`] once the time is over.
@@ -105,6 +115,11 @@ pub struct Deadline {
 }
 
 impl Deadline {
+    /// When it passes.
+    pub fn tick(&self) -> u64 {
+        self.at
+    }
+
     /// Moves the deadline to this far from now. A task that waits for an earlier one is woken then, and waits on.
     pub fn reset(&mut self, after: Duration) {
         self.at = self.timers.tick_after(after);
@@ -200,6 +215,18 @@ mod tests {
         }
         assert_eq!(count.0.load(Relaxed), 1);
         assert!(deadline.poll_passed(&mut Context::from_waker(&waker)).is_ready());
+    }
+
+    #[test]
+    fn several_may_wait_for_the_same_tick() {
+        let timers = Rc::new(Timers::default());
+        let first = timers.deadline(TICK * 3);
+        let mut second = timers.deadline_at(first.tick());
+        assert_eq!(timers.until(first.tick()), TICK * 4);
+        timers.advance(first.tick());
+        assert!(second.poll_passed(&mut context()).is_ready());
+        timers.advance(first.tick() + 1);
+        assert_eq!(timers.until(first.tick()), Duration::ZERO);
     }
 
     #[test]

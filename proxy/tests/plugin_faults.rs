@@ -13,7 +13,9 @@ use heddle::plugin::{FaultKind, LoadError, SECOND_CHANCE};
 use heddle::registry::Registered;
 use heddle::server::decide::Choice;
 use proptest::prelude::*;
-use support::{Host, balancers, component, facts, guest, instead, log, module, on_many, on_path, registered, wait_until};
+use support::{
+    Host, balancers, component, facts, guest, instead, log, module, on_many, on_path, registered, wait_until,
+};
 
 /// A host with one service of three endpoints, and the guest in force.
 fn host_with(marks: &[(&str, &str)]) -> Host {
@@ -416,6 +418,7 @@ proptest! {
                             prop_assert!(eligible.is_some_and(|e| Arc::ptr_eq(e, &picked.endpoint)));
                         }
                         Choice::NoneEligible => prop_assert_eq!(snapshot.eligible_count(), 0),
+                        Choice::AllFull => prop_assert!(false, "{} is full", name),
                         Choice::Declined => prop_assert!(false, "{} declined", name),
                     }
                 }

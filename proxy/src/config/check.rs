@@ -5,20 +5,22 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::checked::{
     Config, Ejection, Etcd, EtcdLogin, EtcdWatch, FileSource, FixedEndpoint, KeyPair, Layout, Listener, ListenerTls,
-    Plugins, Policy, Pool, Protocol, Registry, Service, Services, TlsClient, UpstreamProtocol,
+    Plugins, Policy, Pool, Protocol, Registry, RetryBudget, Service, Services, TlsClient, UpstreamProtocol,
 };
 use super::file::{self, Admin, File, NamedService};
 use super::problem::{Place, Problems};
 use super::read::At;
-use super::{Checked, Written, service, tls as written};
+use super::{Checked, Listening, Written, service, tls as written};
 use crate::policy::Role;
 
+mod health;
 mod listener;
 mod tls;
 
@@ -29,19 +31,24 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         Some(Admin::Off) => None,
         None => Some(ADMIN),
     };
+    let listening = listening(&file);
     report_shared_addresses(&file, problems);
     report_no_folder(file.state.as_ref(), problems);
     report_no_folder(file.plugins.folder.as_ref(), problems);
+    report_no_socket(file.admin_socket.as_ref(), problems);
 
     let suffix = file.suffix.unwrap_or_else(|| "mesh".to_owned());
     report_unreachable_names(&file.services.named, &suffix, problems);
     let named = &file.services.named;
     let fixed = named.iter().filter_map(|service| fixed_endpoints(service, problems)).collect();
     report_files_of_services(&file.services, problems);
+    health::report(&file.services, problems);
     let policies = policies(&file.services, place);
     let default = inherit(&file.services.default, &built_in_service());
     let inherited = |service: &NamedService| Arc::new(inherit(&service.settings, &default));
-    let named = named.iter().map(|service| (service.name.value.clone(), inherited(service))).collect();
+    let named: HashMap<_, _> = named.iter().map(|service| (service.name.value.clone(), inherited(service))).collect();
+    let services = Services { default: Arc::new(default), named };
+    report_idle_queues(&file.services, &services, problems);
 
     let certificates = certificates(&file.certificates, problems);
     let has_common = !file.certificates.is_empty();
@@ -51,8 +58,10 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
     let config = Config {
         workers: file.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         drain: file.drain.unwrap_or(Duration::from_secs(8)),
+        drain_delay: file.drain_delay.unwrap_or(Duration::ZERO),
         state: file.state.map(|at| at.value),
         admin,
+        admin_socket: file.admin_socket.map(|at| at.value),
         via: file.via.unwrap_or_else(own_name),
         suffix,
         plugins: plugins(file.plugins),
@@ -63,12 +72,15 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
             file: file.file.and_then(|written| file_source(written, problems)),
             fixed,
         },
-        services: Services { default: Arc::new(default), named },
+        services,
     };
-    Checked { config, policies }
+    Checked { config, listening, policies }
 }
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 4191);
+
+/// The longest path of a Unix socket, in bytes (unix(7): 108 with the NUL).
+const LONGEST_SOCKET: usize = 107;
 
 /// A name in `Via` that no other process has: 64 random bits, drawn once.
 fn own_name() -> String {
@@ -78,6 +90,16 @@ fn own_name() -> String {
         format!("heddle-{:016x}", RandomState::new().hash_one(std::process::id()))
     };
     NAME.get_or_init(draw).clone()
+}
+
+/// Every address that is written.
+fn listening(file: &File) -> Vec<Listening> {
+    let admin = match &file.admin {
+        Some(Admin::At(at)) => Some(at),
+        Some(Admin::Off) | None => None,
+    };
+    let all = file.listeners.iter().filter_map(|listener| listener.address.as_ref()).chain(admin);
+    all.map(|at| Listening { key: at.key.clone(), place: at.place.clone(), address: at.value }).collect()
 }
 
 /// Two listeners, or a listener and the admin server, on one address. Port 0 is another one each time.
@@ -101,6 +123,26 @@ fn report_no_folder(at: Option<&At<PathBuf>>, problems: &mut Problems) {
     if let Some(at) = at.filter(|at| at.value.exists() && !at.value.is_dir()) {
         problems.add(at.problem(format!("{} is not a folder", at.value.display()), "expected a folder"));
     }
+}
+
+/// Where no Unix socket can be.
+fn report_no_socket(at: Option<&At<PathBuf>>, problems: &mut Problems) {
+    let Some(at) = at else { return };
+    let (path, length) = (at.value.display(), at.value.as_os_str().len());
+    let there = std::fs::symlink_metadata(&at.value);
+    if length > LONGEST_SOCKET {
+        let found = format!("{path} has {length} bytes");
+        problems.add(at.problem(found, format!("expected a path of at most {LONGEST_SOCKET} bytes")));
+    } else if there.is_ok_and(|there| !there.file_type().is_socket()) {
+        problems.add(at.problem(format!("{path} is no socket"), "expected a path at which there is nothing else"));
+    } else if !folder_of(&at.value).is_dir() {
+        let found = format!("there is no folder {}", folder_of(&at.value).display());
+        problems.add(at.problem(found, "expected a socket in a folder that exists"));
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn report_unreachable_names(services: &[NamedService], suffix: &str, problems: &mut Problems) {
@@ -153,7 +195,7 @@ fn file_source(written: file::FileSource, problems: &mut Problems) -> Option<Fil
             "expected a TOML or JSON file with one of these endings",
         ));
     }
-    let folder = at.value.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(&at.value);
     if !folder.is_dir() {
         let found = format!("there is no folder {}", folder.display());
         problems.add(at.problem(found, "expected a file in a folder that exists; the file itself may come later"));
@@ -258,12 +300,28 @@ fn report_files_of_services(services: &file::Services, problems: &mut Problems) 
     }
 }
 
+/// Queues in which nobody would ever wait, since nothing limits the requests of those that have them.
+fn report_idle_queues(written: &file::Services, checked: &Services, problems: &mut Problems) {
+    let waits = |at: &&At<u32>| at.value > 0;
+    let of_all = written.default.max_pending.as_ref().filter(waits);
+    let of_all = of_all.filter(|_| !checked.named.values().chain([&checked.default]).any(|s| s.max_requests.is_some()));
+    let of_one = written.named.iter().filter_map(|service| {
+        let at = service.settings.max_pending.as_ref().filter(waits)?;
+        checked.get(&service.name.value).max_requests.is_none().then_some(at)
+    });
+    for at in of_all.into_iter().chain(of_one) {
+        problems.add(at.problem("nobody waits where max_requests sets no limit", "expected max_requests beside it"));
+    }
+}
+
 fn built_in_service() -> Service {
     Service {
         balancer: Policy { plugin: Arc::from("round-robin"), config: Arc::from("{}") },
         retry: None,
         breaker: None,
         ejection: Ejection { max_percent: 10, panic_percent: 50 },
+        retry_budget: RetryBudget { percent: 20, min: 3 },
+        max_replay_bytes: 64 << 10,
         protocol: UpstreamProtocol::Negotiated,
         connect_timeout: Duration::from_secs(1),
         request_timeout: Duration::from_secs(15),
@@ -271,7 +329,12 @@ fn built_in_service() -> Service {
         tunnel_idle_timeout: Duration::from_secs(60 * 60),
         tls: None,
         proxy_protocol: None,
-        pool: Pool { max_idle: 128, idle_timeout: Duration::from_secs(60), max_connections: 1024 },
+        max_connections: None,
+        max_requests: None,
+        max_pending: 0,
+        max_pending_time: Duration::from_secs(1),
+        pool: Pool { max_idle: 128, idle_timeout: Duration::from_secs(60), max_connections: 1024, max_requests: None },
+        health_check: None,
     }
 }
 
@@ -285,6 +348,11 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
             max_percent: written.ejection.max_percent.unwrap_or(base.ejection.max_percent),
             panic_percent: written.ejection.panic_percent.unwrap_or(base.ejection.panic_percent),
         },
+        retry_budget: RetryBudget {
+            percent: written.retry_budget.percent.unwrap_or(base.retry_budget.percent),
+            min: written.retry_budget.min.unwrap_or(base.retry_budget.min),
+        },
+        max_replay_bytes: written.max_replay_bytes.unwrap_or(base.max_replay_bytes),
         protocol: written.protocol.unwrap_or(base.protocol),
         connect_timeout: written.connect_timeout.unwrap_or(base.connect_timeout),
         request_timeout: written.request_timeout.unwrap_or(base.request_timeout),
@@ -296,10 +364,19 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
             None => base.tls.clone(),
         },
         proxy_protocol: written.proxy_protocol.unwrap_or(base.proxy_protocol),
+        max_connections: written.max_connections.or(base.max_connections),
+        max_requests: written.max_requests.or(base.max_requests),
+        max_pending: written.max_pending.as_ref().map_or(base.max_pending, |at| at.value),
+        max_pending_time: written.max_pending_time.unwrap_or(base.max_pending_time),
         pool: Pool {
             max_idle: written.pool.max_idle.unwrap_or(base.pool.max_idle),
             idle_timeout: written.pool.idle_timeout.unwrap_or(base.pool.idle_timeout),
             max_connections: written.pool.max_connections.unwrap_or(base.pool.max_connections),
+            max_requests: written.pool.max_requests.or(base.pool.max_requests),
+        },
+        health_check: match &written.health_check {
+            Some(check) => check.inherit(base.health_check.as_deref()).map(Arc::new),
+            None => base.health_check.clone(),
         },
     }
 }

@@ -8,6 +8,9 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderName, Method};
+
 use crate::policy::Role;
 
 /// Everything that one proxy process runs by.
@@ -15,12 +18,17 @@ use crate::policy::Role;
 pub struct Config {
     /// Worker threads; by default one for each core that this process may use.
     pub workers: usize,
-    /// How long requests under way may take once the proxy has been told to stop; 8 s by default.
+    /// How long requests under way may take once nothing more is accepted; 8 s by default.
     pub drain: Duration,
+    /// How long connections are still accepted once the proxy has been told to stop; 0 s by default. In the meantime it
+    /// is not ready, and asks clients to leave.
+    pub drain_delay: Duration,
     /// Folder for what must survive a restart (the registry's last answer); without one nothing is kept.
     pub state: Option<PathBuf>,
     /// Where health, metrics and state are served; `127.0.0.1:4191` by default, none when switched off.
     pub admin: Option<SocketAddr>,
+    /// Unix socket on which commands are taken too; none by default.
+    pub admin_socket: Option<PathBuf>,
     /// This proxy's name in `Via`. Unique to the process by default, so that a loop is told from a chain of proxies.
     pub via: String,
     /// A host `NAME.SUFFIX` calls the service `NAME`; `mesh` by default, empty for none. Without leading dot.
@@ -34,7 +42,7 @@ pub struct Config {
 }
 
 /// Where policies come from, and their bounds.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plugins {
     /// The folder whose `*.wasm` files are policies; it need not exist yet. None: the built-in ones only.
     pub folder: Option<PathBuf>,
@@ -51,7 +59,7 @@ pub struct Plugins {
 }
 
 /// One address that applications connect to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     pub address: SocketAddr,
     /// What clients speak here; HTTP by default.
@@ -79,6 +87,9 @@ pub struct Listener {
     /// From a request's head to the end of its response; none, the default, for as long as it takes. A gRPC call has the
     /// sooner of this and its own `grpc-timeout`. Kept to a tenth of a second, never early.
     pub request_deadline: Option<Duration>,
+    /// The header in which a client may say how long it waits, in milliseconds: the sooner of this and the other deadlines
+    /// holds, and what is left of it is what endpoints are told in the same header. None by default.
+    pub deadline_header: Option<HeaderName>,
     /// How long a connection may stay open without a request, also before the first: browsers connect ahead of time. 1 h
     /// by default. For the first byte of TLS it is `handshake_timeout`, or `header_timeout` where TLS passes through.
     pub idle_timeout: Duration,
@@ -209,7 +220,7 @@ pub enum Forwarded {
 }
 
 /// Where endpoints are announced. Several sources may be in use at once; each announces services of its own.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Registry {
     pub etcd: Option<Etcd>,
     pub file: Option<FileSource>,
@@ -228,7 +239,7 @@ pub struct FixedEndpoint {
 }
 
 /// A watched file with services and endpoints.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSource {
     /// `.toml` or `.json`.
     pub path: PathBuf,
@@ -237,7 +248,7 @@ pub struct FileSource {
 }
 
 /// An etcd cluster (v3 API, 3.4 or later).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Etcd {
     /// One URL a member: `http://host:port` or `https://host:port`. Tried in turn.
     pub members: Vec<String>,
@@ -258,7 +269,7 @@ pub struct Etcd {
 }
 
 /// User and password; the token is renewed when the server no longer takes it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct EtcdLogin {
     pub user: String,
     pub password: String,
@@ -271,7 +282,7 @@ impl fmt::Debug for EtcdLogin {
 }
 
 /// TLS to etcd. The files were readable when the configuration was checked; they are read again at each connection.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdTls {
     /// PEM file of the authorities to trust; none: the system's.
     pub ca: Option<PathBuf>,
@@ -282,7 +293,7 @@ pub struct EtcdTls {
 }
 
 /// One part of the key space and how to read it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdWatch {
     pub prefix: Vec<u8>,
     pub layout: Layout,
@@ -318,6 +329,10 @@ pub struct Service {
     /// Who judges endpoints by how attempts end; none by default.
     pub breaker: Option<Policy>,
     pub ejection: Ejection,
+    pub retry_budget: RetryBudget,
+    /// Bytes of a request's body that are kept while it is sent, so that it can be sent again; 64 KiB by default. Only
+    /// with a retry policy.
+    pub max_replay_bytes: usize,
     /// Where it is stated, in other words not [`UpstreamProtocol::Negotiated`], the service is sent requests and nothing
     /// else: what is not recognized, in a tunnel or with [`Protocol::Auto`], is refused. [`Protocol::Tcp`] passes it on.
     pub protocol: UpstreamProtocol,
@@ -335,7 +350,66 @@ pub struct Service {
     /// The header that connections to the endpoints begin with, to tell them the client's address. Only connections
     /// that carry one client's bytes have one: those that are passed on as they are.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// Connections to all endpoints at once, idle or busy, over all workers; none, the default, for any number.
+    pub max_connections: Option<u32>,
+    /// Requests and tunnels at once, over all workers; none, the default, for any number. A request counts from before
+    /// its first attempt to the end of its response. Further ones wait in the queue, or are answered 503.
+    pub max_requests: Option<u32>,
+    /// How many wait where there are `max_requests`, over all workers; 0 by default: none does.
+    pub max_pending: u32,
+    /// How long one waits at most; 1 s by default. Its own deadline may be sooner.
+    pub max_pending_time: Duration,
     pub pool: Pool,
+    /// How the proxy finds out by itself whether endpoints are well; none by default.
+    pub health_check: Option<Arc<HealthCheck>>,
+}
+
+/// Active health checks of a service's endpoints. See [`check`](crate::check) for what comes of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub kind: CheckKind,
+    /// From the start of a check to the start of the next, of which up to a tenth is taken at random; 2 s by default. An
+    /// endpoint that is out of use is checked `rise` times as often.
+    pub interval: Duration,
+    /// For one check, connecting included; 1 s by default.
+    pub timeout: Duration,
+    /// So many checks passed in a row put an endpoint back into use; 2 by default.
+    pub rise: u32,
+    /// So many checks failed in a row take it out of use; 3 by default. For an endpoint that has passed none yet, one
+    /// failure does.
+    pub fall: u32,
+}
+
+/// What is asked of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckKind {
+    /// Whether there is a connection, of TLS where the service has it.
+    Tcp,
+    Http(HttpCheck),
+    /// `grpc.health.v1.Health/Check`.
+    Grpc(GrpcCheck),
+}
+
+/// A request, and what it is to be answered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpCheck {
+    /// GET, the default, or HEAD.
+    pub method: Method,
+    /// `/` by default.
+    pub path: PathAndQuery,
+    /// None, the default: the service's name.
+    pub host: Option<Authority>,
+    /// Any of these statuses passes; 200 by default.
+    pub statuses: Vec<RangeInclusive<u16>>,
+}
+
+/// A question to gRPC's health service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GrpcCheck {
+    /// Whose health is asked for; empty, the default, for the server as a whole.
+    pub service: String,
+    /// None, the default: the service's name.
+    pub host: Option<Authority>,
 }
 
 impl Service {
@@ -355,6 +429,15 @@ pub struct Ejection {
     pub max_percent: u8,
     /// When less than this share of the endpoints is well, all of them are used again; 50 by default, 0 for never.
     pub panic_percent: u8,
+}
+
+/// How many retries, hedges counted, may be under way at once for a service, over all workers: the greater of the two.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RetryBudget {
+    /// Of the requests under way, in percent; 20 by default.
+    pub percent: u32,
+    /// However few requests there are; 3 by default.
+    pub min: u32,
 }
 
 /// TLS to endpoints.
@@ -396,6 +479,17 @@ pub enum UpstreamProtocol {
     Http2,
 }
 
+impl UpstreamProtocol {
+    /// Whether connections, with or without TLS, may turn out to carry HTTP/2.
+    pub fn may_be_http2(self, tls: bool) -> bool {
+        match self {
+            Self::Negotiated => tls,
+            Self::Http1 => false,
+            Self::Http2 => true,
+        }
+    }
+}
+
 /// Connections to one endpoint.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Pool {
@@ -403,6 +497,10 @@ pub struct Pool {
     pub max_idle: usize,
     /// How long an idle one is kept; 60 s by default.
     pub idle_timeout: Duration,
-    /// At once, idle or busy, over all workers; 1,024 by default. A request that would need one more is answered 503.
+    /// At once, idle or busy, over all workers; 1,024 by default. A request that would need one more waits for
+    /// `connect_timeout` while idle ones are given up, and is then answered 503.
     pub max_connections: usize,
+    /// Requests and tunnels at once at the endpoint, over all workers; none, the default, for any number. An endpoint that
+    /// has so many is passed over.
+    pub max_requests: Option<u32>,
 }

@@ -6,12 +6,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::HeaderName;
+
 use super::checked::{Forwarded, Network, Protocol};
 use super::file::WAIT;
 use super::read::{At, Section, take_item};
 use super::tls::KeyPair;
 use super::tree::Value;
-use super::value::{choice, duration, flag, integer, network, path, ports, refuse, service_name, size, socket_address};
+use super::value::{
+    choice, duration, flag, header_name, integer, network, path, ports, refuse, service_name, size, socket_address,
+};
 
 /// More than this is no protocol that the client leaves to the server, but a client that does not answer.
 const DETECT: RangeInclusive<Duration> = Duration::from_millis(1)..=Duration::from_secs(10);
@@ -29,6 +33,7 @@ pub(super) struct Listener {
     pub header_timeout: Option<Duration>,
     pub body_timeout: Option<Duration>,
     pub request_deadline: Option<Duration>,
+    pub deadline_header: Option<HeaderName>,
     pub idle_timeout: Option<Duration>,
     pub max_connections: Option<usize>,
     pub max_connections_per_client: Option<At<usize>>,
@@ -107,6 +112,7 @@ impl Listener {
             header_timeout: s.get("header_timeout", duration(WAIT)),
             body_timeout: s.get("body_timeout", duration(WAIT)),
             request_deadline: s.get("request_deadline", duration(WAIT)),
+            deadline_header: s.get("deadline_header", header_name),
             idle_timeout: s.get("idle_timeout", duration(WAIT)),
             max_connections: s.get("max_connections", integer(1..=10_000_000)),
             max_connections_per_client: s.at("max_connections_per_client", integer(1..=10_000_000)),
@@ -134,6 +140,7 @@ const OF_REQUESTS: &[&str] = &[
     "forwarded",
     "body_timeout",
     "request_deadline",
+    "deadline_header",
     "max_headers",
     "max_header_bytes",
     "max_uri_bytes",

@@ -1,5 +1,6 @@
 //! A service's table as it is written: `[service.NAME]`.
 
+use std::ops::RangeInclusive;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,11 +9,12 @@ use serde_json::{Map, Number};
 
 use super::checked::{FixedEndpoint, Policy, ProxyProtocol, UpstreamProtocol};
 use super::file::WAIT;
+use super::health::HealthCheck;
 use super::problem::{Problem, Problems};
 use super::read::{At, Refusal, Section, take_item};
 use super::tls;
 use super::tree::{Node, Table, Value};
-use super::value::{choice, duration, endpoint_address, integer, plugin, refuse, shown};
+use super::value::{choice, duration, endpoint_address, integer, plugin, refuse, shown, size};
 
 /// `[service.NAME]` or `[service.default]`.
 #[derive(Default)]
@@ -29,8 +31,15 @@ pub(super) struct Service {
     pub tls: Option<Tls>,
     /// None in it for `"off"`.
     pub proxy_protocol: Option<Option<ProxyProtocol>>,
+    pub max_connections: Option<u32>,
+    pub max_requests: Option<u32>,
+    pub max_pending: Option<At<u32>>,
+    pub max_pending_time: Option<Duration>,
     pub pool: Pool,
     pub ejection: Ejection,
+    pub retry_budget: RetryBudget,
+    pub max_replay_bytes: Option<usize>,
+    pub health_check: Option<HealthCheck>,
     pub endpoints: Option<Vec<At<FixedEndpoint>>>,
 }
 
@@ -47,6 +56,7 @@ pub(super) struct Pool {
     pub max_idle: Option<usize>,
     pub idle_timeout: Option<Duration>,
     pub max_connections: Option<usize>,
+    pub max_requests: Option<u32>,
 }
 
 /// `ejection` of a service.
@@ -54,6 +64,13 @@ pub(super) struct Pool {
 pub(super) struct Ejection {
     pub max_percent: Option<u8>,
     pub panic_percent: Option<u8>,
+}
+
+/// `retry_budget` of a service.
+#[derive(Default)]
+pub(super) struct RetryBudget {
+    pub percent: Option<u32>,
+    pub min: Option<u32>,
 }
 
 impl Service {
@@ -70,12 +87,22 @@ impl Service {
             tunnel_idle_timeout: s.get("tunnel_idle_timeout", duration(WAIT)),
             tls: tls(s, base),
             proxy_protocol: s.get("proxy_protocol", choice("a version of the PROXY protocol", PROXY_PROTOCOLS)),
+            max_connections: s.get("max_connections", integer(MOST)),
+            max_requests: s.get("max_requests", integer(MOST)),
+            max_pending: s.at("max_pending", integer(0..=1_000_000)),
+            max_pending_time: s.get("max_pending_time", duration(WAIT)),
             pool: s.section("pool", pool).unwrap_or_default(),
             ejection: s.section("ejection", ejection).unwrap_or_default(),
+            retry_budget: s.section("retry_budget", retry_budget).unwrap_or_default(),
+            max_replay_bytes: s.get("max_replay_bytes", size(0..=16 << 20)),
+            health_check: HealthCheck::read(s),
             endpoints: s.list("endpoints", endpoint),
         }
     }
 }
+
+/// How many there may be at once, of a service over all workers.
+const MOST: RangeInclusive<u32> = 1..=10_000_000;
 
 const PROTOCOLS: &[(&str, UpstreamProtocol)] = &[
     ("negotiated", UpstreamProtocol::Negotiated),
@@ -102,6 +129,7 @@ fn pool(s: &mut Section<'_>) -> Pool {
         max_idle: s.get("max_idle", integer(0..=1_000_000)),
         idle_timeout: s.get("idle_timeout", duration(WAIT)),
         max_connections: s.get("max_connections", integer(1..=1_000_000)),
+        max_requests: s.get("max_requests", integer(1..=1_000_000)),
     }
 }
 
@@ -110,6 +138,10 @@ fn ejection(s: &mut Section<'_>) -> Ejection {
         max_percent: s.get("max_percent", integer(0..=100)),
         panic_percent: s.get("panic_percent", integer(0..=100)),
     }
+}
+
+fn retry_budget(s: &mut Section<'_>) -> RetryBudget {
+    RetryBudget { percent: s.get("percent", integer(0..=100)), min: s.get("min", integer(0..=1_000_000)) }
 }
 
 /// `"host:port"`, or a table with an address and more.

@@ -2,7 +2,9 @@
 //!
 //! Nothing here does I/O or reads a clock.
 
+mod latency;
 mod outcome;
+pub mod retry;
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
@@ -10,6 +12,7 @@ use std::time::Duration;
 
 use http::request::Parts;
 
+pub use latency::Latencies;
 pub use outcome::{Failure, Health, Kind, Outcome};
 
 /// What a policy decides.
@@ -56,7 +59,7 @@ pub struct Terms {
 /// What a policy may ask about the request, or the connection, that it decides on.
 #[derive(Debug)]
 pub struct Facts {
-    /// The request as the client sent it; nothing that counts where a connection is decided on.
+    /// The request as endpoints get it; nothing that counts where a connection is decided on.
     pub head: Parts,
     /// Whether the decision is about a request, and not about a connection.
     pub is_request: bool,

@@ -58,6 +58,11 @@ pub fn is_call(headers: &HeaderMap) -> bool {
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
+/// The status that these headers, or trailers, say; none where they say none that can be read.
+pub fn status(headers: &HeaderMap) -> Option<u32> {
+    headers.get(STATUS)?.to_str().ok()?.parse().ok()
+}
+
 /// A `grpc-timeout` that cannot be read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("a grpc-timeout that is not at most eight digits and one of H, M, S, m, u, n")]
@@ -92,6 +97,22 @@ fn decode_timeout(value: &[u8]) -> Option<Duration> {
         b'n' => Some(Duration::from_nanos(amount)),
         _ => None,
     }
+}
+
+/// Says how long the caller still waits, in place of what was said before: at most eight digits, in the finest unit in
+/// which they suffice, and never more than is left. At least a microsecond.
+pub fn write_timeout(headers: &mut HeaderMap, left: Duration) {
+    if let Ok(value) = HeaderValue::try_from(encode_timeout(left)) {
+        headers.insert(TIMEOUT, value);
+    }
+}
+
+fn encode_timeout(left: Duration) -> String {
+    const MOST: u128 = 99_999_999;
+    let units = [(1, 'u'), (1_000, 'm'), (1_000_000, 'S'), (60_000_000, 'M'), (3_600_000_000, 'H')];
+    let amounts = units.map(|(micros, unit)| (left.as_micros() / micros, unit));
+    let (amount, unit) = amounts.into_iter().find(|(amount, _)| *amount <= MOST).unwrap_or((MOST, 'H'));
+    format!("{amount}{unit}")
 }
 
 /// Printable ASCII but `%` as it is, and every other byte as `%` with two digits.
@@ -149,6 +170,23 @@ mod tests {
     }
 
     #[test]
+    fn timeouts_are_written_in_a_unit_that_fits() {
+        for (left, written) in [
+            (Duration::from_micros(1), "1u"),
+            (Duration::from_nanos(1999), "1u"),
+            (Duration::from_micros(99_999_999), "99999999u"),
+            (Duration::from_micros(100_000_000), "100000m"),
+            (Duration::from_millis(99_999_999), "99999999m"),
+            (Duration::from_secs(100_000), "100000S"),
+            (Duration::from_secs(100_000_059), "1666667M"),
+            (Duration::from_secs(60 * 99_999_999 + 3600), "1666667H"),
+            (Duration::MAX, "99999999H"),
+        ] {
+            assert_eq!(encode_timeout(left), written);
+        }
+    }
+
+    #[test]
     fn a_reason_is_told_in_what_a_header_may_hold() {
         let mut map = HeaderMap::new();
         Code::Unavailable.write("100 % of \"users\"\r\n\u{e9}", &mut map);
@@ -164,6 +202,14 @@ mod tests {
             prop_assert!(HeaderValue::try_from(&encoded).is_ok());
             let decoded = percent_encoding::percent_decode_str(&encoded).decode_utf8().unwrap();
             prop_assert_eq!(decoded, message);
+        }
+
+        /// What is written can be read again, and is no more than it was.
+        #[test]
+        fn a_timeout_never_grows(seconds in 0_u64..1 << 48, shift in 0_u32..48, nanos in 1000_u32..1_000_000_000) {
+            let left = Duration::new(seconds >> shift, nanos);
+            let read = decode_timeout(encode_timeout(left).as_bytes()).unwrap();
+            prop_assert!(read <= left && encode_timeout(left).len() <= 9, "{left:?} became {read:?}");
         }
 
         /// Nothing that a client can send makes the decoder fail otherwise than by saying no.

@@ -113,6 +113,18 @@ pub fn reset_code(error: &hyper::Error) -> Option<u32> {
     None
 }
 
+/// Whether the other side has said that it is going away without having looked at the request.
+pub fn is_going_away(error: &hyper::Error) -> bool {
+    let mut source = error.source();
+    while let Some(error) = source {
+        if let Some(error) = error.downcast_ref::<h2::Error>() {
+            return error.is_go_away() && error.is_remote();
+        }
+        source = error.source();
+    }
+    false
+}
+
 /// The error with its causes.
 pub fn describe(error: &hyper::Error) -> String {
     let mut text = error.to_string();

@@ -4,6 +4,7 @@
 //! speaks a protocol version appears outside the files that speak it.
 
 pub mod body;
+pub mod deadline;
 pub mod grpc;
 pub mod h1;
 pub mod headers;

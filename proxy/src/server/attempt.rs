@@ -20,7 +20,7 @@ use super::refusal::Refusal;
 use crate::proto::body::Stream;
 use crate::proto::{Body, BodyError};
 use crate::service::ServiceStats;
-use crate::timer::{Deadline, Timers};
+use crate::timer::Timers;
 use crate::upstream::{Failure, Pool, Reply};
 
 /// One attempt of a request.
@@ -34,23 +34,21 @@ pub(super) struct Attempt<'a> {
     pub body_timeout: Duration,
     /// How long the endpoint may take nothing of the request's body.
     pub idle_timeout: Duration,
-    /// When the whole exchange must have ended.
-    pub deadline: Option<&'a mut Deadline>,
+    /// Tick at which there must be a response, whatever else is allowed.
+    pub until: Option<u64>,
+    /// Says at any time whether a byte of the request may have reached the endpoint.
+    pub sent: &'a Cell<bool>,
 }
 
 impl Attempt<'_> {
     /// The response, and the request's body where that is still under way.
-    pub async fn run(
-        mut self,
-        timers: &Rc<Timers>,
-        head: &Parts,
-        body: Body,
-    ) -> Result<(Reply, Option<Upload>), Refusal> {
+    pub async fn run(self, timers: &Rc<Timers>, head: &Parts, body: Body) -> Result<(Reply, Option<Upload>), Refusal> {
         let (body, upload) = follow(body, timers);
-        let mut attempt = pin!(self.pool.attempt(head, body, || self.stats.resent.add(1)));
+        let mut attempt = pin!(self.pool.attempt(head, body, self.sent, || self.stats.resent.add(1)));
         // Looked at as often as the client's time may be over: when that begins is not told to this task.
         let most = if upload.is_some() { self.timeout.min(self.body_timeout) } else { self.timeout };
         let mut limit = timers.deadline(most);
+        let mut deadline = self.until.map(|tick| timers.deadline_at(tick));
         let reply = poll_fn(|cx| {
             if let Poll::Ready(result) = attempt.as_mut().poll(cx) {
                 // Where the request's body broke, what came of that is no fault of the endpoint's.
@@ -60,7 +58,7 @@ impl Attempt<'_> {
                     None => failure.into(),
                 }));
             }
-            if self.deadline.as_mut().is_some_and(|deadline| deadline.poll_passed(cx).is_ready()) {
+            if deadline.as_mut().is_some_and(|deadline| deadline.poll_passed(cx).is_ready()) {
                 return Poll::Ready(Err(Refusal::Deadline));
             }
             loop {

@@ -15,6 +15,8 @@ pub enum Choice {
     Endpoint(Picked),
     /// The service has no eligible endpoint, or none that takes another request.
     NoneEligible,
+    /// The same, and an eligible one would if it had not as many requests under way as it may.
+    AllFull,
     /// The policy wants no endpoint to be used.
     Declined,
 }
@@ -33,13 +35,16 @@ pub struct Picked {
 pub struct Decider {
     pub seat: Seat,
     stats: Arc<ServiceStats>,
+    /// Requests that may be under way at one endpoint; none for any number.
+    limit: Option<u32>,
     /// The slot chosen natively last.
     last: u32,
 }
 
 impl Decider {
-    pub fn new(seat: Seat, stats: Arc<ServiceStats>) -> Self {
-        Self { seat, stats, last: u32::MAX }
+    /// With so many requests at most under way at one endpoint.
+    pub fn new(seat: Seat, stats: Arc<ServiceStats>, limit: Option<u32>) -> Self {
+        Self { seat, stats, limit, last: u32::MAX }
     }
 
     /// Chooses an endpoint. Slots that were picked and could not be used are added to `facts.tried`.
@@ -53,7 +58,7 @@ impl Decider {
                 Some(Some(slot)) => {
                     self.stats.decisions.add(1);
                     let untried = Some(slot).filter(|slot| !facts.tried.contains(slot));
-                    if let Some(picked) = untried.and_then(|slot| admit(self.seat.snapshot(), slot)) {
+                    if let Some(picked) = untried.and_then(|slot| admit(self.seat.snapshot(), slot, self.limit)) {
                         return Choice::Endpoint(picked);
                     }
                     self.stats.asked_again.add(1);
@@ -72,28 +77,36 @@ impl Decider {
     /// The next in rotation that takes another request: one that was not tried, if there is one.
     fn choose_natively(&mut self, tried: &[u32]) -> Choice {
         self.stats.fallbacks.add(1);
-        let snapshot = self.seat.snapshot();
-        let mut passed = tried.to_vec();
-        for _ in 0..snapshot.eligible_count() {
-            let Some(slot) = rotate(snapshot.eligible_bits(), &passed, self.last) else { break };
-            self.last = slot;
-            if let Some(picked) = admit(snapshot, slot) {
-                return Choice::Endpoint(picked);
+        let (snapshot, limit) = (self.seat.snapshot(), self.limit);
+        // Each is looked at once a round: where all are full, this is what every request costs.
+        for is_tried in [false, true] {
+            for _ in 0..snapshot.eligible_count() {
+                let Some(slot) = rotate(snapshot.eligible_bits(), &[], self.last) else { break };
+                self.last = slot;
+                if tried.contains(&slot) == is_tried
+                    && let Some(picked) = admit(snapshot, slot, limit)
+                {
+                    return Choice::Endpoint(picked);
+                }
             }
-            passed.push(slot);
         }
-        Choice::NoneEligible
+        let is_full = |endpoint: &Endpoint| {
+            let is_eligible = snapshot.eligible_endpoint(endpoint.slot).is_some();
+            is_eligible && limit.is_some_and(|limit| endpoint.load.in_flight() >= limit)
+        };
+        if snapshot.endpoints().any(|endpoint| is_full(endpoint)) { Choice::AllFull } else { Choice::NoneEligible }
     }
 }
 
 /// The endpoint of a slot, if it may be picked and takes another request.
-fn admit(snapshot: &Snapshot, slot: u32) -> Option<Picked> {
+fn admit(snapshot: &Snapshot, slot: u32, limit: Option<u32>) -> Option<Picked> {
     let endpoint = snapshot.eligible_endpoint(slot)?;
+    let in_flight = endpoint.load.try_begin(limit)?;
     let probe = match endpoint.health.condition() {
         Condition::HalfOpen if !snapshot.is_in_panic() => Some(endpoint.health.probe()?),
         // It has just been ejected, and the next snapshot says so.
         Condition::Out if !snapshot.is_in_panic() => return None,
         _ => None,
     };
-    Some(Picked { endpoint: endpoint.clone(), in_flight: endpoint.load.begin(), probe })
+    Some(Picked { endpoint: endpoint.clone(), in_flight, probe })
 }

@@ -1,5 +1,6 @@
 //! The path of one request, from its head to its response's head.
 
+use std::cell::Cell;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -7,11 +8,11 @@ use std::time::{Duration, Instant};
 use http::header::{HOST, TE};
 use http::request::Parts;
 use http::uri::Authority;
-use http::{HeaderValue, Method, Version};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
-use super::attempt::{Attempt, Upload};
+use super::attempt::Attempt;
+use super::attempts::{Answered, Held, Sending};
 use super::connection::{Connection, Inside};
-use super::decide::Picked;
 use super::destination::{self, Destination};
 use super::passthrough;
 use super::record::{Limits, Record};
@@ -20,13 +21,14 @@ use super::route::{Named, named, target};
 use super::tunnel::{self, Tunnel};
 use super::worker::LocalService;
 use crate::config::checked::{Forwarded, UpstreamProtocol};
-use crate::policy::{Facts, Kind, Outcome};
+use crate::policy::Facts;
+use crate::proto::deadline::{self, Due};
 use crate::proto::headers::{
     ClientSide, forward, identify, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers,
 };
 use crate::proto::upgrade::{ExtendedConnect, Upgrade};
 use crate::proto::{Body, Request, Response, grpc};
-use crate::service::{InFlight, ServiceStats};
+use crate::service::ServiceStats;
 use crate::timer::{Deadline, Timers};
 use crate::upstream::h1::Malformed;
 use crate::upstream::{Failure, Pool, Reply};
@@ -70,7 +72,7 @@ pub async fn serve(connection: Rc<Connection>, request: Request) -> Answer {
 /// Opens a tunnel (RFC 9110, 9.3.6), within the listener's deadline for requests.
 async fn connect(connection: &Connection, head: &Parts, body: &Body, call: &Call) -> Answer {
     let opened = match target(head, body) {
-        Ok(_) if connection.worker.shared.signature.is_on(&head.headers) => Err(Refusal::Loop),
+        Ok(_) if connection.worker.common().signature.is_on(&head.headers) => Err(Refusal::Loop),
         Ok((host, port)) => {
             let open = destination::open(connection, host, port);
             match connection.listener.settings.request_deadline {
@@ -87,76 +89,111 @@ async fn connect(connection: &Connection, head: &Parts, body: &Body, call: &Call
 }
 
 fn find_destination(connection: &Connection, head: &Parts) -> Result<Destination, Refusal> {
-    if connection.worker.shared.signature.is_on(&head.headers) {
+    if connection.worker.common().signature.is_on(&head.headers) {
         return Err(Refusal::Loop);
     }
     let Named { host, absolute } = named(head)?;
     destination::find(connection, host, absolute.map(|target| target.port_u16().unwrap_or(80)))
 }
 
-async fn to_service(connection: &Connection, local: &Rc<LocalService>, head: Parts, body: Body, call: Call) -> Answer {
-    let Connection { worker, client, peer, .. } = connection;
+async fn to_service(
+    connection: &Connection,
+    local: &Rc<LocalService>,
+    mut head: Parts,
+    body: Body,
+    call: Call,
+) -> Answer {
+    let Connection { client, peer, .. } = connection;
     let settings = &local.service.settings;
     if call.upgrade.is_some() && settings.protocol == UpstreamProtocol::Http2 {
         return call
             .refused(&Refusal::Unsupported("an upgrade for a service whose endpoints speak HTTP/2"), &local.stats);
     }
-    let mut facts = Facts::new(head, client.ip(), peer.clone());
-    let (_service_probe, picked) = match local.enter().and_then(|probe| Ok((probe, local.decide(&mut facts)?))) {
-        Ok(entered) => entered,
-        Err(refusal) => return call.refused(&refusal, &local.stats),
-    };
-    let Picked { endpoint, in_flight, probe: _probe } = picked;
-    let started = call.started;
-    let mut head = std::mem::replace(&mut facts.head, Facts::placeholder().head);
-    let pool = local.pool(&endpoint, worker);
-    prepare_request(&mut head, connection, &pool, call.upgrade.as_ref());
+    prepare_request(&mut head, connection, settings.protocol, settings.tls.is_some(), call.upgrade.as_ref());
     identify(&mut head.headers, peer.as_ref().and_then(|peer| peer.identity.as_deref()));
-    let way = Way {
-        pool: &pool,
-        stats: &local.stats,
-        request_timeout: settings.request_timeout,
-        stream_idle_timeout: settings.stream_idle_timeout,
-        tunnel_idle_timeout: settings.tunnel_idle_timeout,
-    };
-    let answer = way.go(connection, &head, body, call, in_flight).await;
-    let status = Some(answer.response.status());
-    let outcome = Outcome { status, ..Outcome::of(Kind::Response, started.elapsed()) };
-    local.ended(&mut facts, &endpoint, &outcome);
-    answer
+    let facts = Facts::new(head, client.ip(), peer.clone());
+    match (Sending { connection, local, call: &call }).run(facts, body).await {
+        Ok(answered) => {
+            let way = Way {
+                stats: &local.stats,
+                stream_idle_timeout: settings.stream_idle_timeout,
+                tunnel_idle_timeout: settings.tunnel_idle_timeout,
+            };
+            way.back(answered, call, &connection.worker.timers)
+        }
+        Err(refusal) => call.refused(&refusal, &local.stats),
+    }
 }
 
 async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body: Body, call: Call) -> Answer {
-    prepare_request(&mut head, connection, pool, call.upgrade.as_ref());
+    let Pool { target, .. } = &**pool;
+    let stats = &connection.worker.passed_through;
+    prepare_request(&mut head, connection, target.protocol, target.tls.is_some(), call.upgrade.as_ref());
     // Who the client is, is for services only.
     identify(&mut head.headers, None);
-    let way = Way {
+    let deadline_header = connection.listener.settings.deadline_header.as_ref();
+    // Not what the client has not said itself.
+    let deadline_header = deadline_header.filter(|name| head.headers.contains_key(*name));
+    if let Err(refusal) = call.tell_time_left(&mut head.headers, deadline_header) {
+        return call.refused(&refusal, stats);
+    }
+    let in_flight = Some(target.load.begin());
+    let attempt = Attempt {
         pool,
-        stats: &connection.worker.passed_through,
-        request_timeout: passthrough::REQUEST_TIMEOUT,
-        stream_idle_timeout: pool.target.stream_idle_timeout,
-        tunnel_idle_timeout: tunnel::IDLE_TO_HOST,
+        stats,
+        timeout: passthrough::REQUEST_TIMEOUT,
+        body_timeout: target.stream_idle_timeout.min(connection.listener.settings.body_timeout),
+        idle_timeout: target.stream_idle_timeout,
+        until: call.deadline.as_ref().map(Deadline::tick),
+        sent: &Cell::default(),
     };
-    way.go(connection, &head, body, call, pool.target.load.begin()).await
+    let result = attempt.run(&connection.worker.timers, &head, body).await;
+    match result.and_then(|(reply, upload)| Ok((call.checked(reply, pool)?, upload))) {
+        Ok((reply, upload)) => {
+            let way = Way {
+                stats,
+                stream_idle_timeout: target.stream_idle_timeout,
+                tunnel_idle_timeout: tunnel::IDLE_TO_HOST,
+            };
+            let held = Held { in_flight, ..Held::default() };
+            way.back(Answered { reply, upload, held }, call, &connection.worker.timers)
+        }
+        Err(refusal) => {
+            stats.failed_attempts.add(1);
+            call.refused(&refusal, stats)
+        }
+    }
 }
 
 /// What holds for a request from its head to the end of its response.
-struct Call {
-    started: Instant,
+pub(super) struct Call {
+    pub started: Instant,
     /// Whether the client expects errors to be told in gRPC's way.
-    is_grpc: bool,
+    pub is_grpc: bool,
     version: Version,
-    /// When the response must have ended: by the listener's setting, or by what a gRPC caller says, if that is sooner.
+    /// When the response must have ended: by the listener's setting, or by what the caller says, if that is sooner.
     /// It is kept on the coarse clock of [`Timers`], up to a tenth of a second late.
-    deadline: Option<Deadline>,
+    pub deadline: Option<Deadline>,
+    /// The same to the microsecond, to be passed on.
+    due: Option<Due>,
+    /// Whether it is the caller that waits no longer.
+    is_impatient: bool,
     /// The protocol that the client wants to change to.
-    upgrade: Option<Upgrade>,
+    pub upgrade: Option<Upgrade>,
 }
 
 impl Call {
     fn new(head: &Parts) -> Self {
         let is_grpc = grpc::is_call(&head.headers);
-        Self { started: Instant::now(), is_grpc, version: head.version, deadline: None, upgrade: None }
+        Self {
+            started: Instant::now(),
+            is_grpc,
+            version: head.version,
+            deadline: None,
+            due: None,
+            is_impatient: false,
+            upgrade: None,
+        }
     }
 
     /// Reads how long the client waits, and what it wants to change to. An extended CONNECT becomes the request that
@@ -167,12 +204,52 @@ impl Call {
             let timeout = grpc::timeout(&head.headers).map_err(|_| Refusal::BadRequest("a malformed grpc-timeout"))?;
             limit = limit.into_iter().chain(timeout).min();
         }
+        if let Some(name) = &connection.listener.settings.deadline_header {
+            let said = deadline::read(&head.headers, name);
+            let said =
+                said.map_err(|_| Refusal::BadRequest("a deadline header that is not a number of milliseconds"))?;
+            limit = limit.into_iter().chain(said).min();
+        }
+        self.is_impatient = limit != connection.listener.settings.request_deadline;
+        self.due = limit.map(|limit| Due { since: self.started, limit });
         self.deadline = limit.map(|limit| connection.worker.timers.deadline(limit));
         self.upgrade = match head.extensions.remove::<ExtendedConnect>() {
             Some(connect) => Some(Upgrade::by_connect(&connect, head).map_err(Refusal::Unsupported)?),
             None if matches!(body, Body::Empty) => Upgrade::asked_by(head),
             None => None,
         };
+        Ok(())
+    }
+
+    /// Whether a deadline at this tick is one that the caller has set.
+    pub fn is_own_deadline(&self, until: Option<u64>) -> bool {
+        self.is_impatient && self.deadline.as_ref().map(Deadline::tick) == until
+    }
+
+    /// The reply of an endpoint, where it answers what was asked for.
+    pub fn checked(&self, reply: Reply, pool: &Pool) -> Result<Reply, Refusal> {
+        let headers = reply.response.headers();
+        let what = match (&reply.upgraded, &self.upgrade) {
+            (Some(_), Some(upgrade)) if upgrade.is_granted_by(headers) => return Ok(reply),
+            (Some(_), _) => Malformed::Upgrade,
+            // The client would take it for a tunnel.
+            (None, Some(upgrade)) if upgrade.is_by_connect() && reply.response.status().is_success() => {
+                Malformed::NoUpgrade
+            }
+            (None, _) => return Ok(reply),
+        };
+        Err(Failure::Malformed { address: pool.target.address.to_string(), what }.into())
+    }
+
+    /// Tells the endpoint how long the caller still waits. To be said anew before each attempt.
+    ///
+    /// # Errors
+    ///
+    /// When nobody waits any longer.
+    pub fn tell_time_left(&self, headers: &mut HeaderMap, in_header: Option<&HeaderName>) -> Result<(), Refusal> {
+        let Some(due) = self.due else { return Ok(()) };
+        let left = due.left(Instant::now()).ok_or(Refusal::Deadline)?;
+        deadline::write(headers, left, self.is_grpc, in_header);
         Ok(())
     }
 
@@ -183,77 +260,31 @@ impl Call {
     }
 }
 
-/// Where a request goes, and how long that may take.
+/// The way of a response back to the client.
 struct Way<'a> {
-    pool: &'a Rc<Pool>,
     stats: &'a Arc<ServiceStats>,
-    request_timeout: Duration,
     stream_idle_timeout: Duration,
     tunnel_idle_timeout: Duration,
 }
 
 impl Way<'_> {
-    async fn go(
-        self,
-        connection: &Connection,
-        head: &Parts,
-        body: Body,
-        mut call: Call,
-        in_flight: InFlight,
-    ) -> Answer {
-        let timers = &connection.worker.timers;
-        let load = &self.pool.target.load;
-        let attempt = Attempt {
-            pool: self.pool,
-            stats: self.stats,
-            timeout: self.request_timeout,
-            body_timeout: self.stream_idle_timeout.min(connection.listener.settings.body_timeout),
-            idle_timeout: self.stream_idle_timeout,
-            deadline: call.deadline.as_mut(),
-        };
-        let answered = match attempt.run(timers, head, body).await {
-            Ok((reply, upload)) => {
-                load.observe_latency(u32::try_from(call.started.elapsed().as_micros()).unwrap_or(u32::MAX));
-                self.answer(reply, upload, in_flight, &mut call, timers)
-            }
-            Err(refusal) => Err(refusal),
-        };
-        answered.unwrap_or_else(|refusal| {
-            self.stats.failed_attempts.add(1);
-            call.refused(&refusal, self.stats)
-        })
-    }
-
-    fn answer(
-        &self,
-        reply: Reply,
-        upload: Option<Upload>,
-        in_flight: InFlight,
-        call: &mut Call,
-        timers: &Rc<Timers>,
-    ) -> Result<Answer, Refusal> {
-        let Reply { response, upgraded } = reply;
-        let address = || self.pool.target.address.to_string();
-        if let Some((other, permit)) = upgraded {
-            let upgrade = call.upgrade.as_ref().filter(|upgrade| upgrade.is_granted_by(response.headers()));
-            let upgrade = upgrade.ok_or_else(|| Failure::Malformed { address: address(), what: Malformed::Upgrade })?;
+    fn back(self, answered: Answered, mut call: Call, timers: &Rc<Timers>) -> Answer {
+        let Answered { reply: Reply { response, upgraded }, upload, held } = answered;
+        if let Some(((other, permit), upgrade)) = upgraded.zip(call.upgrade.as_ref()) {
             let response = upgrade.tell(response);
             self.stats.ended(response.status().as_u16(), call.started.elapsed());
-            let tunnel = Tunnel::new(other, permit, Some(in_flight), self.stats, self.tunnel_idle_timeout);
-            return Ok(Answer { response, next: Some(Next::Relay(Box::new(tunnel))) });
+            let held = tunnel::Held { permit, in_flight: held.in_flight, admitted: held.admitted };
+            let tunnel = Tunnel::new(other, held, self.stats, self.tunnel_idle_timeout);
+            return Answer { response, next: Some(Next::Relay(Box::new(tunnel))) };
         }
-        if call.upgrade.as_ref().is_some_and(Upgrade::is_by_connect) && response.status().is_success() {
-            // The client would take it for a tunnel.
-            return Err(Failure::Malformed { address: address(), what: Malformed::NoUpgrade }.into());
-        }
-        let record = Record { stats: self.stats.clone(), started: call.started, _in_flight: Some(in_flight) };
+        let record = Record { stats: self.stats.clone(), started: call.started, held };
         let limits = Limits {
             idle_timeout: self.stream_idle_timeout,
             deadline: call.deadline.take(),
             tells_in_trailers: call.is_grpc && call.version == Version::HTTP_2,
             upload,
         };
-        Ok(record.at_end_of(prepare_response(response), limits, timers).into())
+        record.at_end_of(prepare_response(response), limits, timers).into()
     }
 }
 
@@ -262,8 +293,15 @@ pub fn refuse(connection: &Connection, head: &Parts, refusal: &Refusal) -> Answe
     Call::new(head).refused(refusal, &connection.worker.unrouted)
 }
 
-fn prepare_request(head: &mut Parts, connection: &Connection, pool: &Pool, upgrade: Option<&Upgrade>) {
-    let trailers = pool.target.may_speak_http2() && takes_trailers(&head.headers);
+/// Makes the request ready for endpoints that speak this protocol, with or without TLS.
+fn prepare_request(
+    head: &mut Parts,
+    connection: &Connection,
+    protocol: UpstreamProtocol,
+    tls: bool,
+    upgrade: Option<&Upgrade>,
+) {
+    let trailers = protocol.may_be_http2(tls) && takes_trailers(&head.headers);
     strip_hop_by_hop(&mut head.headers);
     if let Some(upgrade) = upgrade {
         upgrade.ask(&mut head.headers);
@@ -273,10 +311,10 @@ fn prepare_request(head: &mut Parts, connection: &Connection, pool: &Pool, upgra
         // The one value that HTTP/2 knows (RFC 9113, 8.2.2); gRPC servers ask for it.
         head.headers.insert(TE, HeaderValue::from_static("trailers"));
     }
-    if head.version == Version::HTTP_2 && pool.target.protocol != UpstreamProtocol::Http2 {
+    if head.version == Version::HTTP_2 && protocol != UpstreamProtocol::Http2 {
         join_cookies(&mut head.headers);
     }
-    connection.worker.shared.signature.sign(&mut head.headers, head.version);
+    connection.worker.common().signature.sign(&mut head.headers, head.version);
     let how = connection.listener.settings.forwarded;
     if how != Forwarded::Off {
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());

@@ -15,7 +15,7 @@ use super::refusal::Refusal;
 use super::route::normalized;
 use super::worker::Worker;
 use crate::config::checked::{Pool as Limits, UpstreamProtocol};
-use crate::service::Load;
+use crate::service::{Connections, Load};
 use crate::upstream::{ConnectSettings, Pool, Reach, Target};
 
 /// Outside a mesh, as Envoy has it.
@@ -27,7 +27,8 @@ pub const REQUEST_TIMEOUT: Duration = Duration::from_secs(60);
 const STREAM_IDLE_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The connections are those to all hosts together: names are the client's to choose, and there is no end of them.
-const LIMITS: Limits = Limits { max_idle: 8, idle_timeout: Duration::from_secs(30), max_connections: 4096 };
+const LIMITS: Limits =
+    Limits { max_idle: 8, idle_timeout: Duration::from_secs(30), max_connections: 4096, max_requests: None };
 
 /// Names that are looked up at once. A lookup cannot be stopped and holds a thread, which services need too.
 const LOOKUPS: usize = 32;
@@ -38,6 +39,7 @@ const MAX_HOSTS: usize = 256;
 /// One worker's connections to hosts that are no services.
 pub struct Passthrough {
     load: Load,
+    connections: Arc<Connections>,
     lookups: Arc<Semaphore>,
     /// By the address of the [`Reach`], which the pool keeps alive, and `host:port`: a pool belongs to one listener, as
     /// what it may connect to does.
@@ -46,7 +48,8 @@ pub struct Passthrough {
 
 impl Default for Passthrough {
     fn default() -> Self {
-        Self { load: Load::alone(), lookups: Arc::new(Semaphore::new(LOOKUPS)), pools: RefCell::default() }
+        let lookups = Arc::new(Semaphore::new(LOOKUPS));
+        Self { load: Load::alone(), connections: Arc::default(), lookups, pools: RefCell::default() }
     }
 }
 
@@ -77,6 +80,10 @@ impl Passthrough {
                 lookups: Some(self.lookups.clone()),
             },
             limits: LIMITS,
+            connections: self.connections.clone(),
+            max_connections: None,
+            // Nobody would be asked to give up what is idle.
+            max_waiting: 0,
             stream_idle_timeout: STREAM_IDLE_TIMEOUT,
         };
         let pool = Pool::new(target, &worker.timers, &worker.scratch);

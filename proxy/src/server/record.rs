@@ -13,18 +13,18 @@ use http::HeaderMap;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::attempt::Upload;
+use super::attempts::Held;
 use super::refusal::Refusal;
 use crate::proto::body::Stream;
-use crate::proto::{Body, BodyError, Response};
-use crate::service::{InFlight, ServiceStats};
+use crate::proto::{Body, BodyError, Response, grpc};
+use crate::service::ServiceStats;
 use crate::timer::{Deadline, Timers};
 
 /// What is recorded of a request when its response has ended, or was given up.
-pub struct Record {
+pub(super) struct Record {
     pub stats: Arc<ServiceStats>,
     pub started: Instant,
-    /// Counts at the endpoint until the response has ended.
-    pub _in_flight: Option<InFlight>,
+    pub held: Held,
 }
 
 /// How long a response's body may take.
@@ -82,8 +82,22 @@ struct Recorded {
 }
 
 impl Recorded {
+    /// Takes note of a frame, with which the response may have ended or broken; none after the last.
+    fn follow(&mut self, frame: Option<&Result<Frame<Bytes>, BodyError>>) {
+        let Some(ending) = &mut self.record.held.ending else { return };
+        match frame {
+            Some(Err(error)) => ending.broken(error),
+            Some(Ok(frame)) if let Some(trailers) = frame.trailers_ref() => ending.complete(grpc::status(trailers)),
+            Some(Ok(_)) if !self.stream.as_ref().is_some_and(|stream| stream.is_end_stream()) => {}
+            Some(Ok(_)) | None => ending.complete(None),
+        }
+    }
+
     /// Gives up the response and what is left of its request, and leaves this to be said.
     fn cut_off(&mut self, last: Result<Frame<Bytes>, BodyError>) {
+        if let Some(ending) = &mut self.record.held.ending {
+            ending.broken(last.as_ref().err().unwrap_or(&BodyError::Deadline));
+        }
         self.stream = None;
         self.limits.upload = None;
         self.last = Some(last);
@@ -117,6 +131,7 @@ impl HttpBody for Recorded {
             let Some(stream) = &mut this.stream else { return Poll::Ready(this.last.take()) };
             if let Poll::Ready(frame) = stream.as_mut().poll_frame(cx) {
                 this.idle.reset(this.limits.idle_timeout);
+                this.follow(frame.as_ref());
                 return Poll::Ready(frame);
             }
             ready!(this.idle.poll_passed(cx));

@@ -14,9 +14,13 @@ use http::header::{CONTENT_TYPE, HeaderMap, HeaderName, HeaderValue, RETRY_AFTER
 use super::socks::Reply;
 use crate::proto::grpc::{Code, GRPC};
 use crate::proto::{Body, BodyError, Response};
+pub use crate::service::Limit;
 use crate::service::ServiceStats;
 use crate::transport::tls::TlsFailure;
 use crate::upstream::Failure;
+
+/// When to come again to a service that somebody has paused: nobody says how long that takes.
+const PAUSED: Duration = Duration::from_secs(5);
 
 /// Why the proxy answered by itself.
 #[derive(Debug, thiserror::Error)]
@@ -47,8 +51,13 @@ pub enum Refusal {
     Unsupported(&'static str),
     #[error("no endpoint of {service} is eligible")]
     NoEndpoint { service: String },
+    #[error("{service} is paused")]
+    Paused { service: String },
     #[error("the balancer of {service} picked no endpoint")]
     Declined { service: String },
+    /// As much of the service is in use as a limit allows.
+    #[error("{service} is full: {}", told(*.limit))]
+    Full { service: String, limit: Limit },
     /// Every attempt at the service has failed lately; the time for which that is taken for granted.
     #[error("every endpoint of {service} fails")]
     Open { service: String, left: Duration },
@@ -74,7 +83,10 @@ impl Refusal {
             Self::Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected", "router"),
             Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "http_request_denied", "router"),
             Self::NoEndpoint { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "registry"),
+            Self::Paused { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "pause"),
             Self::Declined { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "balancer"),
+            // The one registered type that says that a limit of the proxy's own has been reached.
+            Self::Full { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", "limits"),
             Self::Open { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "breaker"),
             Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", "deadline"),
             Self::Upstream(failure) => classify_failure(failure),
@@ -91,7 +103,12 @@ impl Refusal {
             }
             Self::UnknownService { .. } | Self::Unsupported(_) => Code::Unimplemented,
             Self::PortDenied { .. } => Code::PermissionDenied,
-            Self::NoEndpoint { .. } | Self::Declined { .. } | Self::Open { .. } => Code::Unavailable,
+            // Not `RESOURCE_EXHAUSTED`, by which gRPC means a quota of the caller's: this is everybody's, and passes.
+            Self::NoEndpoint { .. }
+            | Self::Paused { .. }
+            | Self::Declined { .. }
+            | Self::Open { .. }
+            | Self::Full { .. } => Code::Unavailable,
             Self::HeadTimeout | Self::Deadline => Code::DeadlineExceeded,
             Self::Upstream(failure) => grpc_code_of_failure(failure),
         }
@@ -101,14 +118,26 @@ impl Refusal {
     pub fn record(&self, stats: &ServiceStats, started: Instant) {
         let status = self.status().as_u16();
         stats.ended(status, started.elapsed());
+        self.count_limit(stats);
         tracing::debug!(target: "heddle::server", status, "{self}");
+    }
+
+    /// Counts the limit that is the reason, if one is.
+    pub fn count_limit(&self, stats: &ServiceStats) {
+        match self {
+            Self::Full { limit, .. } => stats.limited(*limit),
+            Self::Upstream(Failure::NoPermit { .. }) => stats.limited(Limit::Connections),
+            _ => {}
+        }
     }
 
     /// What a client of SOCKS5 is told (RFC 1928, 6).
     pub fn socks_reply(&self) -> Reply {
         match self {
             Self::UnknownService { .. } | Self::PortDenied { .. } => Reply::NotAllowed,
-            Self::NoEndpoint { .. } | Self::Declined { .. } | Self::Open { .. } => Reply::HostUnreachable,
+            Self::NoEndpoint { .. } | Self::Paused { .. } | Self::Declined { .. } | Self::Open { .. } => {
+                Reply::HostUnreachable
+            }
             Self::Unsupported(_) => Reply::CommandNotSupported,
             Self::Upstream(failure) => reply_to_failure(failure),
             _ => Reply::Failed,
@@ -136,7 +165,13 @@ impl Refusal {
 
     /// When it may be worth another try, where that is known.
     fn retry_after(&self) -> Option<Duration> {
-        if let Self::Open { left, .. } = self { Some(*left) } else { None }
+        match self {
+            Self::Open { left, .. } => Some(*left),
+            // As soon as any request has ended.
+            Self::Full { .. } | Self::Upstream(Failure::NoPermit { .. }) => Some(Duration::ZERO),
+            Self::Paused { .. } => Some(PAUSED),
+            _ => None,
+        }
     }
 
     /// The response that says so to a gRPC call: trailers without a message before them, which come in the head.
@@ -163,6 +198,15 @@ impl Refusal {
     }
 }
 
+fn told(limit: Limit) -> &'static str {
+    match limit {
+        Limit::Requests => "as many requests are under way as may be",
+        Limit::Pending => "no request has ended for as long as one may wait",
+        Limit::EndpointRequests => "as many requests are under way at each endpoint as may be",
+        Limit::Connections => "as many connections are open as may be",
+    }
+}
+
 fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
     let (status, error) = match failure {
         Failure::NoPermit { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
@@ -177,7 +221,9 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
         }
         Failure::Tls { .. } => (StatusCode::BAD_GATEWAY, "tls_protocol_error"),
         Failure::Denied { .. } => (StatusCode::FORBIDDEN, "destination_ip_prohibited"),
-        Failure::Closed { .. } | Failure::Broken { .. } => (StatusCode::BAD_GATEWAY, "connection_terminated"),
+        Failure::Closed { .. } | Failure::Broken { .. } | Failure::GoingAway { .. } => {
+            (StatusCode::BAD_GATEWAY, "connection_terminated")
+        }
         Failure::Malformed { .. } | Failure::Http2 { .. } => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
         Failure::Reset { .. } => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
         Failure::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
@@ -273,6 +319,19 @@ mod tests {
     }
 
     #[test]
+    fn what_is_full_says_when_to_come_again() {
+        for refusal in [
+            Refusal::Full { service: "users".into(), limit: Limit::Pending },
+            Failure::NoPermit { address: "10.0.0.1:80".to_owned() }.into(),
+        ] {
+            let response = refusal.response();
+            assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &HeaderValue::from(1)));
+            assert_eq!(refusal.grpc_response().headers()["grpc-status"], "14");
+        }
+        assert!(!Refusal::Deadline.response().headers().contains_key("retry-after"));
+    }
+
+    #[test]
     fn every_refusal_has_the_code_that_callers_act_on() {
         let address = || "10.0.0.1:80".to_owned();
         let refused = std::io::Error::from(ErrorKind::ConnectionRefused);
@@ -309,6 +368,8 @@ mod tests {
             (Refusal::UnknownService { host: "nobody".to_owned() }, Reply::NotAllowed),
             (Refusal::Unsupported("a tunnel within a tunnel"), Reply::CommandNotSupported),
             (Refusal::BadRequest("no host"), Reply::Failed),
+            (Refusal::Full { service: "users".to_owned(), limit: Limit::Requests }, Reply::Failed),
+            (Failure::NoPermit { address: address() }.into(), Reply::Failed),
         ] {
             assert_eq!(refusal.socks_reply(), reply, "{refusal}");
         }

@@ -10,13 +10,15 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use super::admit::admit;
 use super::connection::Connection;
-use super::decide::Picked;
 use super::h1;
+use super::outcome;
 use super::refusal::Refusal;
+use super::retries::{Retries, pause};
 use super::worker::LocalService;
-use crate::policy::{Facts, Health};
-use crate::service::{InFlight, ServiceStats, TunnelEnd};
+use crate::policy::{Facts, Kind, Outcome};
+use crate::service::{Admitted, InFlight, ServiceStats, TunnelEnd};
 use crate::transport::proxy_protocol::{self, Addresses};
 use crate::transport::{Direction, Parted, Stream};
 use crate::upstream::{Failure, Permit, Pool};
@@ -38,8 +40,17 @@ pub struct Tunnel {
     other: Stream,
     idle_timeout: Duration,
     record: Record,
-    /// One of the endpoint's connections, and one of the requests under way there.
-    _held: (Permit, Option<InFlight>),
+    _held: Held,
+}
+
+/// What a tunnel counts as, for as long as it lives.
+pub struct Held {
+    /// One of the endpoint's connections.
+    pub permit: Permit,
+    /// One of the requests under way at the endpoint.
+    pub in_flight: Option<InFlight>,
+    /// One of the requests of the service.
+    pub admitted: Option<Admitted>,
 }
 
 /// Records a tunnel when it ends, or is given up.
@@ -56,16 +67,10 @@ impl Drop for Record {
 
 impl Tunnel {
     /// A tunnel to the other side of this connection, which is one of an endpoint's, counted from now on.
-    pub fn new(
-        other: Stream,
-        permit: Permit,
-        in_flight: Option<InFlight>,
-        stats: &Arc<ServiceStats>,
-        idle_timeout: Duration,
-    ) -> Self {
+    pub fn new(other: Stream, held: Held, stats: &Arc<ServiceStats>, idle_timeout: Duration) -> Self {
         stats.tunnels.opened.add(1);
         let record = Record { stats: stats.clone(), end: Cell::new(TunnelEnd::Stopped) };
-        Self { other, idle_timeout, record, _held: (permit, in_flight) }
+        Self { other, idle_timeout, record, _held: held }
     }
 
     /// The proxy's own address on the other side.
@@ -75,6 +80,7 @@ impl Tunnel {
 
     /// Passes on bytes until the tunnel ends.
     pub async fn run(self, connection: &Connection, stream: Stream) {
+        let _under_way = connection.worker.begin();
         let tunnels = &self.record.stats.tunnels;
         let moved = |direction, bytes: usize| match direction {
             Direction::Sent => tunnels.sent.add(bytes as u64),
@@ -102,8 +108,9 @@ pub async fn to_service(
     content: Content,
 ) -> Result<Tunnel, Refusal> {
     let opened = open_to_service(connection, local, content).await;
-    if opened.is_err() {
+    if let Err(refusal) = &opened {
         local.stats.tunnels.refused.add(1);
+        refusal.count_limit(&local.stats);
     }
     opened
 }
@@ -113,18 +120,47 @@ async fn open_to_service(
     local: &Rc<LocalService>,
     content: Content,
 ) -> Result<Tunnel, Refusal> {
-    let mut facts = Facts::of_connection(connection.client.ip(), connection.peer.clone());
-    let Picked { endpoint, in_flight, .. } = local.decide(&mut facts)?;
-    let pool = local.pool(&endpoint, &connection.worker);
-    let started = Instant::now();
-    let addresses = Addresses { source: connection.client, destination: connection.local };
-    let header = local.service.settings.proxy_protocol.map(|version| proxy_protocol::encode(version, &addresses));
-    let (other, permit) = connect(&pool, &local.stats, &header.unwrap_or_default(), content).await?;
-    let latency = started.elapsed();
-    endpoint.load.observe_latency(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
-    local.service.fleet.measure(&endpoint, Health::Success, latency);
-    let idle_timeout = local.service.settings.tunnel_idle_timeout;
-    Ok(Tunnel::new(other, permit, Some(in_flight), &local.stats, idle_timeout))
+    let Connection { worker, client, peer, .. } = connection;
+    let mut facts = Facts::of_connection(client.ip(), peer.clone());
+    let settings = &local.service.settings;
+    let addresses = Addresses { source: *client, destination: connection.local };
+    let header = settings.proxy_protocol.map(|version| proxy_protocol::encode(version, &addresses));
+    let header = header.unwrap_or_default();
+    let _service_probe = local.enter()?;
+    let began = Instant::now();
+    let mut admitted = admit(&local.service, &worker.timers, None).await?;
+    let mut retries = Retries::begin(local, &worker.timers, began, None);
+    loop {
+        let mut visit = retries.visit(facts, true).await?;
+        let pool = local.pool(&visit.endpoint, worker);
+        let connecting = async { connect(&pool, &local.stats, &header, content).await.map_err(Refusal::from) };
+        let connected = match retries.until {
+            None => connecting.await,
+            Some(tick) => {
+                let left = worker.timers.until(tick);
+                worker.timers.within(left, connecting).await.unwrap_or(Err(Refusal::Deadline))
+            }
+        };
+        let latency = visit.started.elapsed();
+        let outcome = match &connected {
+            Ok(_) => Outcome::of(Kind::Response, latency),
+            Err(refusal) => outcome::of_refusal(refusal, false, latency),
+        };
+        // Nothing of what the client sends has been sent.
+        let outcome = Outcome { replayable: true, elapsed: began.elapsed(), ..outcome };
+        visit.tell(&outcome);
+        let refusal = match connected {
+            Ok((other, permit)) => {
+                visit.endpoint.load.observe_latency(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
+                let held = Held { permit, in_flight: visit.take_in_flight(), admitted: admitted.take() };
+                return Ok(Tunnel::new(other, held, &local.stats, settings.tunnel_idle_timeout));
+            }
+            Err(refusal) => refusal,
+        };
+        let Some(delay) = retries.decide(&mut visit.facts, &outcome) else { return Err(refusal) };
+        facts = visit.into_facts();
+        pause(delay).await;
+    }
 }
 
 /// Opens a tunnel to a host that is no service.
@@ -135,7 +171,10 @@ async fn open_to_service(
 pub async fn to_host(connection: &Connection, pool: &Rc<Pool>) -> Result<Tunnel, Refusal> {
     let stats = &connection.worker.passed_through;
     match connect(pool, stats, &[], Content::Tls).await {
-        Ok((other, permit)) => Ok(Tunnel::new(other, permit, None, stats, IDLE_TO_HOST)),
+        Ok((other, permit)) => {
+            let held = Held { permit, in_flight: None, admitted: None };
+            Ok(Tunnel::new(other, held, stats, IDLE_TO_HOST))
+        }
         Err(failure) => {
             stats.tunnels.refused.add(1);
             Err(failure.into())
@@ -161,6 +200,7 @@ async fn connect(
 /// it is inside of. A client that cannot be served is closed.
 pub async fn serve(connection: &Connection, stream: Stream, content: Content) {
     let Connection { worker, client, .. } = connection;
+    let under_way = worker.begin();
     let opened = match connection.service() {
         Some(local) => to_service(connection, &local, content).await,
         None => {
@@ -172,6 +212,7 @@ pub async fn serve(connection: &Connection, stream: Stream, content: Content) {
         Ok(tunnel) => tunnel.run(connection, stream).await,
         Err(refusal) => {
             tracing::debug!(target: "heddle::server", %client, "{refusal}");
+            drop(under_way);
             h1::close(worker, stream, false).await;
         }
     }

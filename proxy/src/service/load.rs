@@ -1,7 +1,7 @@
 //! Live counters of endpoints, shared by all workers.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU32, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;
 
 use super::peak::Peak;
@@ -56,6 +56,15 @@ impl Load {
         InFlight { load: self.clone() }
     }
 
+    /// The same, unless `limit` requests are under way already; without a limit, always. Like the endpoint's health this
+    /// is asked after the pick: who is not admitted looks for another endpoint.
+    pub fn try_begin(&self, limit: Option<u32>) -> Option<InFlight> {
+        let Some(limit) = limit else { return Some(self.begin()) };
+        let in_flight = Self::counter(&self.block.in_flight, self.index);
+        let begun = in_flight.fetch_update(Relaxed, Relaxed, |n| (n < limit).then(|| n + 1)).is_ok();
+        begun.then(|| InFlight { load: self.clone() })
+    }
+
     /// A moving average of the time to the response head, in microseconds; 0 before the first.
     pub fn latency_micros(&self) -> u32 {
         Self::counter(&self.block.latency, self.index).load(Relaxed)
@@ -83,18 +92,24 @@ impl Load {
 
     /// Connections open to the endpoint, over all workers.
     pub fn connections(&self) -> u32 {
-        Self::counter(&self.block.connections, self.index).load(Relaxed)
+        Self::counter(&self.block.connections, self.index).load(SeqCst)
     }
 
-    /// Counts a connection, unless there are `limit` already.
-    pub fn try_connect(&self, limit: u32) -> bool {
+    /// Counts a connection, unless there are `limit` already. In one order with the line of those who wait for one; see
+    /// [`crate::service::Connections`].
+    pub(super) fn try_connect(&self, limit: u32) -> bool {
         let connections = Self::counter(&self.block.connections, self.index);
-        connections.fetch_update(Relaxed, Relaxed, |n| (n < limit).then(|| n + 1)).is_ok()
+        connections.fetch_update(SeqCst, SeqCst, |n| (n < limit).then(|| n + 1)).is_ok()
     }
 
-    /// A connection that [`Load::try_connect`] counted has ended.
-    pub fn disconnected(&self) {
-        Self::counter(&self.block.connections, self.index).fetch_sub(1, Relaxed);
+    /// A connection that was counted has ended.
+    pub(super) fn disconnected(&self) {
+        Self::counter(&self.block.connections, self.index).fetch_sub(1, SeqCst);
+    }
+
+    /// Whether these are the counters of the same endpoint.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.index == other.index && Arc::ptr_eq(&self.block, &other.block)
     }
 
     fn is_idle(&self) -> bool {
@@ -177,6 +192,16 @@ mod tests {
         drop(guard);
         assert_eq!(load.in_flight(), 0);
         assert!(table.is_idle(70));
+    }
+
+    #[test]
+    fn requests_stop_at_the_limit() {
+        let load = LoadTable::default().slot(0);
+        let first = load.try_begin(Some(1)).expect("there is room");
+        assert!(load.try_begin(Some(1)).is_none());
+        assert!(load.try_begin(None).is_some());
+        drop(first);
+        assert!(load.try_begin(Some(1)).is_some());
     }
 
     #[test]

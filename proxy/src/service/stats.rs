@@ -21,6 +21,13 @@ impl Counter {
     }
 }
 
+/// Active health checks that have ended, by how.
+#[derive(Debug, Default)]
+pub struct Checks {
+    pub passed: Counter,
+    pub failed: Counter,
+}
+
 /// Upper bounds of the duration histogram's buckets in seconds.
 pub const DURATION_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
@@ -55,6 +62,34 @@ impl TunnelEnd {
             Self::Idle => "idle",
             Self::Broken => "broken",
             Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// A limit for which a request, or a tunnel, was refused.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Limit {
+    /// On the requests of the service, with nobody waiting or as many as may.
+    Requests,
+    /// On the time that a request may wait for its service.
+    Pending,
+    /// On the requests of its endpoints.
+    EndpointRequests,
+    /// On the connections of the service or of the endpoint.
+    Connections,
+}
+
+impl Limit {
+    /// Every limit, as [`StatsTotal::limited`] counts them.
+    pub const ALL: [Self; 4] = [Self::Requests, Self::Pending, Self::EndpointRequests, Self::Connections];
+
+    /// In lower case.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Requests => "requests",
+            Self::Pending => "pending_time",
+            Self::EndpointRequests => "endpoint_requests",
+            Self::Connections => "connections",
         }
     }
 }
@@ -123,16 +158,31 @@ pub struct ServiceStats {
     pub failed_attempts: Counter,
     /// Times that a request was sent again because its pooled connection was found dead.
     pub resent: Counter,
+    /// Attempts after a failed one, as the retry policy wanted.
+    pub retries: Counter,
+    /// Attempts beside one that was slow.
+    pub hedges: Counter,
+    /// Retries and hedges that the budget did not allow.
+    pub over_budget: Counter,
     /// Decisions by the plugin.
     pub decisions: Counter,
     /// Decisions made natively in the plugin's stead.
     pub fallbacks: Counter,
     /// Answers that could not be used (slot not eligible, tried, or not registered) and were asked for again.
     pub asked_again: Counter,
+    /// Requests and tunnels that were refused for a limit, by [`Limit`].
+    limited: [Counter; Limit::ALL.len()],
     pub tunnels: TunnelStats,
 }
 
 impl ServiceStats {
+    /// A request, or a tunnel, was refused for this limit.
+    pub fn limited(&self, by: Limit) {
+        if let Some(counter) = self.limited.get(by as usize) {
+            counter.add(1);
+        }
+    }
+
     /// A request has ended with this status.
     pub fn ended(&self, status: u16, duration: Duration) {
         let class = usize::from(status / 100);
@@ -157,9 +207,14 @@ pub struct StatsTotal {
     pub duration_seconds: f64,
     pub failed_attempts: u64,
     pub resent: u64,
+    pub retries: u64,
+    pub hedges: u64,
+    pub over_budget: u64,
     pub decisions: u64,
     pub fallbacks: u64,
     pub asked_again: u64,
+    /// In the order of [`Limit::ALL`].
+    pub limited: [u64; Limit::ALL.len()],
     pub tunnels: TunnelTotal,
 }
 
@@ -175,9 +230,15 @@ impl StatsTotal {
         self.duration_seconds += of.duration_micros.get() as f64 / 1e6;
         self.failed_attempts += of.failed_attempts.get();
         self.resent += of.resent.get();
+        self.retries += of.retries.get();
+        self.hedges += of.hedges.get();
+        self.over_budget += of.over_budget.get();
         self.decisions += of.decisions.get();
         self.fallbacks += of.fallbacks.get();
         self.asked_again += of.asked_again.get();
+        for (sum, n) in self.limited.iter_mut().zip(&of.limited) {
+            *sum += n.get();
+        }
         self.tunnels.add(&of.tunnels);
     }
 }

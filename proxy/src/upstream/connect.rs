@@ -11,7 +11,6 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use super::{Failure, Reach};
-use crate::service::Load;
 use crate::timer::Timers;
 use crate::transport::Stream;
 use crate::transport::tls::Connector;
@@ -42,24 +41,6 @@ pub struct Opening<'a> {
     pub tls: Option<Offer<'a>>,
 }
 
-/// The right to one of an endpoint's connections, given back when dropped.
-#[derive(Debug)]
-pub struct Permit(Load);
-
-impl Permit {
-    /// None when there are `limit` connections to the endpoint already.
-    pub fn take(load: &Load, limit: usize) -> Option<Self> {
-        let limit = u32::try_from(limit).unwrap_or(u32::MAX);
-        load.try_connect(limit).then(|| Self(load.clone()))
-    }
-}
-
-impl Drop for Permit {
-    fn drop(&mut self) {
-        self.0.disconnected();
-    }
-}
-
 /// Connects to `host:port`, or to `socket` where the address is known. The address that was found allowed is the one
 /// that is connected to: a name is resolved once. Tells the stream, and whether TLS has agreed on HTTP/2.
 ///
@@ -73,28 +54,39 @@ pub async fn connect(
     settings: &ConnectSettings,
     opening: Opening<'_>,
 ) -> Result<(Stream, bool), Failure> {
-    let attempt = async {
-        let connected = match socket {
-            Some(socket) => connect_to_any([socket].into_iter(), address, settings.reach.as_deref()).await,
-            None => match look_up(address, settings.lookups.as_ref()).await {
-                Ok(sockets) => connect_to_any(sockets.into_iter(), address, settings.reach.as_deref()).await,
-                Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
-            },
-        };
-        let mut stream = connected?;
-        let _a_slower_connection_is_still_one = stream.set_nodelay(true);
-        let said = stream.write_all(opening.header).await;
-        said.map_err(|source| Failure::Connect { address: address.to_owned(), source })?;
-        match opening.tls {
-            None => Ok((stream.into(), false)),
-            Some(Offer { connector, protocols }) => {
-                let secured = Box::pin(connector.connect(address, protocols, stream.into())).await;
-                secured.map_err(|source| Failure::Tls { address: address.to_owned(), source })
-            }
-        }
-    };
-    let connected = timers.within(settings.timeout, attempt).await;
+    let connected = timers.within(settings.timeout, open(address, socket, settings, opening)).await;
     connected.unwrap_or_else(|_| Err(Failure::ConnectTimeout { address: address.to_owned() }))
+}
+
+/// As [`connect`], for a caller who keeps the time.
+///
+/// # Errors
+///
+/// As of [`connect`], but for the time.
+pub async fn open(
+    address: &str,
+    socket: Option<SocketAddr>,
+    settings: &ConnectSettings,
+    opening: Opening<'_>,
+) -> Result<(Stream, bool), Failure> {
+    let connected = match socket {
+        Some(socket) => connect_to_any([socket].into_iter(), address, settings.reach.as_deref()).await,
+        None => match look_up(address, settings.lookups.as_ref()).await {
+            Ok(sockets) => connect_to_any(sockets.into_iter(), address, settings.reach.as_deref()).await,
+            Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
+        },
+    };
+    let mut stream = connected?;
+    let _a_slower_connection_is_still_one = stream.set_nodelay(true);
+    let said = stream.write_all(opening.header).await;
+    said.map_err(|source| Failure::Connect { address: address.to_owned(), source })?;
+    match opening.tls {
+        None => Ok((stream.into(), false)),
+        Some(Offer { connector, protocols }) => {
+            let secured = Box::pin(connector.connect(address, protocols, stream.into())).await;
+            secured.map_err(|source| Failure::Tls { address: address.to_owned(), source })
+        }
+    }
 }
 
 /// The addresses of a name. A lookup that nobody waits for any longer goes on, and counts for as long.

@@ -16,10 +16,11 @@ use hyper::client::conn::http2::{Builder, SendRequest};
 use hyper_util::rt::TokioIo;
 
 use super::fault::{Fault, Noting};
-use super::pool::Failed;
+use super::pool::{Failed, Open};
 use super::{Failure, Permit, Pool};
-use crate::proto::http2::{From, Incoming, Outgoing, describe, reset_code};
+use crate::proto::http2::{From, Incoming, Outgoing, describe, is_going_away, reset_code};
 use crate::proto::{Body, BodyError, Response};
+use crate::service::{Ending, Reuse};
 use crate::timer::Timers;
 use crate::transport::Stream;
 
@@ -81,6 +82,9 @@ impl Drop for Exchange {
         let connection = &self.connection;
         connection.streams.set(connection.streams.get().saturating_sub(1));
         connection.since.set(self.pool.timers().now());
+        if self.pool.target.connections.is_awaited() {
+            self.pool.h2().freed(connection, &self.pool);
+        }
     }
 }
 
@@ -140,29 +144,70 @@ impl Shared {
     pub(super) fn retire(&self) {
         self.connections.borrow_mut().clear();
     }
+
+    /// An exchange has ended while somebody waits for a connection: one of the same pool can have its place, or the
+    /// connection is closed for another once nothing is under way on it.
+    fn freed(&self, connection: &Rc<Connection>, pool: &Rc<Pool>) {
+        let takes_more = !connection.sender.is_closed() && self.position(connection).is_some();
+        if !takes_more {
+            return;
+        }
+        let (connections, home) = (&pool.target.connections, pool.home());
+        let fits = |reuse| reuse == Reuse::Any;
+        let ending = match connection.streams.get() {
+            0 => connections.ending(&pool.target.load, home, fits),
+            _ => connections.share(home, fits).map_or(Ending::Nobody, Ending::Own),
+        };
+        match ending {
+            Ending::Own(number) => pool.hand(number, Open::Http2(Exchange::begin(connection.clone(), pool))),
+            Ending::Another => self.close(connection),
+            Ending::Nobody => {}
+        }
+    }
+
+    /// Closes up to so many connections on which nothing is under way. Each has ended only a moment later.
+    pub(super) fn give_up_idle(&self, most: usize) {
+        let idle = |connection: &&Rc<Connection>| connection.streams.get() == 0;
+        let idle: Vec<_> = self.connections.borrow().iter().filter(idle).take(most).cloned().collect();
+        idle.iter().for_each(|connection| self.close(connection));
+    }
+
+    /// Lets a connection end once nothing is under way on it.
+    fn close(&self, connection: &Rc<Connection>) {
+        if let Some(place) = self.position(connection) {
+            let closed = self.connections.borrow_mut().remove(place);
+            drop(closed);
+        }
+    }
+
+    fn position(&self, connection: &Rc<Connection>) -> Option<usize> {
+        self.connections.borrow().iter().position(|other| Rc::ptr_eq(other, connection))
+    }
 }
 
 impl Exchange {
     /// Sends a request and waits for the response's head.
     pub(super) async fn run(self, head: &Parts, body: Body) -> Result<Response, Failed> {
         let may_be_sent_again = body.is_end_stream() && head.method.is_idempotent();
-        let request = request_for(head, &self.pool, body)?;
+        let request =
+            request_for(head, &self.pool, body).map_err(|failure| Failed { failure, again: None, sent: false })?;
         let mut sender = self.connection.sender.clone();
         let mut error = match sender.try_send_request(request).await {
             Ok(response) => return Ok(answered(response, self)),
             Err(error) => error,
         };
-        let again = match error.take_message() {
+        let (again, sent) = match error.take_message() {
             // The connection was found closed before the request was given to it.
-            Some(request) => Some(request.into_body().0),
-            None => (may_be_sent_again && self.connection.sender.is_closed()).then_some(Body::Empty),
+            Some(request) => (Some(request.into_body().0), false),
+            None => ((may_be_sent_again && self.connection.sender.is_closed()).then_some(Body::Empty), true),
         };
         // That an endpoint wants another certificate of ours is known only when it answers.
         let failure = match self.connection.fault.borrow().clone() {
             Some(fault) => Failure::Tls { address: self.pool.target.address.to_string(), source: fault.into() },
             None => broken(&self.pool, &error.into_error()),
         };
-        Err(Failed { failure, again })
+        let sent = sent && !failure.is_unprocessed();
+        Err(Failed { failure, again, sent })
     }
 }
 
@@ -183,8 +228,10 @@ fn failure(pool: &Pool, what: String) -> Failure {
 
 /// What hyper found: a stream that was reset, or a connection that broke.
 fn broken(pool: &Pool, error: &hyper::Error) -> Failure {
+    let address = || pool.target.address.to_string();
     match reset_code(error) {
-        Some(code) => Failure::Reset { address: pool.target.address.to_string(), code },
+        Some(code) => Failure::Reset { address: address(), code },
+        None if is_going_away(error) => Failure::GoingAway { address: address() },
         None => failure(pool, describe(error)),
     }
 }

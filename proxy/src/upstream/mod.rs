@@ -13,18 +13,20 @@ mod reach;
 
 use std::io;
 
-pub use connect::{ConnectSettings, Offer, Opening, Permit, connect};
+pub use connect::{ConnectSettings, Offer, Opening, connect, open};
 pub use h2::LocalExecutor;
 pub use pool::{Pool, Pools, Reply, Target};
 pub use reach::Reach;
 
 use crate::proto::BodyError;
+pub use crate::service::Permit;
 use crate::transport::tls::TlsFailure;
 
 /// Why an attempt has no response.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    #[error("as many connections to {address} as the pool allows")]
+    /// As many connections as the endpoint or its service may have, of which none has become free in time.
+    #[error("as many connections to {address}, or to its service, as there may be")]
     NoPermit { address: String },
     #[error("the name of {address} cannot be resolved: {source}")]
     Resolve { address: String, source: io::Error },
@@ -45,6 +47,9 @@ pub enum Failure {
     Malformed { address: String, what: h1::Malformed },
     #[error("{address} broke HTTP/2: {what}")]
     Http2 { address: String, what: String },
+    /// The endpoint is about to end the connection, and has not looked at the request (RFC 9113, 6.8).
+    #[error("{address} is going away and did not take the request")]
+    GoingAway { address: String },
     /// The stream was reset before a response, with this HTTP/2 error code (RFC 9113, 7).
     #[error("{address} reset the stream with HTTP/2 error {code}")]
     Reset { address: String, code: u32 },
@@ -52,4 +57,14 @@ pub enum Failure {
     Timeout { address: String },
     #[error("{0}")]
     ClientBody(BodyError),
+}
+
+/// An HTTP/2 stream that was refused before anything was done (RFC 9113, 8.7).
+const REFUSED_STREAM: u32 = 0x7;
+
+impl Failure {
+    /// Whether the endpoint has said that it did not process the request.
+    pub fn is_unprocessed(&self) -> bool {
+        matches!(self, Self::GoingAway { .. } | Self::Reset { code: REFUSED_STREAM, .. })
+    }
 }

@@ -1,5 +1,7 @@
 //! Idle connections of one worker.
 
+mod turns;
+
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -11,13 +13,14 @@ use http::header::UPGRADE;
 use http::request::Parts;
 use http::uri::Authority;
 
-use super::connect::{ConnectSettings, Offer, Opening, Permit, connect};
+use self::turns::Granted;
+use super::connect::{ConnectSettings, Offer, Opening, connect};
 use super::h1::{Connection, ExchangeError, ResponseBody};
 use super::{Failure, h2};
 use crate::config::checked::{self, UpstreamProtocol};
 use crate::proto::h1::{Framing, Scratch};
 use crate::proto::{Body, Response};
-use crate::service::{Endpoint, Load, Snapshot};
+use crate::service::{Connections, Endpoint, Load, Permit, Reuse, Snapshot};
 use crate::timer::Timers;
 use crate::transport::Stream;
 use crate::transport::tls::{Connector, H2, HTTP_1_1, TlsFailure};
@@ -36,6 +39,12 @@ pub struct Target {
     pub tls: Option<Arc<Connector>>,
     pub connect: ConnectSettings,
     pub limits: checked::Pool,
+    /// All connections of the service, over all workers.
+    pub connections: Arc<Connections>,
+    /// How many of these there may be; none for any number.
+    pub max_connections: Option<u32>,
+    /// How many may wait for one of these.
+    pub max_waiting: usize,
     /// How long a body may stand still.
     pub stream_idle_timeout: Duration,
 }
@@ -57,17 +66,13 @@ impl From<Response> for Reply {
 impl Target {
     /// Whether connections may turn out to carry HTTP/2.
     pub fn may_speak_http2(&self) -> bool {
-        match self.protocol {
-            UpstreamProtocol::Negotiated => self.tls.is_some(),
-            UpstreamProtocol::Http1 => false,
-            UpstreamProtocol::Http2 => true,
-        }
+        self.protocol.may_be_http2(self.tls.is_some())
     }
 }
 
 /// A connection, or a part of one, that can carry an exchange.
 #[expect(clippy::large_enum_variant, reason = "it is never kept, and a box would be made for every request")]
-enum Open {
+pub(super) enum Open {
     Http1(Connection),
     Http2(h2::Exchange),
 }
@@ -77,11 +82,13 @@ pub(super) struct Failed {
     pub failure: Failure,
     /// The request's body, if the request can be sent again on another connection.
     pub again: Option<Body>,
+    /// Whether a byte of the request may have reached the endpoint.
+    pub sent: bool,
 }
 
 impl From<Failure> for Failed {
     fn from(failure: Failure) -> Self {
-        Self { failure, again: None }
+        Self { failure, again: None, sent: true }
     }
 }
 
@@ -99,6 +106,10 @@ pub struct Pool {
     /// The one used last is at the end, and used first: the others can grow old.
     idle: RefCell<Vec<Idle>>,
     h2: h2::Shared,
+    /// What has come home for those who wait, by their number, until they take it.
+    handed: RefCell<Vec<(u64, Open)>>,
+    /// How many of this pool wait.
+    waiting: Cell<usize>,
     /// Whether HTTP/1.1 was agreed on last.
     spoke_http1: Cell<bool>,
     /// Set when the target is gone: connections that come home are closed.
@@ -113,6 +124,8 @@ impl Pool {
             scratch: scratch.clone(),
             idle: RefCell::default(),
             h2: h2::Shared::default(),
+            handed: RefCell::default(),
+            waiting: Cell::new(0),
             spoke_http1: Cell::new(false),
             retired: Cell::new(false),
         })
@@ -121,38 +134,50 @@ impl Pool {
     /// One attempt of a request: on a pooled connection if there is one, else on a new one. A pooled connection that
     /// turns out to be dead before a byte of the response costs nothing but a second try on a new one, if the request
     /// can be sent again (RFC 9110, 9.2.2); `resent` is called then. No deadline is kept here but that of connecting.
+    /// `sent` says at any time whether a byte of the request may have reached the endpoint.
     ///
     /// # Errors
     ///
     /// Why there is no response.
-    pub async fn attempt(self: &Rc<Self>, head: &Parts, body: Body, resent: impl FnOnce()) -> Result<Reply, Failure> {
+    pub async fn attempt(
+        self: &Rc<Self>,
+        head: &Parts,
+        body: Body,
+        sent: &Cell<bool>,
+        resent: impl FnOnce(),
+    ) -> Result<Reply, Failure> {
         // Only HTTP/1.1 can be changed for another protocol.
         let http1 = self.target.may_speak_http2() && head.headers.contains_key(UPGRADE);
-        let body = match self.pooled(http1) {
-            None => body,
-            Some(pooled) => match self.exchange(pooled, head, body).await {
-                Err(Failed { again: Some(body), .. }) => {
-                    resent();
-                    body
-                }
-                result => return result.map_err(|failed| failed.failure),
-            },
+        let (open, is_used) = match self.pooled(http1) {
+            Some(pooled) => (pooled, true),
+            None => self.open(http1, if http1 { Reuse::Http1 } else { Reuse::Any }).await?,
         };
-        let opened = if http1 { self.open_http1().await? } else { self.open().await? };
-        self.exchange(opened, head, body).await.map_err(|failed| failed.failure)
+        let body = match self.exchange(open, head, body, sent).await {
+            Err(Failed { again: Some(body), .. }) if is_used => body,
+            result => return result.map_err(|failed| failed.failure),
+        };
+        resent();
+        let (open, _) = self.open(http1, Reuse::None).await?;
+        self.exchange(open, head, body, sent).await.map_err(|failed| failed.failure)
     }
 
-    async fn exchange(self: &Rc<Self>, on: Open, head: &Parts, body: Body) -> Result<Reply, Failed> {
-        match on {
+    async fn exchange(self: &Rc<Self>, on: Open, head: &Parts, body: Body, sent: &Cell<bool>) -> Result<Reply, Failed> {
+        let before = sent.replace(true);
+        let exchanged = match on {
             Open::Http2(exchange) => exchange.run(head, body).await.map(Reply::from),
             Open::Http1(connection) => self.exchange_h1(connection, head, body).await.map_err(|error| match error {
-                ExchangeError::Closed { body: again } => Failed {
+                ExchangeError::Closed { body: again, sent } => Failed {
                     failure: Failure::Closed { address: self.target.address.to_string() },
-                    again: again.filter(|_| head.method.is_idempotent()),
+                    again: again.filter(|_| head.method.is_idempotent() || !sent),
+                    sent,
                 },
                 error => self.failure(error).into(),
             }),
+        };
+        if let Err(Failed { sent: false, .. }) = &exchanged {
+            sent.set(before);
         }
+        exchanged
     }
 
     /// A connection that is there already and takes another request; one of HTTP/1.1 if it has to be.
@@ -161,36 +186,38 @@ impl Pool {
         http2.map(Open::Http2).or_else(|| self.take().map(Open::Http1))
     }
 
-    /// A new connection of HTTP/1.1.
-    async fn open_http1(&self) -> Result<Open, Failure> {
-        let (io, _, permit) = self.connect_with(&[HTTP_1_1]).await?;
-        Ok(Open::Http1(Connection::new(io, self.scratch.clone(), permit)))
-    }
-
-    /// A new connection, or a place on one that somebody else has opened in the meantime.
-    async fn open(self: &Rc<Self>) -> Result<Open, Failure> {
+    /// A new connection, or a place on one that somebody else has opened in the meantime; or where there may be no more
+    /// connections, one that has come home, and then true. It is of HTTP/1.1 if it has to be.
+    async fn open(self: &Rc<Self>, http1: bool, reuse: Reuse) -> Result<(Open, bool), Failure> {
         let mut turn = None;
-        if !self.expects_http1() {
-            turn = Some(self.h2.opening.lock().await);
+        if !http1 && !self.expects_http1() {
+            turn = Some(self.turn_to_open().await?);
             if let Some(opened) = self.h2.pooled(self) {
-                return Ok(Open::Http2(opened));
+                return Ok((Open::Http2(opened), false));
             }
         }
         // Who was before may have found out that each request needs a connection of its own.
         let _turn = turn.filter(|_| !self.expects_http1());
+        let permit = match self.permit(reuse).await? {
+            Granted::Permit(permit) => permit,
+            Granted::Home(open) => return Ok((open, true)),
+        };
         let offered: &[&[u8]] = match self.target.protocol {
+            _ if http1 => &[HTTP_1_1],
             UpstreamProtocol::Negotiated => &[H2, HTTP_1_1],
             UpstreamProtocol::Http1 => &[HTTP_1_1],
             UpstreamProtocol::Http2 => &[H2],
         };
-        let (io, agreed, permit) = self.connect_with(offered).await?;
+        let (io, agreed) = self.connect(&[], Some(offered)).await?;
         // An endpoint that does not negotiate at all speaks what it is said to.
-        if agreed || self.target.protocol == UpstreamProtocol::Http2 {
+        if !http1 && (agreed || self.target.protocol == UpstreamProtocol::Http2) {
             self.spoke_http1.set(false);
-            return self.h2.begin(self, io, permit).await.map(Open::Http2);
+            return self.h2.begin(self, io, permit).await.map(|exchange| (Open::Http2(exchange), false));
         }
-        self.spoke_http1.set(true);
-        Ok(Open::Http1(Connection::new(io, self.scratch.clone(), permit)))
+        if !http1 {
+            self.spoke_http1.set(true);
+        }
+        Ok((Open::Http1(Connection::new(io, self.scratch.clone(), permit)), false))
     }
 
     /// Whether a new connection is for one request at a time, as far as is known: what was agreed on last is most
@@ -227,29 +254,21 @@ impl Pool {
     ///
     /// # Errors
     ///
-    /// When there are as many connections as the endpoint's limit allows, or none comes about in time.
+    /// When there are as many connections as may be and none of them ends in time, or none comes about in time.
     pub async fn connect_tunnel(&self, header: &[u8], with_tls: bool) -> Result<(Stream, Permit), Failure> {
-        self.connect_saying(header, with_tls.then_some(&[])).await.map(|(io, _, permit)| (io, permit))
+        match self.permit(Reuse::None).await? {
+            Granted::Permit(permit) => Ok((self.connect(header, with_tls.then_some(&[])).await?.0, permit)),
+            Granted::Home(_) => Err(self.no_permit()),
+        }
     }
 
-    /// A new connection for exchanges, with these protocols offered where there is TLS; and whether HTTP/2 was agreed
-    /// on.
-    async fn connect_with(&self, protocols: &[&[u8]]) -> Result<(Stream, bool, Permit), Failure> {
-        self.connect_saying(&[], Some(protocols)).await
-    }
-
-    async fn connect_saying(
-        &self,
-        header: &[u8],
-        protocols: Option<&[&[u8]]>,
-    ) -> Result<(Stream, bool, Permit), Failure> {
+    /// A new connection, with these protocols offered where there is TLS, none for no TLS; and whether HTTP/2 was
+    /// agreed on. `header` goes before everything else.
+    async fn connect(&self, header: &[u8], protocols: Option<&[&[u8]]>) -> Result<(Stream, bool), Failure> {
         let target = &self.target;
-        let permit = Permit::take(&target.load, target.limits.max_connections)
-            .ok_or_else(|| Failure::NoPermit { address: target.address.to_string() })?;
         let tls = target.tls.as_ref().zip(protocols).map(|(connector, protocols)| Offer { connector, protocols });
         let opening = Opening { header, tls };
-        let (io, http2) = connect(&self.timers, &target.address, target.socket, &target.connect, opening).await?;
-        Ok((io, http2, permit))
+        connect(&self.timers, &target.address, target.socket, &target.connect, opening).await
     }
 
     fn take(&self) -> Option<Connection> {
@@ -263,6 +282,7 @@ impl Pool {
 
     /// Takes a connection back.
     pub fn put(&self, connection: Connection) {
+        let Some(connection) = self.unless_awaited(connection) else { return };
         let mut idle = self.idle.borrow_mut();
         if idle.len() < self.target.limits.max_idle && !self.retired.get() {
             idle.push(Idle { connection, since: self.timers.now() });
@@ -283,6 +303,10 @@ impl Pool {
         self.retired.set(true);
         self.idle.borrow_mut().clear();
         self.h2.retire();
+    }
+
+    pub(super) fn h2(&self) -> &h2::Shared {
+        &self.h2
     }
 
     /// The timers of this worker.
@@ -329,6 +353,18 @@ impl Pools {
             other.retire();
         }
         pool
+    }
+
+    /// Closes everything that is idle, now and from now on.
+    pub fn retire(&self) {
+        self.by_slot.borrow_mut().drain().for_each(|(_, pool)| pool.retire());
+    }
+
+    /// Closes what is idle for as long as that serves somebody who waits for a connection, on whichever worker.
+    pub fn give_up_idle(&self) {
+        for pool in self.by_slot.borrow().values() {
+            pool.give_up_idle();
+        }
     }
 
     /// Forgets the endpoints that are not registered any more, and closes what has been idle for too long.

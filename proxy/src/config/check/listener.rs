@@ -50,6 +50,7 @@ pub(super) fn check(listener: Listener, has_common: bool, problems: &mut Problem
         header_timeout: listener.header_timeout.unwrap_or(Duration::from_secs(10)),
         body_timeout: listener.body_timeout.unwrap_or(Duration::from_secs(5 * 60)),
         request_deadline: listener.request_deadline,
+        deadline_header: listener.deadline_header,
         idle_timeout: listener.idle_timeout.unwrap_or(Duration::from_secs(60 * 60)),
         max_connections,
         max_connections_per_client: listener.max_connections_per_client.map(|at| at.value),

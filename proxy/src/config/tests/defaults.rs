@@ -9,7 +9,8 @@ use super::*;
 fn a_listener_is_enough() {
     let config = config_of(LISTENER);
     assert!(config.workers >= 1);
-    assert_eq!(config.drain, Duration::from_secs(8));
+    assert_eq!((config.drain, config.drain_delay), (Duration::from_secs(8), Duration::ZERO));
+    assert_eq!(config.admin_socket, None);
     assert_eq!(config.state, None);
     assert_eq!(config.admin, Some("127.0.0.1:4191".parse().unwrap()));
     assert_eq!(config.suffix, "mesh");
@@ -36,6 +37,9 @@ fn a_listener_is_enough() {
     assert_eq!(service.pool.max_idle, 128);
     assert_eq!(service.pool.idle_timeout, Duration::from_secs(60));
     assert_eq!(service.pool.max_connections, 1024);
+    assert_eq!((service.pool.max_requests, service.max_requests, service.max_connections), (None, None, None));
+    assert_eq!((service.max_pending, service.max_pending_time), (0, Duration::from_secs(1)));
+    assert_eq!(listener.deadline_header, None);
 }
 
 #[test]
@@ -67,6 +71,28 @@ fn services_inherit_key_by_key() {
     let other = config.services.get("a.b_c-1");
     assert_eq!((&*other.balancer.plugin, &*other.balancer.config), ("random", "{}"));
     assert_eq!(other.protocol, UpstreamProtocol::Negotiated);
+}
+
+#[test]
+fn limits_are_read_and_inherited() {
+    let config = config_of(&format!(
+        r#"{LISTENER}deadline_header = "X-Request-Timeout-Ms"
+        [service.default]
+        max_requests = 500
+        max_pending = 20
+        pool = {{ max_requests = 100 }}
+        [service.users]
+        max_connections = 7
+        max_pending = 0
+        max_pending_time = "250ms"
+        "#
+    ));
+    assert_eq!(config.listeners[0].deadline_header.as_ref().unwrap(), "x-request-timeout-ms");
+    let (users, other) = (config.services.get("users"), config.services.get("orders"));
+    assert_eq!((users.max_requests, users.max_connections, users.pool.max_requests), (Some(500), Some(7), Some(100)));
+    assert_eq!((users.max_pending, users.max_pending_time), (0, Duration::from_millis(250)));
+    assert_eq!((other.max_requests, other.max_connections), (Some(500), None));
+    assert_eq!((other.max_pending, other.max_pending_time), (20, Duration::from_secs(1)));
 }
 
 #[test]

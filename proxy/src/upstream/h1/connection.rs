@@ -20,9 +20,11 @@ use crate::upstream::{Permit, Pool};
 
 /// Why there is no response.
 pub enum ExchangeError {
-    /// The connection ended before a byte of the response. `body` is the request's body, if none of it was taken.
+    /// The connection ended before a byte of the response. `body` is the request's body, if none of it was taken;
+    /// `sent` says whether the connection took a byte of the request.
     Closed {
         body: Option<Body>,
+        sent: bool,
     },
     Broken(io::Error),
     Malformed(Malformed),
@@ -36,6 +38,8 @@ pub struct Connection {
     /// Read, but not used yet.
     input: Bytes,
     sender: Sender,
+    /// What the sender had written when the exchange began.
+    written: u64,
     /// The endpoint takes no more bytes; its response may still be read.
     deaf: bool,
     permit: Permit,
@@ -43,7 +47,7 @@ pub struct Connection {
 
 impl Connection {
     pub fn new(io: Stream, scratch: Rc<Scratch>, permit: Permit) -> Self {
-        Self { io, scratch, input: Bytes::new(), sender: Sender::default(), deaf: false, permit }
+        Self { io, scratch, input: Bytes::new(), sender: Sender::default(), written: 0, deaf: false, permit }
     }
 
     /// Whether an idle connection can be used: the endpoint has neither closed it nor sent what nobody asked for.
@@ -59,6 +63,7 @@ impl Connection {
             Some(length) => Some(Framing::Length(length)),
             None => Some(Framing::Chunked),
         };
+        self.written = self.sender.taken();
         encode_request(head, address, framing, self.sender.output());
         self.sender.follow_with(body, framing, true);
         std::future::poll_fn(|cx| self.poll_head(head, cx)).await
@@ -94,7 +99,7 @@ impl Connection {
     }
 
     fn closed(&mut self) -> ExchangeError {
-        ExchangeError::Closed { body: self.sender.take_body_back() }
+        ExchangeError::Closed { body: self.sender.take_body_back(), sent: self.sender.taken() != self.written }
     }
 
     /// Reads once; false at the end of the stream.

@@ -56,7 +56,7 @@ impl Host {
     }
 
     pub fn change(&self, service: &str, removed: &[String], added: Vec<Registered>) {
-        self.directory.apply(vec![Change { service: service.into(), removed: removed.to_vec(), added }]);
+        self.directory.apply(vec![Change { service: service.into(), removed: removed.to_vec(), added, paused: None }]);
     }
 
     pub fn service(&self, name: &str) -> Arc<Service> {
@@ -73,7 +73,7 @@ impl Host {
         let stats = service.worker_stats();
         let config = service.settings.balancer.config.clone();
         let seat = Seat::new(service.fleet.clone(), service.balancer.clone(), config, 7);
-        Local { decider: Decider::new(seat, stats), service }
+        Local { decider: Decider::new(seat, stats, None), service }
     }
 }
 

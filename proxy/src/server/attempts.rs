@@ -1,0 +1,277 @@
+//! The attempts of one request to a service.
+//!
+//! The request has been prepared, and is the same in each of them. An endpoint is decided on, an attempt is made there,
+//! its outcome is told; where that is not what anybody wants, the retry policy says whether there is to be another, and
+//! when. All of them together have one deadline, and each the time that the policy or the service gives it.
+//!
+//! A service whose policy asks for hedging has a second attempt begin beside a first one that is slower than most were
+//! lately: of two endpoints that answer slowly now and then, both seldom do so at once. The first answer wins, and the
+//! other attempt is given up. That one is remembered with the time it had taken by then: else what is slow would not
+//! count, and each hedge would make the next one come sooner.
+
+use std::cell::Cell;
+use std::future::poll_fn;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use super::admit::admit;
+use super::attempt::{Attempt, Upload};
+use super::connection::Connection;
+use super::exchange::Call;
+use super::outcome;
+use super::refusal::Refusal;
+use super::replay::Replay;
+use super::retries::{Retries, pause};
+use super::visit::{Ending, Visit};
+use super::worker::LocalService;
+use crate::policy::retry::MAX_ATTEMPTS;
+use crate::policy::{Facts, Kind, Outcome};
+use crate::proto::Body;
+use crate::service::{Active, Admitted, InFlight, Retry};
+use crate::timer::Deadline;
+use crate::upstream::Reply;
+
+/// A response's head, and what is under way with it.
+pub(super) struct Answered {
+    pub reply: Reply,
+    /// The request's body, where that is still under way.
+    pub upload: Option<Upload>,
+    pub held: Held,
+}
+
+/// What counts until a response has ended.
+#[derive(Default)]
+pub(super) struct Held {
+    /// At its endpoint.
+    pub in_flight: Option<InFlight>,
+    /// Among the requests of its service.
+    pub admitted: Option<Admitted>,
+    /// In the service's retry budget.
+    pub _active: Option<Active>,
+    /// What is told of the attempt then.
+    pub ending: Option<Box<Ending>>,
+}
+
+/// What came of one exchange with an endpoint.
+struct Exchanged {
+    result: Result<(Reply, Option<Upload>), Refusal>,
+    outcome: Outcome,
+}
+
+impl Exchanged {
+    fn is_wanted(&self) -> bool {
+        !self.outcome.is_unwanted()
+    }
+}
+
+/// A request to a service, as all of its attempts see it.
+pub(super) struct Sending<'a> {
+    pub connection: &'a Connection,
+    pub local: &'a Rc<LocalService>,
+    pub call: &'a Call,
+}
+
+impl Sending<'_> {
+    /// Makes attempts until one brings what is wanted, or no more are to be made.
+    pub async fn run(self, mut facts: Facts, body: Body) -> Result<Answered, Refusal> {
+        let Self { connection, local, call } = self;
+        let service_probe = local.enter()?;
+        let until = call.deadline.as_ref().map(Deadline::tick);
+        // After the door: for a service that is open nobody waits.
+        let admitted = admit(&local.service, &connection.worker.timers, until).await?;
+        let mut retries = Retries::begin(local, &connection.worker.timers, call.started, until);
+        let settings = &local.service.settings;
+        let mut body = Replay::new(body, retries.are_on().then_some(settings.max_replay_bytes));
+        loop {
+            let visit = retries.visit(facts, body.is_replayable()).await?;
+            let (mut visit, Exchanged { result, outcome }) = self.attempt(visit, &mut body, &retries).await;
+            let Some(delay) = retries.decide(&mut visit.facts, &outcome) else {
+                let (reply, upload) = result?;
+                let (in_flight, active) = (visit.take_in_flight(), retries.into_active());
+                let ending = visit.into_ending(outcome, service_probe);
+                return Ok(Answered { reply, upload, held: Held { in_flight, admitted, _active: active, ending } });
+            };
+            // The response that is not wanted, and its place at the endpoint, are given up before the wait.
+            drop(result);
+            facts = visit.into_facts();
+            pause(delay).await;
+        }
+    }
+
+    /// One attempt, or two of which the better one counts. What ended is told, but for a response of which the end is not
+    /// known yet.
+    async fn attempt(&self, mut visit: Visit, body: &mut Replay, retries: &Retries<'_>) -> (Visit, Exchanged) {
+        if let Err(refusal) = self.tell_time_left(&mut visit) {
+            let outcome = outcome::of_refusal(&refusal, false, Duration::ZERO);
+            return (visit, Exchanged { result: Err(refusal), outcome });
+        }
+        let (mut visit, exchanged) = match self.hedges_after(&visit, retries) {
+            None => {
+                let exchanged = self.exchange(&visit, body.body(), retries).await;
+                (visit, exchanged)
+            }
+            Some(after) => self.hedged(visit, body, retries, after).await,
+        };
+        let exchanged = self.settle(&mut visit, exchanged, body);
+        if retries.terms.hedging.is_some() && exchanged.is_wanted() {
+            self.local.latencies().add(exchanged.outcome.latency);
+        }
+        (visit, exchanged)
+    }
+
+    /// Has the request say how long its caller still waits.
+    fn tell_time_left(&self, visit: &mut Visit) -> Result<(), Refusal> {
+        let in_header = self.connection.listener.settings.deadline_header.as_ref();
+        self.call.tell_time_left(&mut visit.facts.head.headers, in_header)
+    }
+
+    async fn exchange(&self, visit: &Visit, body: Body, retries: &Retries<'_>) -> Exchanged {
+        let Self { connection, local, call } = self;
+        let settings = &local.service.settings;
+        let pool = local.pool(&visit.endpoint, &connection.worker);
+        let sent = Cell::new(false);
+        let attempt = Attempt {
+            pool: &pool,
+            stats: &local.stats,
+            timeout: retries.terms.try_timeout.unwrap_or(settings.request_timeout),
+            body_timeout: settings.stream_idle_timeout.min(connection.listener.settings.body_timeout),
+            idle_timeout: settings.stream_idle_timeout,
+            until: retries.until,
+            sent: &sent,
+        };
+        let result = attempt.run(&connection.worker.timers, &visit.facts.head, body).await;
+        let result = result.and_then(|(reply, upload)| Ok((call.checked(reply, &pool)?, upload)));
+        let elapsed = call.started.elapsed();
+        let latency = elapsed.saturating_sub(visit.started.saturating_duration_since(call.started));
+        let outcome = match &result {
+            Ok((reply, _)) => outcome::of_response(&reply.response, call.is_grpc, latency),
+            // Else a caller could have endpoints ejected by waiting for none of them.
+            Err(Refusal::Deadline) if call.is_own_deadline(retries.until) => Outcome::of(Kind::ClientGone, latency),
+            Err(refusal) => outcome::of_refusal(refusal, sent.get(), latency),
+        };
+        Exchanged { result, outcome: Outcome { elapsed, ..outcome } }
+    }
+
+    /// Takes note of what came of an attempt.
+    fn settle(&self, visit: &mut Visit, mut exchanged: Exchanged, body: &Replay) -> Exchanged {
+        exchanged.outcome.replayable = body.is_replayable();
+        let outcome = &exchanged.outcome;
+        // The head says it all, but of a gRPC call, whose status comes at the end; and that is too late for a probe, as a
+        // stream may last for hours.
+        let is_told_at_end = match &exchanged.result {
+            Ok((reply, _)) => {
+                let micros = u32::try_from(outcome.latency.as_micros()).unwrap_or(u32::MAX);
+                visit.endpoint.load.observe_latency(micros);
+                self.call.is_grpc && !visit.is_probe() && matches!(reply.response.body(), Body::Stream(_))
+            }
+            Err(_) => {
+                self.local.stats.failed_attempts.add(1);
+                false
+            }
+        };
+        if !is_told_at_end || outcome.is_unwanted() {
+            visit.tell(outcome);
+        }
+        exchanged
+    }
+
+    /// When a second attempt begins beside this one; none where there will be none.
+    fn hedges_after(&self, visit: &Visit, retries: &Retries<'_>) -> Option<Duration> {
+        let permille = retries.terms.hedging?;
+        let may_be_sent_twice = visit.facts.head.method.is_idempotent() && self.call.upgrade.is_none();
+        if may_be_sent_twice { self.local.latencies().percentile(permille) } else { None }
+    }
+
+    async fn hedged(
+        &self,
+        first: Visit,
+        body: &mut Replay,
+        retries: &Retries<'_>,
+        after: Duration,
+    ) -> (Visit, Exchanged) {
+        let exchanged = {
+            let mut own = pin!(self.exchange(&first, body.body(), retries));
+            match tokio::time::timeout(after, own.as_mut()).await {
+                Ok(exchanged) => Err(exchanged),
+                Err(_) => match self.beside(&first, body, retries) {
+                    None => Err(own.await),
+                    Some((second, _retry)) => {
+                        let raced = {
+                            let other = pin!(self.exchange(&second, body.body(), retries));
+                            race(own, other).await
+                        };
+                        Ok((second, raced))
+                    }
+                },
+            }
+        };
+        let (second, Raced { first_won, won, lost }) = match exchanged {
+            Ok(raced) => raced,
+            Err(alone) => return (first, alone),
+        };
+        let (winner, mut loser) = if first_won { (first, second) } else { (second, first) };
+        match lost {
+            Some(exchanged) => drop(self.settle(&mut loser, exchanged, body)),
+            None if !first_won => self.local.latencies().add(loser.started.elapsed()),
+            None => {}
+        }
+        (winner, won)
+    }
+
+    /// An attempt beside this one, at another endpoint, if the budget allows it.
+    fn beside(&self, first: &Visit, body: &Replay, retries: &Retries<'_>) -> Option<(Visit, Retry)> {
+        if !body.is_whole() || first.facts.attempt >= MAX_ATTEMPTS {
+            return None;
+        }
+        let retry = retries.take()?;
+        let mut facts = first.facts_beside();
+        let tried = facts.tried.len();
+        let picked = self.local.decide(&mut facts).ok()?;
+        if picked.endpoint.slot == first.endpoint.slot {
+            return None;
+        }
+        let mut visit = Visit::new(self.local, picked, facts, tried, Instant::now());
+        self.tell_time_left(&mut visit).ok()?;
+        self.local.stats.hedges.add(1);
+        Some((visit, retry))
+    }
+}
+
+/// What came of two exchanges at once.
+struct Raced {
+    first_won: bool,
+    won: Exchanged,
+    /// The other one, if it was over by then.
+    lost: Option<Exchanged>,
+}
+
+/// The first of two exchanges that brings what is wanted; the second where neither does.
+async fn race(
+    mut first: Pin<&mut impl Future<Output = Exchanged>>,
+    mut second: Pin<&mut impl Future<Output = Exchanged>>,
+) -> Raced {
+    let (mut of_first, mut of_second) = (None, None);
+    poll_fn(|cx| {
+        if of_first.is_none()
+            && let Poll::Ready(exchanged) = first.as_mut().poll(cx)
+        {
+            of_first = Some(exchanged);
+        }
+        if of_second.is_none()
+            && let Poll::Ready(exchanged) = second.as_mut().poll(cx)
+        {
+            of_second = Some(exchanged);
+        }
+        if let Some(won) = of_first.take_if(|exchanged| exchanged.is_wanted()) {
+            return Poll::Ready(Raced { first_won: true, won, lost: of_second.take() });
+        }
+        let is_first_over = of_first.is_some();
+        match of_second.take_if(|exchanged| is_first_over || exchanged.is_wanted()) {
+            Some(won) => Poll::Ready(Raced { first_won: false, won, lost: of_first.take() }),
+            None => Poll::Pending,
+        }
+    })
+    .await
+}

@@ -1,0 +1,122 @@
+//! From what an attempt brought to what policies are told of it: the one place where the two meet.
+
+use std::time::{Duration, SystemTime};
+
+use http::HeaderMap;
+use http::header::RETRY_AFTER;
+
+use super::refusal::Refusal;
+use crate::policy::{Kind, Outcome};
+use crate::proto::{Response, grpc};
+use crate::upstream::Failure;
+
+/// What a response says by its head. The gRPC status is there where there will be nothing else, and in a call only.
+pub(super) fn of_response(response: &Response, is_grpc: bool, latency: Duration) -> Outcome {
+    let (status, headers) = (response.status(), response.headers());
+    Outcome {
+        status: Some(status),
+        grpc_status: if is_grpc { grpc::status(headers) } else { None },
+        retry_after: if status.as_u16() >= 400 { retry_after(headers) } else { None },
+        sent: true,
+        ..Outcome::of(Kind::Response, latency)
+    }
+}
+
+/// What it means that there is no response. `sent` is whether a byte of the request may have reached the endpoint.
+pub(super) fn of_refusal(refusal: &Refusal, sent: bool, latency: Duration) -> Outcome {
+    Outcome { sent, ..Outcome::of(kind(refusal), latency) }
+}
+
+fn kind(refusal: &Refusal) -> Kind {
+    match refusal {
+        Refusal::Upstream(failure) => kind_of_failure(failure),
+        // By the operator's settings.
+        Refusal::Deadline => Kind::Timeout,
+        _ => Kind::NoEndpoint,
+    }
+}
+
+fn kind_of_failure(failure: &Failure) -> Kind {
+    match failure {
+        _ if failure.is_unprocessed() => Kind::NotProcessed,
+        // The endpoint was not asked, and has not failed.
+        Failure::NoPermit { .. } => Kind::NotProcessed,
+        Failure::Resolve { .. } | Failure::Connect { .. } | Failure::Denied { .. } => Kind::Refused,
+        Failure::ConnectTimeout { .. } => Kind::ConnectTimeout,
+        Failure::Tls { .. } => Kind::Tls,
+        Failure::Timeout { .. } => Kind::Timeout,
+        Failure::ClientBody(_) => Kind::ClientGone,
+        Failure::Closed { .. }
+        | Failure::Broken { .. }
+        | Failure::Malformed { .. }
+        | Failure::Http2 { .. }
+        | Failure::GoingAway { .. }
+        | Failure::Reset { .. } => Kind::Closed,
+    }
+}
+
+/// What `Retry-After` asks for: seconds, or a date (RFC 9110, 10.2.3). One that is over asks for nothing more.
+fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    let value = headers.get(RETRY_AFTER)?.to_str().ok()?.trim();
+    if !value.is_empty() && value.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Some(Duration::from_secs(value.parse().unwrap_or(u64::MAX)));
+    }
+    let date = httpdate::parse_http_date(value).ok()?;
+    Some(date.duration_since(SystemTime::now()).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use http::HeaderValue;
+
+    use super::*;
+    use crate::proto::BodyError;
+
+    fn asks(value: &str) -> Option<Duration> {
+        retry_after(&HeaderMap::from_iter([(RETRY_AFTER, HeaderValue::from_str(value).unwrap())]))
+    }
+
+    #[test]
+    fn retry_after_is_seconds_or_a_date() {
+        assert_eq!(asks("120"), Some(Duration::from_secs(120)));
+        assert_eq!(asks(" 0 "), Some(Duration::ZERO));
+        assert_eq!(asks("99999999999999999999999"), Some(Duration::from_secs(u64::MAX)));
+        assert_eq!(asks("Sun, 06 Nov 1994 08:49:37 GMT"), Some(Duration::ZERO), "it is over");
+        let later = httpdate::fmt_http_date(SystemTime::now() + Duration::from_secs(600));
+        assert!(asks(&later).is_some_and(|time| (590..=600).contains(&time.as_secs())));
+        for nothing in ["", "soon", "-1", "1.5", "1s"] {
+            assert_eq!(asks(nothing), None, "{nothing:?}");
+        }
+        assert_eq!(retry_after(&HeaderMap::new()), None);
+    }
+
+    #[test]
+    fn failures_are_told_apart() {
+        let address = || "10.0.0.1:80".to_owned();
+        let of = |failure: Failure| kind(&failure.into());
+        let refused = || ErrorKind::ConnectionRefused.into();
+        assert_eq!(of(Failure::Connect { address: address(), source: refused() }), Kind::Refused);
+        assert_eq!(of(Failure::Resolve { address: address(), source: refused() }), Kind::Refused);
+        assert_eq!(of(Failure::ConnectTimeout { address: address() }), Kind::ConnectTimeout);
+        assert_eq!(of(Failure::Closed { address: address() }), Kind::Closed);
+        assert_eq!(of(Failure::Broken { address: address(), source: refused() }), Kind::Closed);
+        assert_eq!(of(Failure::Timeout { address: address() }), Kind::Timeout);
+        // REFUSED_STREAM and CANCEL.
+        assert_eq!(of(Failure::Reset { address: address(), code: 7 }), Kind::NotProcessed);
+        assert_eq!(of(Failure::Reset { address: address(), code: 8 }), Kind::Closed);
+        assert_eq!(of(Failure::GoingAway { address: address() }), Kind::NotProcessed);
+        assert_eq!(of(Failure::ClientBody(BodyError::Idle)), Kind::ClientGone);
+        assert_eq!(kind(&Refusal::Deadline), Kind::Timeout);
+        assert_eq!(kind(&Refusal::NoEndpoint { service: "users".into() }), Kind::NoEndpoint);
+    }
+
+    #[test]
+    fn a_head_tells_the_status_of_a_call_only_to_a_call() {
+        let mut response = Response::default();
+        response.headers_mut().insert("grpc-status", HeaderValue::from_static("14"));
+        assert_eq!(of_response(&response, true, Duration::ZERO).grpc_status, Some(14));
+        assert_eq!(of_response(&response, false, Duration::ZERO).grpc_status, None);
+    }
+}
