@@ -67,6 +67,32 @@ impl Socket {
         Ok(socket)
     }
 
+    /// A socket that another process has bound there and handed over; none where its file is no longer the one of this
+    /// identity.
+    pub fn inherit(path: &Path, found: (u64, u64), listener: OwnedFd) -> Option<Self> {
+        let is_it = Self::identity(path) == Some(found);
+        is_it.then(|| Self { path: path.to_owned(), identity: found, listener: listener.into() })
+    }
+
+    /// By which a file is told from another one in its place: device and inode.
+    pub fn identity(path: &Path) -> Option<(u64, u64)> {
+        Some(identity(&fs::symlink_metadata(path).ok()?))
+    }
+
+    /// A further descriptor, for another process.
+    ///
+    /// # Errors
+    ///
+    /// When there can be none.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        Ok(self.listener.try_clone()?.into())
+    }
+
+    /// Leaves the file to another process.
+    pub fn leave(mut self) {
+        self.path = PathBuf::new();
+    }
+
     /// The socket, to accept from on the runtime that this is called on.
     ///
     /// # Errors

@@ -17,9 +17,10 @@ use super::checked::{
 use super::file::{self, Admin, File, NamedService};
 use super::problem::{Place, Problems};
 use super::read::At;
-use super::{Checked, Written, service, tls as written};
+use super::{Checked, Listening, Written, service, tls as written};
 use crate::policy::Role;
 
+mod health;
 mod listener;
 mod tls;
 
@@ -30,6 +31,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         Some(Admin::Off) => None,
         None => Some(ADMIN),
     };
+    let listening = listening(&file);
     report_shared_addresses(&file, problems);
     report_no_folder(file.state.as_ref(), problems);
     report_no_folder(file.plugins.folder.as_ref(), problems);
@@ -40,6 +42,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
     let named = &file.services.named;
     let fixed = named.iter().filter_map(|service| fixed_endpoints(service, problems)).collect();
     report_files_of_services(&file.services, problems);
+    health::report(&file.services, problems);
     let policies = policies(&file.services, place);
     let default = inherit(&file.services.default, &built_in_service());
     let inherited = |service: &NamedService| Arc::new(inherit(&service.settings, &default));
@@ -71,7 +74,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         },
         services,
     };
-    Checked { config, policies }
+    Checked { config, listening, policies }
 }
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 4191);
@@ -87,6 +90,16 @@ fn own_name() -> String {
         format!("heddle-{:016x}", RandomState::new().hash_one(std::process::id()))
     };
     NAME.get_or_init(draw).clone()
+}
+
+/// Every address that is written.
+fn listening(file: &File) -> Vec<Listening> {
+    let admin = match &file.admin {
+        Some(Admin::At(at)) => Some(at),
+        Some(Admin::Off) | None => None,
+    };
+    let all = file.listeners.iter().filter_map(|listener| listener.address.as_ref()).chain(admin);
+    all.map(|at| Listening { key: at.key.clone(), place: at.place.clone(), address: at.value }).collect()
 }
 
 /// Two listeners, or a listener and the admin server, on one address. Port 0 is another one each time.
@@ -321,6 +334,7 @@ fn built_in_service() -> Service {
         max_pending: 0,
         max_pending_time: Duration::from_secs(1),
         pool: Pool { max_idle: 128, idle_timeout: Duration::from_secs(60), max_connections: 1024, max_requests: None },
+        health_check: None,
     }
 }
 
@@ -359,6 +373,10 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
             idle_timeout: written.pool.idle_timeout.unwrap_or(base.pool.idle_timeout),
             max_connections: written.pool.max_connections.unwrap_or(base.pool.max_connections),
             max_requests: written.pool.max_requests.or(base.pool.max_requests),
+        },
+        health_check: match &written.health_check {
+            Some(check) => check.inherit(base.health_check.as_deref()).map(Arc::new),
+            None => base.health_check.clone(),
         },
     }
 }

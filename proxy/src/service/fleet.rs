@@ -10,6 +10,7 @@ use super::admission::{Connections, Requests};
 use super::health::{Condition, Door, ServiceHealth};
 use super::pause::Pause;
 use super::snapshot::{Builder, Endpoint, Snapshot};
+use super::stats::Checks;
 use crate::clock::Clock;
 use crate::config::checked::Ejection;
 use crate::policy;
@@ -22,6 +23,8 @@ pub struct Fleet {
     pub name: Arc<str>,
     pub clock: Clock,
     pub health: ServiceHealth,
+    /// Of all endpoints, those too that have left. The control thread counts.
+    pub checks: Checks,
     /// Those under way, where their number is limited.
     pub requests: Arc<Requests>,
     /// To all endpoints.
@@ -53,6 +56,7 @@ impl Fleet {
             name,
             clock,
             health: ServiceHealth::default(),
+            checks: Checks::default(),
             requests: Arc::default(),
             connections: Arc::default(),
             ejections: AtomicU64::new(0),

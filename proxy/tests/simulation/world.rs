@@ -81,7 +81,7 @@ impl Stage {
         let seeds = (0..scenario.workers as u64).map(|worker| scenario.seed ^ worker << 32);
         // Nobody has connections here.
         let (inbox, _) = unbounded_channel();
-        let workers = seeds.map(|seed| Rc::new(LocalService::new(service.clone(), seed, &inbox))).collect();
+        let workers = seeds.map(|seed| Rc::new(LocalService::new(service.clone(), None, seed, &inbox))).collect();
         Self { clock, service, workers, timers: Timers::default() }
     }
 }
