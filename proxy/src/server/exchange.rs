@@ -183,14 +183,7 @@ pub(super) struct Call {
 impl Call {
     fn new(head: &Parts) -> Self {
         let is_grpc = grpc::is_call(&head.headers);
-        Self {
-            started: Instant::now(),
-            is_grpc,
-            version: head.version,
-            deadline: None,
-            due: None,
-            upgrade: None,
-        }
+        Self { started: Instant::now(), is_grpc, version: head.version, deadline: None, due: None, upgrade: None }
     }
 
     /// Reads how long the client waits, and what it wants to change to. An extended CONNECT becomes the request that

@@ -9,7 +9,7 @@ use super::visit::Visit;
 use super::worker::LocalService;
 use crate::policy::retry::{fits, may_follow};
 use crate::policy::{Facts, Outcome, Terms};
-use crate::service::{Active, Retry};
+use crate::service::{Active, Condition, Retry};
 use crate::timer::Timers;
 
 /// The retries of one request, or of one connection.
@@ -68,7 +68,9 @@ impl<'a> Retries<'a> {
     pub fn decide(&mut self, facts: &mut Facts, outcome: &Outcome) -> Option<Duration> {
         self.retry = None;
         let left = self.until.map(|tick| self.timers.until(tick));
-        if !self.are_on() || !may_follow(outcome, facts.attempt, left) {
+        // A request that was let through to find out whether the service is well has found out.
+        let is_open = self.local.service.fleet.health.condition() != Condition::InUse;
+        if !self.are_on() || is_open || !may_follow(outcome, facts.attempt, left) {
             return None;
         }
         let outcome = Outcome { budget_left: self.local.service.budget.left(), ..*outcome };
