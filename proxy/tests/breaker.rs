@@ -22,6 +22,9 @@ use tempfile::TempDir;
 
 const FAILURE: &str = "HTTP/1.1 500 Internal Server Error\r\ncontent-length: 0\r\n\r\n";
 
+/// One that is tried again.
+const UNAVAILABLE: &str = "HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+
 /// A server whose answers the test decides at any time.
 struct Server {
     endpoint: Endpoint,
@@ -302,6 +305,19 @@ fn a_service_that_answers_again_is_closed_by_few_probes() {
     probing.iter_mut().for_each(|client| assert_eq!(client.response().status(), 200));
     assert_eq!(failures(&statuses(&mut client, 20)), 0);
     assert_eq!(service(&proxy).fleet.health.condition(), Condition::InUse);
+}
+
+#[test]
+fn a_service_that_is_down_is_not_tried_more_often_for_retries() {
+    let servers: Vec<Endpoint> = (0..10).map(|_| Endpoint::saying(UNAVAILABLE)).collect();
+    let endpoints: Vec<&Endpoint> = servers.iter().collect();
+    // It is open so shortly that nearly every request is a probe.
+    let settings = format!("{}retry = {{ plugin = \"retry\", attempts = 3 }}", breaker("open_time = \"1ms\""));
+    let proxy = Proxy::with(&endpoints, "", &settings);
+    let mut client = proxy.client();
+    assert_eq!(statuses(&mut client, 100), [503; 100]);
+    let attempts: usize = servers.iter().map(|server| server.requests().len()).sum();
+    assert!((10..=130).contains(&attempts), "{attempts}");
 }
 
 #[test]
