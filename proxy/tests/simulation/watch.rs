@@ -167,13 +167,7 @@ impl Watch {
 
     /// An endpoint was picked, after these were tried, for an attempt. True where that is one of the probes that a half-open
     /// endpoint is allowed.
-    pub fn picked(
-        &mut self,
-        service: &Service,
-        scenario: &Scenario,
-        endpoint: &Endpoint,
-        tried: &[u32],
-    ) -> Held<bool> {
+    pub fn picked(&mut self, service: &Service, scenario: &Scenario, endpoint: &Endpoint, tried: &[u32]) -> Held<bool> {
         let (fleet, is_native) = (&service.fleet, service.balancer.current().is_none());
         let slot = endpoint.slot;
         let is_eligible = |slot: u32| self.eligible.get(slot as usize).copied().unwrap_or(false);
