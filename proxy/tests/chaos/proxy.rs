@@ -87,9 +87,9 @@ health_check = {{ type = "http", path = "/health", interval = "500ms", timeout =
         let aside = self.folder.path().join("aside");
         fs::write(&aside, bytes).unwrap();
         fs::rename(aside, self.plugin(policy)).unwrap();
-        let loaded = format!("{policy}.wasm");
+        let loaded = format!("/{policy}.wasm ");
         wait_for("the plugin is in force", || {
-            let is_loaded = |line: &String| line.contains("loaded from") && line.ends_with(&loaded);
+            let is_loaded = |line: &String| line.contains("loaded from") && line.contains(&loaded);
             self.heddle.said().iter().any(is_loaded).then_some(())
         });
     }
@@ -116,6 +116,14 @@ health_check = {{ type = "http", path = "/health", interval = "500ms", timeout =
 
     pub fn log(&self) -> String {
         self.heddle.said().join("\n")
+    }
+}
+
+impl Drop for Proxy {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the proxy said:\n{}", self.log());
+        }
     }
 }
 
