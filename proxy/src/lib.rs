@@ -22,10 +22,12 @@
 
 pub mod admin;
 pub mod app;
+pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod drain;
+pub mod handover;
 pub mod plugin;
 pub mod policy;
 pub mod proto;

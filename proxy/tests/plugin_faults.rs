@@ -418,6 +418,7 @@ proptest! {
                             prop_assert!(eligible.is_some_and(|e| Arc::ptr_eq(e, &picked.endpoint)));
                         }
                         Choice::NoneEligible => prop_assert_eq!(snapshot.eligible_count(), 0),
+                        Choice::AllFull => prop_assert!(false, "{} is full", name),
                         Choice::Declined => prop_assert!(false, "{} declined", name),
                     }
                 }

@@ -1,40 +1,53 @@
-//! Health and metrics over HTTP, on the control thread: a worker that is busy or stuck cannot hide here.
+//! Health, metrics and commands over HTTP, on the control thread: a worker that is busy or stuck cannot hide here.
 //!
 //! `GET /live` answers 200 while the process runs, `GET /ready` 200 when requests should be sent here and 503 when
 //! not, `GET /metrics` the figures in the text format of OpenMetrics, `GET /state` services, endpoints, plugins and
-//! registry as JSON.
+//! registry as JSON. That is served at a TCP port, and on a Unix socket, which takes commands too: [`routes`] has them.
 
+mod command;
 mod metrics;
 mod process;
+mod routes;
+mod socket;
 mod state;
 
 use std::convert::Infallible;
 use std::fmt::Display;
+use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::path::Path;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
 use http::{Method, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper::server::conn::http1::Builder;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::net::{TcpListener, TcpStream};
+use serde::Serialize;
+use serde_json::Value;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 
+use self::routes::{Action, Asked};
 use crate::app::State;
-use crate::server::listener::BindError;
+use crate::drain::Phase;
+use crate::handover::PROTOCOL;
+use crate::server::socket::BindError;
 
-/// Connections at once; further ones wait.
+pub use self::socket::{Socket, SocketError};
+
+/// Connections at once at each door; further ones wait.
 const CONNECTIONS: usize = 64;
 
 /// A connection ends after this long, so that nobody holds one for good.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// Binds the admin server's socket.
+/// Binds the admin server's port.
 ///
 /// # Errors
 ///
@@ -45,22 +58,92 @@ pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, BindError> {
     Ok(listener)
 }
 
-/// Serves for ever.
-pub async fn serve(listener: std::net::TcpListener, state: Arc<State>) {
-    let listener = match TcpListener::from_std(listener) {
-        Ok(listener) => listener,
-        Err(error) => {
-            tracing::error!(target: "heddle::admin", "does not start: {error}");
-            return;
+/// Serves at a port for ever.
+pub async fn serve_port(listener: std::net::TcpListener, state: Arc<State>) {
+    match TcpListener::from_std(listener) {
+        Ok(listener) => serve(listener, state).await,
+        Err(error) => tracing::error!(target: "heddle::admin", "does not start: {error}"),
+    }
+}
+
+/// Serves on a Unix socket, and takes commands there, for ever.
+pub async fn serve_commands(listener: UnixListener, state: Arc<State>) {
+    serve(listener, state).await;
+}
+
+/// What connections are accepted from.
+trait Entrance: Send + Sync + 'static {
+    type Stream: AsyncRead + AsyncWrite + Unpin + Send + 'static;
+
+    fn accept(&self) -> impl Future<Output = io::Result<Self::Stream>> + Send;
+
+    fn door(state: &State) -> Door<'_>;
+}
+
+/// What a connection came in by.
+#[derive(Debug, Clone, Copy)]
+pub enum Door<'a> {
+    /// A port, with the path of the Unix socket, if there is one.
+    Tcp {
+        socket: Option<&'a Path>,
+    },
+    Unix,
+}
+
+impl Door<'_> {
+    /// Where to go instead, if this method is not for here.
+    fn keeps_out(&self, method: &Method) -> Option<String> {
+        match self {
+            Self::Tcp { socket: Some(path) } if method == Method::POST => {
+                Some(format!("on this machine: curl --unix-socket {} -X POST http://heddle/...", path.display()))
+            }
+            Self::Tcp { socket: None } if method == Method::POST => {
+                Some("set admin_socket in the configuration for a Unix socket that takes it".to_owned())
+            }
+            Self::Tcp { .. } | Self::Unix => None,
         }
-    };
+    }
+}
+
+impl Entrance for TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&self) -> io::Result<TcpStream> {
+        self.accept().await.map(|(stream, _)| stream)
+    }
+
+    fn door(state: &State) -> Door<'_> {
+        Door::Tcp { socket: state.admin_socket.as_deref() }
+    }
+}
+
+impl Entrance for UnixListener {
+    type Stream = UnixStream;
+
+    async fn accept(&self) -> io::Result<UnixStream> {
+        loop {
+            let (stream, _) = self.accept().await?;
+            if socket::is_allowed(&stream)? {
+                return Ok(stream);
+            }
+            tracing::warn!(target: "heddle::admin", "a peer was turned away that is neither this user nor root");
+        }
+    }
+
+    fn door(_: &State) -> Door<'_> {
+        Door::Unix
+    }
+}
+
+/// Serves for ever.
+async fn serve<E: Entrance>(entrance: E, state: Arc<State>) {
     let permits = Arc::new(Semaphore::new(CONNECTIONS));
     while let Ok(permit) = permits.clone().acquire_owned().await {
-        match listener.accept().await {
-            Ok((stream, _)) => {
+        match entrance.accept().await {
+            Ok(stream) => {
                 let state = state.clone();
                 tokio::spawn(async move {
-                    serve_connection(stream, state).await;
+                    serve_connection::<E>(stream, state).await;
                     drop(permit);
                 });
             }
@@ -72,17 +155,45 @@ pub async fn serve(listener: std::net::TcpListener, state: Arc<State>) {
     }
 }
 
-async fn serve_connection(stream: TcpStream, state: Arc<State>) {
-    let service = service_fn(move |request: http::Request<Incoming>| {
-        let answer = answer(&request, &state);
-        async move { Ok::<_, Infallible>(answer.into_response()) }
-    });
+async fn serve_connection<E: Entrance>(stream: E::Stream, state: Arc<State>) {
+    let then = Arc::new(OnceLock::new());
+    let service = {
+        let (state, then) = (state.clone(), then.clone());
+        service_fn(move |mut request: http::Request<Incoming>| {
+            let (state, then) = (state.clone(), then.clone());
+            async move {
+                let answer = answer(&request, &state, &E::door(&state));
+                if answer.status == StatusCode::SWITCHING_PROTOCOLS {
+                    tokio::spawn(hand_over(hyper::upgrade::on(&mut request), state.clone()));
+                }
+                if let Some(phase) = answer.then {
+                    let _the_first_was_the_last = then.set(phase);
+                }
+                Ok::<_, Infallible>(answer.into_response())
+            }
+        })
+    };
     let served = Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     // A client that goes away, or does not read, is no event.
     let _ = tokio::time::timeout(PATIENCE, served).await;
+    if let Some(phase) = then.get() {
+        state.stop.advance(*phase);
+    }
+}
+
+/// Hands the listening sockets over to another process, once it has been told that it gets them.
+async fn hand_over(upgrade: hyper::upgrade::OnUpgrade, state: Arc<State>) {
+    let Ok(upgraded) = upgrade.await else { return };
+    // Only a Unix socket can carry descriptors, and this is asked for only there.
+    let Ok(parts) = upgraded.downcast::<TokioIo<UnixStream>>() else { return };
+    tracing::info!(target: "heddle", "handing the listening sockets over to another process");
+    if let Err(error) = state.handover.give(parts.io.into_inner()).await {
+        tracing::warn!(target: "heddle", "the other process takes over no more: {error}");
+    }
 }
 
 /// A status and a text.
@@ -90,38 +201,86 @@ struct Answer {
     status: StatusCode,
     content_type: &'static str,
     text: String,
+    /// The method that would have been right.
+    allow: Option<&'static Method>,
+    /// How far to stop once the answer has been given, which is the last on its connection.
+    then: Option<Phase>,
 }
 
+const JSON: &str = "application/json";
+
 impl Answer {
+    fn new(status: StatusCode, content_type: &'static str, text: String) -> Self {
+        Self { status, content_type, text, allow: None, then: None }
+    }
+
     fn plain(status: StatusCode, text: &str) -> Self {
-        Self { status, content_type: "text/plain; charset=utf-8", text: format!("{text}\n") }
+        Self::new(status, "text/plain; charset=utf-8", format!("{text}\n"))
     }
 
     fn of<E: Display>(content_type: &'static str, text: Result<String, E>) -> Self {
         match text {
-            Ok(text) => Self { status: StatusCode::OK, content_type, text },
+            Ok(text) => Self::new(StatusCode::OK, content_type, text),
             Err(error) => Self::plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
         }
+    }
+
+    fn json(status: StatusCode, said: &impl Serialize) -> Self {
+        let text = serde_json::to_string_pretty(said).map(|text| text + "\n");
+        Self { status, ..Self::of(JSON, text) }
+    }
+
+    /// Why a command was not followed, and what is worth knowing about that.
+    fn error(status: StatusCode, error: &str, mut details: Value) -> Self {
+        if let Value::Object(details) = &mut details {
+            details.insert("error".to_owned(), error.into());
+        }
+        Self::json(status, &details)
     }
 
     fn into_response(self) -> http::Response<Full<Bytes>> {
         let mut response = http::Response::new(Full::new(Bytes::from(self.text)));
         *response.status_mut() = self.status;
-        response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        let headers = response.headers_mut();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        if let Some(method) = self.allow.and_then(|method| HeaderValue::from_str(method.as_str()).ok()) {
+            headers.insert(ALLOW, method);
+        }
+        if self.then.is_some() {
+            headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        if self.status == StatusCode::SWITCHING_PROTOCOLS {
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
+        }
         response
     }
 }
 
-fn answer(request: &http::Request<Incoming>, state: &Arc<State>) -> Answer {
-    if request.method() != Method::GET && request.method() != Method::HEAD {
-        return Answer::plain(StatusCode::METHOD_NOT_ALLOWED, "expected GET");
+fn answer(request: &http::Request<Incoming>, state: &Arc<State>, door: &Door<'_>) -> Answer {
+    let Asked { action, names } = match routes::find(request.method(), request.uri().path(), door) {
+        Ok(asked) => asked,
+        Err(answer) => return answer,
+    };
+    match action {
+        Action::Live => Answer::plain(StatusCode::OK, "live"),
+        Action::Ready if state.is_ready() => Answer::plain(StatusCode::OK, "ready"),
+        Action::Ready => Answer::plain(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+        Action::Metrics => Answer::of(metrics::CONTENT_TYPE, metrics::text(state)),
+        Action::State => Answer::of(JSON, state::json(state)),
+        Action::Pause => command::set_paused(state, &names, true),
+        Action::Resume => command::set_paused(state, &names, false),
+        Action::Drain => command::stop(Phase::Leaving),
+        Action::TakeOver => take_over(request),
+        Action::Shutdown => command::stop(Phase::Cutting),
     }
-    match request.uri().path() {
-        "/live" => Answer::plain(StatusCode::OK, "live"),
-        "/ready" if state.is_ready() => Answer::plain(StatusCode::OK, "ready"),
-        "/ready" => Answer::plain(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
-        "/metrics" => Answer::of(metrics::CONTENT_TYPE, metrics::text(state)),
-        "/state" => Answer::of("application/json", state::json(state)),
-        _ => Answer::plain(StatusCode::NOT_FOUND, "expected /live, /ready, /metrics or /state"),
+}
+
+/// What is spoken then is no HTTP.
+fn take_over(request: &http::Request<Incoming>) -> Answer {
+    if request.headers().get(UPGRADE).is_some_and(|protocol| protocol == PROTOCOL) {
+        Answer::new(StatusCode::SWITCHING_PROTOCOLS, JSON, String::new())
+    } else {
+        Answer::plain(StatusCode::UPGRADE_REQUIRED, "expected a process that takes over: heddle run --take-over")
     }
 }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
 use super::process;
-use crate::app::State;
+use crate::app::{Reloads, State};
 use crate::plugin::{FaultKind, Plugin};
 use crate::registry::Report;
 use crate::service::{Endpoint, Limit, Service, Snapshot};
@@ -22,9 +22,19 @@ struct Shown<'a> {
     draining: bool,
     /// By worker.
     client_connections: Vec<usize>,
+    reloads: ShownReloads,
     registry: Report,
     plugins: Vec<ShownPlugin>,
     services: Vec<ShownService>,
+}
+
+/// What became of changed configurations.
+#[derive(Serialize)]
+struct ShownReloads {
+    done: u64,
+    refused: u64,
+    /// When one was put in force last; milliseconds since 1970.
+    last_ms: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -57,6 +67,8 @@ struct ShownService {
     hedges: u64,
     decisions: u64,
     fallbacks: u64,
+    /// None where endpoints are not checked.
+    health_checks: Option<ShownChecks>,
     /// Requests that wait because the service is full.
     pending: usize,
     /// To all endpoints, idle ones included; and how many requests and tunnels wait for one.
@@ -68,7 +80,15 @@ struct ShownService {
     condition: &'static str,
     /// Whether endpoints are used although they are out of use, as too few others are in it.
     in_panic: bool,
+    /// `registry`, `admin`; empty where it is not paused as a whole.
+    paused_by: Vec<&'static str>,
     endpoints: Vec<ShownEndpoint>,
+}
+
+#[derive(Serialize)]
+struct ShownChecks {
+    passed: u64,
+    failed: u64,
 }
 
 #[derive(Serialize)]
@@ -78,6 +98,10 @@ struct ShownEndpoint {
     address: String,
     weight: u32,
     eligible: bool,
+    /// Whether it is out of use because of its health check.
+    check_fails: bool,
+    /// As of the service.
+    paused_by: Vec<&'static str>,
     /// `in_use`, `out` or `half_open`, as the circuit breaker has it.
     condition: &'static str,
     ejections: u32,
@@ -102,11 +126,18 @@ pub fn json(state: &State) -> serde_json::Result<String> {
         ready: state.is_ready(),
         draining: state.is_draining(),
         client_connections: state.workers.connections.iter().map(|count| count.load(Relaxed)).collect(),
+        reloads: show_reloads(&state.reloads),
         registry: state.registry.report(),
-        plugins: state.plugins.all().iter().map(|plugin| show_plugin(plugin)).collect(),
+        plugins: state.plugins().all().iter().map(|plugin| show_plugin(plugin)).collect(),
         services: services.iter().map(|service| show_service(service)).collect(),
     };
     serde_json::to_string_pretty(&shown)
+}
+
+fn show_reloads(reloads: &Reloads) -> ShownReloads {
+    let last = reloads.last().and_then(|last| last.duration_since(UNIX_EPOCH).ok());
+    let last_ms = last.and_then(|last| u64::try_from(last.as_millis()).ok());
+    ShownReloads { done: reloads.done(), refused: reloads.refused(), last_ms }
 }
 
 fn show_plugin(plugin: &Plugin) -> ShownPlugin {
@@ -129,6 +160,8 @@ fn show_service(service: &Service) -> ShownService {
     let (total, snapshot) = (service.stats(), service.snapshot());
     let now = service.fleet.clock.now();
     let settings = &service.settings.balancer.config;
+    let checks = &service.fleet.checks;
+    let shown = ShownChecks { passed: checks.passed.get(), failed: checks.failed.get() };
     ShownService {
         name: service.name().to_string(),
         policy: service.balancer.name.to_string(),
@@ -139,12 +172,14 @@ fn show_service(service: &Service) -> ShownService {
         hedges: total.hedges,
         decisions: total.decisions,
         fallbacks: total.fallbacks,
+        health_checks: service.settings.health_check.as_ref().map(|_| shown),
         pending: service.fleet.requests.pending(),
         connections: service.fleet.connections.open(),
         connections_pending: service.fleet.connections.pending(),
         limited: Limit::ALL.map(Limit::name).into_iter().zip(total.limited).collect(),
         condition: service.fleet.health.condition().name(),
         in_panic: snapshot.is_in_panic(),
+        paused_by: snapshot.pause().by().collect(),
         endpoints: snapshot.endpoints().map(|endpoint| show_endpoint(endpoint, &snapshot, now)).collect(),
     }
 }
@@ -157,6 +192,8 @@ fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot, now: Duration) -> Sho
         address: registered.address.clone(),
         weight: registered.weight,
         eligible: snapshot.eligible_endpoint(*slot).is_some(),
+        check_fails: health.check_fails(),
+        paused_by: endpoint.pause().by().collect(),
         condition: health.condition().name(),
         ejections: health.ejections(now),
         in_flight: load.in_flight(),

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
 use std::net::SocketAddr;
+use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -16,9 +17,10 @@ use super::checked::{
 use super::file::{self, Admin, File, NamedService};
 use super::problem::{Place, Problems};
 use super::read::At;
-use super::{Checked, Written, service, tls as written};
+use super::{Checked, Listening, Written, service, tls as written};
 use crate::policy::Role;
 
+mod health;
 mod listener;
 mod tls;
 
@@ -29,15 +31,18 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         Some(Admin::Off) => None,
         None => Some(ADMIN),
     };
+    let listening = listening(&file);
     report_shared_addresses(&file, problems);
     report_no_folder(file.state.as_ref(), problems);
     report_no_folder(file.plugins.folder.as_ref(), problems);
+    report_no_socket(file.admin_socket.as_ref(), problems);
 
     let suffix = file.suffix.unwrap_or_else(|| "mesh".to_owned());
     report_unreachable_names(&file.services.named, &suffix, problems);
     let named = &file.services.named;
     let fixed = named.iter().filter_map(|service| fixed_endpoints(service, problems)).collect();
     report_files_of_services(&file.services, problems);
+    health::report(&file.services, problems);
     let policies = policies(&file.services, place);
     let default = inherit(&file.services.default, &built_in_service());
     let inherited = |service: &NamedService| Arc::new(inherit(&service.settings, &default));
@@ -53,8 +58,10 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
     let config = Config {
         workers: file.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         drain: file.drain.unwrap_or(Duration::from_secs(8)),
+        drain_delay: file.drain_delay.unwrap_or(Duration::ZERO),
         state: file.state.map(|at| at.value),
         admin,
+        admin_socket: file.admin_socket.map(|at| at.value),
         via: file.via.unwrap_or_else(own_name),
         suffix,
         plugins: plugins(file.plugins),
@@ -67,10 +74,13 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         },
         services,
     };
-    Checked { config, policies }
+    Checked { config, listening, policies }
 }
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 4191);
+
+/// The longest path of a Unix socket, in bytes (unix(7): 108 with the NUL).
+const LONGEST_SOCKET: usize = 107;
 
 /// A name in `Via` that no other process has: 64 random bits, drawn once.
 fn own_name() -> String {
@@ -80,6 +90,16 @@ fn own_name() -> String {
         format!("heddle-{:016x}", RandomState::new().hash_one(std::process::id()))
     };
     NAME.get_or_init(draw).clone()
+}
+
+/// Every address that is written.
+fn listening(file: &File) -> Vec<Listening> {
+    let admin = match &file.admin {
+        Some(Admin::At(at)) => Some(at),
+        Some(Admin::Off) | None => None,
+    };
+    let all = file.listeners.iter().filter_map(|listener| listener.address.as_ref()).chain(admin);
+    all.map(|at| Listening { key: at.key.clone(), place: at.place.clone(), address: at.value }).collect()
 }
 
 /// Two listeners, or a listener and the admin server, on one address. Port 0 is another one each time.
@@ -103,6 +123,26 @@ fn report_no_folder(at: Option<&At<PathBuf>>, problems: &mut Problems) {
     if let Some(at) = at.filter(|at| at.value.exists() && !at.value.is_dir()) {
         problems.add(at.problem(format!("{} is not a folder", at.value.display()), "expected a folder"));
     }
+}
+
+/// Where no Unix socket can be.
+fn report_no_socket(at: Option<&At<PathBuf>>, problems: &mut Problems) {
+    let Some(at) = at else { return };
+    let (path, length) = (at.value.display(), at.value.as_os_str().len());
+    let there = std::fs::symlink_metadata(&at.value);
+    if length > LONGEST_SOCKET {
+        let found = format!("{path} has {length} bytes");
+        problems.add(at.problem(found, format!("expected a path of at most {LONGEST_SOCKET} bytes")));
+    } else if there.is_ok_and(|there| !there.file_type().is_socket()) {
+        problems.add(at.problem(format!("{path} is no socket"), "expected a path at which there is nothing else"));
+    } else if !folder_of(&at.value).is_dir() {
+        let found = format!("there is no folder {}", folder_of(&at.value).display());
+        problems.add(at.problem(found, "expected a socket in a folder that exists"));
+    }
+}
+
+fn folder_of(path: &Path) -> &Path {
+    path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 fn report_unreachable_names(services: &[NamedService], suffix: &str, problems: &mut Problems) {
@@ -155,7 +195,7 @@ fn file_source(written: file::FileSource, problems: &mut Problems) -> Option<Fil
             "expected a TOML or JSON file with one of these endings",
         ));
     }
-    let folder = at.value.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(&at.value);
     if !folder.is_dir() {
         let found = format!("there is no folder {}", folder.display());
         problems.add(at.problem(found, "expected a file in a folder that exists; the file itself may come later"));
@@ -294,6 +334,7 @@ fn built_in_service() -> Service {
         max_pending: 0,
         max_pending_time: Duration::from_secs(1),
         pool: Pool { max_idle: 128, idle_timeout: Duration::from_secs(60), max_connections: 1024, max_requests: None },
+        health_check: None,
     }
 }
 
@@ -332,6 +373,10 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
             idle_timeout: written.pool.idle_timeout.unwrap_or(base.pool.idle_timeout),
             max_connections: written.pool.max_connections.unwrap_or(base.pool.max_connections),
             max_requests: written.pool.max_requests.or(base.pool.max_requests),
+        },
+        health_check: match &written.health_check {
+            Some(check) => check.inherit(base.health_check.as_deref()).map(Arc::new),
+            None => base.health_check.clone(),
         },
     }
 }

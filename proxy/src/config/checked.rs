@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderName, Method};
 
 use crate::policy::Role;
 
@@ -17,12 +18,17 @@ use crate::policy::Role;
 pub struct Config {
     /// Worker threads; by default one for each core that this process may use.
     pub workers: usize,
-    /// How long requests under way may take once the proxy has been told to stop; 8 s by default.
+    /// How long requests under way may take once nothing more is accepted; 8 s by default.
     pub drain: Duration,
+    /// How long connections are still accepted once the proxy has been told to stop; 0 s by default. In the meantime it
+    /// is not ready, and asks clients to leave.
+    pub drain_delay: Duration,
     /// Folder for what must survive a restart (the registry's last answer); without one nothing is kept.
     pub state: Option<PathBuf>,
     /// Where health, metrics and state are served; `127.0.0.1:4191` by default, none when switched off.
     pub admin: Option<SocketAddr>,
+    /// Unix socket on which commands are taken too; none by default.
+    pub admin_socket: Option<PathBuf>,
     /// This proxy's name in `Via`. Unique to the process by default, so that a loop is told from a chain of proxies.
     pub via: String,
     /// A host `NAME.SUFFIX` calls the service `NAME`; `mesh` by default, empty for none. Without leading dot.
@@ -36,7 +42,7 @@ pub struct Config {
 }
 
 /// Where policies come from, and their bounds.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plugins {
     /// The folder whose `*.wasm` files are policies; it need not exist yet. None: the built-in ones only.
     pub folder: Option<PathBuf>,
@@ -53,7 +59,7 @@ pub struct Plugins {
 }
 
 /// One address that applications connect to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     pub address: SocketAddr,
     /// What clients speak here; HTTP by default.
@@ -214,7 +220,7 @@ pub enum Forwarded {
 }
 
 /// Where endpoints are announced. Several sources may be in use at once; each announces services of its own.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Registry {
     pub etcd: Option<Etcd>,
     pub file: Option<FileSource>,
@@ -233,7 +239,7 @@ pub struct FixedEndpoint {
 }
 
 /// A watched file with services and endpoints.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSource {
     /// `.toml` or `.json`.
     pub path: PathBuf,
@@ -242,7 +248,7 @@ pub struct FileSource {
 }
 
 /// An etcd cluster (v3 API, 3.4 or later).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Etcd {
     /// One URL a member: `http://host:port` or `https://host:port`. Tried in turn.
     pub members: Vec<String>,
@@ -263,7 +269,7 @@ pub struct Etcd {
 }
 
 /// User and password; the token is renewed when the server no longer takes it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct EtcdLogin {
     pub user: String,
     pub password: String,
@@ -276,7 +282,7 @@ impl fmt::Debug for EtcdLogin {
 }
 
 /// TLS to etcd. The files were readable when the configuration was checked; they are read again at each connection.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdTls {
     /// PEM file of the authorities to trust; none: the system's.
     pub ca: Option<PathBuf>,
@@ -287,7 +293,7 @@ pub struct EtcdTls {
 }
 
 /// One part of the key space and how to read it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdWatch {
     pub prefix: Vec<u8>,
     pub layout: Layout,
@@ -354,6 +360,56 @@ pub struct Service {
     /// How long one waits at most; 1 s by default. Its own deadline may be sooner.
     pub max_pending_time: Duration,
     pub pool: Pool,
+    /// How the proxy finds out by itself whether endpoints are well; none by default.
+    pub health_check: Option<Arc<HealthCheck>>,
+}
+
+/// Active health checks of a service's endpoints. See [`check`](crate::check) for what comes of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub kind: CheckKind,
+    /// From the start of a check to the start of the next, of which up to a tenth is taken at random; 2 s by default. An
+    /// endpoint that is out of use is checked `rise` times as often.
+    pub interval: Duration,
+    /// For one check, connecting included; 1 s by default.
+    pub timeout: Duration,
+    /// So many checks passed in a row put an endpoint back into use; 2 by default.
+    pub rise: u32,
+    /// So many checks failed in a row take it out of use; 3 by default. For an endpoint that has passed none yet, one
+    /// failure does.
+    pub fall: u32,
+}
+
+/// What is asked of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckKind {
+    /// Whether there is a connection, of TLS where the service has it.
+    Tcp,
+    Http(HttpCheck),
+    /// `grpc.health.v1.Health/Check`.
+    Grpc(GrpcCheck),
+}
+
+/// A request, and what it is to be answered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpCheck {
+    /// GET, the default, or HEAD.
+    pub method: Method,
+    /// `/` by default.
+    pub path: PathAndQuery,
+    /// None, the default: the service's name.
+    pub host: Option<Authority>,
+    /// Any of these statuses passes; 200 by default.
+    pub statuses: Vec<RangeInclusive<u16>>,
+}
+
+/// A question to gRPC's health service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GrpcCheck {
+    /// Whose health is asked for; empty, the default, for the server as a whole.
+    pub service: String,
+    /// None, the default: the service's name.
+    pub host: Option<Authority>,
 }
 
 impl Service {

@@ -63,7 +63,7 @@ impl fmt::Debug for ContentHash {
 }
 
 /// Why a file did not become a generation.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum LoadError {
     #[error("not WebAssembly: expected a component, or a core module built with this version's bindings")]
     NotWasm,
@@ -151,6 +151,19 @@ impl Generation {
         self.decided.load(Relaxed) && self.faults.is_quiet(now)
     }
 
+    /// Makes sure that it can be used so as well.
+    ///
+    /// # Errors
+    ///
+    /// When it is of another world, or fails its probe with this configuration.
+    pub(super) fn take(self: &Arc<Self>, role: Role, config: &Arc<str>) -> Result<(), LoadError> {
+        let found = self.role();
+        if found != role {
+            return Err(LoadError::Role { found, wanted: role });
+        }
+        self.probe(&[(role, config.clone())])
+    }
+
     /// The world that it is of.
     pub fn role(&self) -> Role {
         self.prepared.role()
@@ -214,7 +227,7 @@ fn probe_fleet(clock: Clock) -> Arc<Fleet> {
         })
         .collect();
     let fleet = Fleet::new("probe".into(), Ejection { max_percent: 100, panic_percent: 0 }, clock);
-    fleet.apply(Change { service: "probe".into(), removed: Vec::new(), added });
+    fleet.apply(Change { service: "probe".into(), removed: Vec::new(), added, paused: None });
     Arc::new(fleet)
 }
 

@@ -57,6 +57,8 @@ pub enum Content {
 pub struct Catalog {
     origins: Vec<FxHashMap<Arc<[u8]>, Known>>,
     services: FxHashMap<Arc<str>, FxHashMap<Arc<str>, Vec<Claim>>>,
+    /// How many keys pause a service as a whole, where there are any.
+    pauses: FxHashMap<Arc<str>, usize>,
     endpoints: usize,
     edits: u64,
 }
@@ -93,8 +95,16 @@ impl Claim {
     }
 }
 
-/// Per service and address what was in force before a batch.
-type Before = BTreeMap<Arc<str>, FxHashMap<Arc<str>, Option<Arc<Registered>>>>;
+/// Per service what was in force before a batch.
+type Before = BTreeMap<Arc<str>, ServiceBefore>;
+
+#[derive(Default)]
+struct ServiceBefore {
+    /// At the addresses that the batch touches.
+    addresses: FxHashMap<Arc<str>, Option<Arc<Registered>>>,
+    /// Whether the service was paused, if the batch touches that.
+    paused: Option<bool>,
+}
 
 impl Catalog {
     /// Takes in events of one origin, in order, and answers the net change of every service that they concern; nothing
@@ -108,7 +118,7 @@ impl Catalog {
                 Event::Delete(key) => self.delete(origin, &key, &mut before),
             }
         }
-        before.into_iter().filter_map(|(service, addresses)| self.change(&service, addresses)).collect()
+        before.into_iter().filter_map(|(service, before)| self.change(&service, before)).collect()
     }
 
     /// Services with at least one endpoint.
@@ -158,6 +168,10 @@ impl Catalog {
         for endpoint in &announced.endpoints {
             self.claim(&service, Claim::new(origin, &key, entry.order, endpoint), before);
         }
+        if announced.pauses {
+            self.note_pause(&service, before);
+            *self.pauses.entry(service).or_default() += 1;
+        }
         self.edits += 1;
         self.origin(origin).insert(key, Known { order: entry.order, announced });
     }
@@ -168,6 +182,21 @@ impl Catalog {
         for endpoint in &known.announced.endpoints {
             self.release(origin, &key, &known.announced.service, &endpoint.address, before);
         }
+        if known.announced.pauses {
+            let service: Arc<str> = known.announced.service.into();
+            self.note_pause(&service, before);
+            if let hash_map::Entry::Occupied(mut count) = self.pauses.entry(service) {
+                *count.get_mut() -= 1;
+                if *count.get() == 0 {
+                    count.remove();
+                }
+            }
+        }
+    }
+
+    fn note_pause(&self, service: &Arc<str>, before: &mut Before) {
+        let was = self.pauses.contains_key(service);
+        before.entry(service.clone()).or_default().paused.get_or_insert(was);
     }
 
     #[expect(clippy::indexing_slicing, reason = "the table has just been made long enough")]
@@ -215,11 +244,13 @@ impl Catalog {
         }
     }
 
-    /// Compares what is in force at the addresses that a batch touched with what was.
-    fn change(&self, service: &Arc<str>, touched: FxHashMap<Arc<str>, Option<Arc<Registered>>>) -> Option<Change> {
+    /// Compares what is in force where a batch touched it with what was.
+    fn change(&self, service: &Arc<str>, before: ServiceBefore) -> Option<Change> {
         let addresses = self.services.get(service);
-        let mut change = Change { service: service.to_string(), removed: Vec::new(), added: Vec::new() };
-        for (address, before) in touched {
+        let is_paused = self.pauses.contains_key(service);
+        let paused = before.paused.filter(|was| *was != is_paused).map(|_| is_paused);
+        let mut change = Change { service: service.to_string(), removed: Vec::new(), added: Vec::new(), paused };
+        for (address, before) in before.addresses {
             let now = addresses.and_then(|all| all.get(&address)).and_then(|claims| claims.first());
             let now = now.map(|claim| &claim.registered);
             if before.as_ref() == now {
@@ -230,18 +261,18 @@ impl Catalog {
         }
         change.removed.sort_unstable();
         change.added.sort_unstable_by(|a, b| (a.order, &a.id).cmp(&(b.order, &b.id)));
-        (!change.removed.is_empty() || !change.added.is_empty()).then_some(change)
+        (!change.removed.is_empty() || !change.added.is_empty() || paused.is_some()).then_some(change)
     }
 }
 
 /// Keeps the first state that a batch found.
 fn note(before: &mut Before, service: &Arc<str>, address: &Arc<str>, claim: Option<&Claim>) {
     // Looked up first: `entry` would need a clone of the key even where it is known.
-    let addresses = match before.get_mut(service) {
-        Some(addresses) => addresses,
+    let before = match before.get_mut(service) {
+        Some(before) => before,
         None => before.entry(service.clone()).or_default(),
     };
-    addresses.entry(address.clone()).or_insert_with(|| claim.map(|claim| claim.registered.clone()));
+    before.addresses.entry(address.clone()).or_insert_with(|| claim.map(|claim| claim.registered.clone()));
 }
 
 /// What stays readable in an encoded key: what RFC 3986 (2.3) leaves unreserved, and what is common in keys and cannot

@@ -63,6 +63,9 @@ struct WrittenEntry {
     order: u64,
     service: String,
     endpoints: Vec<WrittenEndpoint>,
+    /// Absent in files of earlier versions.
+    #[serde(default)]
+    pauses: bool,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -115,6 +118,7 @@ impl Store {
             order,
             service: announced.service.clone(),
             endpoints: announced.endpoints.iter().map(WrittenEndpoint::from).collect(),
+            pauses: announced.pauses,
         };
         let sources = parts.map(|(name, entries)| (name.to_owned(), entries.map(entry).collect())).collect();
         serde_json::to_vec(&Written { version: VERSION, sources })
@@ -145,7 +149,7 @@ impl WrittenEntry {
         for WrittenEndpoint { address: text, weight, metadata } in self.endpoints {
             endpoints.push(Endpoint { address: address(&text)?, weight, metadata });
         }
-        let announced = Announced { service: service_name(&self.service)?, endpoints };
+        let announced = Announced { service: service_name(&self.service)?, endpoints, pauses: self.pauses };
         Ok(Entry { key: decode_key(&self.key), order: self.order, content: Content::Announced(announced) })
     }
 }
@@ -163,8 +167,16 @@ mod tests {
     fn entry(key: &[u8]) -> Entry {
         let endpoint =
             Endpoint { address: "10.0.0.5:80".into(), weight: 0, metadata: vec![("zone".into(), "a".into())] };
-        let announced = Announced { service: "users".into(), endpoints: vec![endpoint] };
+        let announced = Announced::endpoints("users".into(), vec![endpoint]);
         Entry { key: key.to_vec(), order: 7, content: Content::Announced(announced) }
+    }
+
+    fn mark() -> Entry {
+        Entry {
+            key: b"/s/users/paused".to_vec(),
+            order: 8,
+            content: Content::Announced(Announced::pause("users".into())),
+        }
     }
 
     fn save(store: &Store, entry: &Entry) {
@@ -178,9 +190,9 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::new(&folder.path().join("made/when/needed"));
         assert!(store.load().is_empty());
-        for key in [b"/s/users/1".as_slice(), b"\x00\xff"] {
-            save(&store, &entry(key));
-            let expected = HashMap::from([("etcd /s/".to_owned(), vec![entry(key)])]);
+        for entry in [entry(b"/s/users/1"), entry(b"\x00\xff"), mark()] {
+            save(&store, &entry);
+            let expected = HashMap::from([("etcd /s/".to_owned(), vec![entry])]);
             assert_eq!(store.load(), expected);
         }
     }

@@ -7,6 +7,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::task::Poll;
@@ -43,7 +44,7 @@ pub struct Connection {
 /// The inside of a tunnel to a service.
 #[derive(Clone)]
 pub struct Inside {
-    pub service: Rc<LocalService>,
+    pub service: Arc<str>,
     /// The host that the client asked for, in lower case.
     pub host: Rc<str>,
 }
@@ -57,7 +58,8 @@ impl Connection {
     /// The service that everything on this connection goes to.
     pub fn service(&self) -> Option<Rc<LocalService>> {
         match &self.tunnel {
-            Some(tunnel) => Some(tunnel.service.clone()),
+            // As it is now: a tunnel may outlive a configuration.
+            Some(tunnel) => self.worker.service(&tunnel.service),
             None => self.worker.service(self.listener.settings.service.as_deref()?),
         }
     }
@@ -86,8 +88,10 @@ pub async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, stream: TcpStrea
 
 /// Takes the PROXY protocol header; false where none came in time.
 async fn accept_header(connection: &mut Connection, stream: &mut Stream) -> bool {
+    let worker = &connection.worker;
     let timeout = connection.listener.settings.header_timeout;
-    let accepted = connection.worker.timers.within(timeout, proxy_protocol::accept(stream)).await;
+    let accept = worker.timers.within(timeout, proxy_protocol::accept(stream));
+    let Some(accepted) = before_requests(worker, accept).await else { return false };
     match accepted.map_err(io::Error::other).flatten() {
         Ok(Some(Addresses { source, destination })) => (connection.client, connection.local) = (source, destination),
         Ok(None) => {}
@@ -129,7 +133,8 @@ async fn follow(connection: Rc<Connection>, stream: Stream, next: Next) -> Optio
 
 /// Serves what is spoken on a stream; the stream inside, if it opens one.
 async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(Rc<Connection>, Stream)> {
-    match Box::pin(layer::find(&connection, &mut stream)).await? {
+    let worker = &connection.worker;
+    match Box::pin(before_requests(worker, layer::find(&connection, &mut stream))).await?? {
         Layer::Http1 => {
             let (stream, next) = Box::pin(h1::serve(connection.clone(), stream)).await?;
             Box::pin(follow(connection, stream, next)).await
@@ -140,7 +145,7 @@ async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(
         }
         Layer::Tls => {
             let tls = connection.listener.tls.clone();
-            match Box::pin(tls.accept(&connection.worker.timers, stream)).await {
+            match Box::pin(before_requests(worker, tls.accept(&worker.timers, stream))).await? {
                 Ok((stream, mut peer)) => {
                     // Who has opened a tunnel is also who speaks in it.
                     peer.identity = peer.identity.or_else(|| connection.peer.as_ref()?.identity.clone());
@@ -167,6 +172,20 @@ async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(
             None
         }
     }
+}
+
+/// Does what comes before a client can ask for anything, for as long as a worker that stops has time for that.
+pub async fn before_requests<T>(worker: &Worker, first: impl Future<Output = T>) -> Option<T> {
+    let since = worker.timers.now();
+    let mut first = pin!(first);
+    // Never passes; but who waits for a deadline is woken when the worker stops.
+    let mut stop = worker.timers.deadline(Duration::MAX);
+    poll_fn(|cx| match first.as_mut().poll(cx) {
+        Poll::Ready(done) => Poll::Ready(Some(done)),
+        Poll::Pending if worker.has_no_time_for(since) => Poll::Ready(None),
+        Poll::Pending => stop.poll_passed(cx).map(|()| None),
+    })
+    .await
 }
 
 /// Waits until the client has sent something; false when it should not be waited for any longer.

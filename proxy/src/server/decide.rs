@@ -35,18 +35,20 @@ pub struct Picked {
 pub struct Decider {
     pub seat: Seat,
     stats: Arc<ServiceStats>,
+    /// Requests that may be under way at one endpoint; none for any number.
+    limit: Option<u32>,
     /// The slot chosen natively last.
     last: u32,
 }
 
 impl Decider {
-    pub fn new(seat: Seat, stats: Arc<ServiceStats>) -> Self {
-        Self { seat, stats, last: u32::MAX }
+    /// With so many requests at most under way at one endpoint.
+    pub fn new(seat: Seat, stats: Arc<ServiceStats>, limit: Option<u32>) -> Self {
+        Self { seat, stats, limit, last: u32::MAX }
     }
 
     /// Chooses an endpoint. Slots that were picked and could not be used are added to `facts.tried`.
-    /// An endpoint with `limit` requests under way is not used.
-    pub fn choose(&mut self, facts: &mut Facts, limit: Option<u32>) -> Choice {
+    pub fn choose(&mut self, facts: &mut Facts) -> Choice {
         self.seat.refresh();
         if self.seat.snapshot().eligible_count() == 0 {
             return Choice::NoneEligible;
@@ -56,7 +58,7 @@ impl Decider {
                 Some(Some(slot)) => {
                     self.stats.decisions.add(1);
                     let untried = Some(slot).filter(|slot| !facts.tried.contains(slot));
-                    if let Some(picked) = untried.and_then(|slot| admit(self.seat.snapshot(), slot, limit)) {
+                    if let Some(picked) = untried.and_then(|slot| admit(self.seat.snapshot(), slot, self.limit)) {
                         return Choice::Endpoint(picked);
                     }
                     self.stats.asked_again.add(1);
@@ -69,13 +71,13 @@ impl Decider {
                 None => break,
             }
         }
-        self.choose_natively(&facts.tried, limit)
+        self.choose_natively(&facts.tried)
     }
 
     /// The next in rotation that takes another request: one that was not tried, if there is one.
-    fn choose_natively(&mut self, tried: &[u32], limit: Option<u32>) -> Choice {
+    fn choose_natively(&mut self, tried: &[u32]) -> Choice {
         self.stats.fallbacks.add(1);
-        let snapshot = self.seat.snapshot();
+        let (snapshot, limit) = (self.seat.snapshot(), self.limit);
         // Each is looked at once a round: where all are full, this is what every request costs.
         for is_tried in [false, true] {
             for _ in 0..snapshot.eligible_count() {

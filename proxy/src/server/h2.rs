@@ -116,9 +116,17 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
     let mut head = watch.unfinished_head();
     let mut late = worker.timers.deadline(settings.header_timeout);
     let mut progress = watch.progress();
-    let mut told = false;
+    let since = worker.timers.now();
+    let mut told = None;
+    let mut under_way = None;
     let calm = poll_fn(|cx| {
-        if served.as_mut().poll(cx).is_ready() {
+        let polled = served.as_mut().poll(cx);
+        if watch.is_busy() {
+            under_way.get_or_insert_with(|| worker.begin());
+        } else {
+            under_way = None;
+        }
+        if polled.is_ready() {
             return Poll::Ready(false);
         }
         if watch.is_abused() {
@@ -143,11 +151,16 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
         }
         // Asked for also while busy: a stop wakes those who wait for a deadline.
         let is_over = idle.poll_passed(cx).is_ready();
-        if is_over && told {
+        // Who has been told to leave says so; what waits for that word and nothing else is not waited for.
+        if let Some(told) = told
+            && (is_over || !watch.is_busy() && worker.has_no_time_for(told))
+        {
             return Poll::Ready(false);
         }
-        if (is_over || worker.is_draining()) && !told {
-            told = true;
+        // Who has just connected is told with its first request: told before, it would come again with that at once.
+        let leaves = if watch.has_served() { worker.is_leaving() } else { worker.has_no_time_for(since) };
+        if (is_over || leaves) && told.is_none() {
+            told = Some(worker.timers.now());
             idle.reset(idle_timeout);
             served.as_mut().graceful_shutdown();
             cx.waker().wake_by_ref();

@@ -10,12 +10,13 @@
 //! end here too: it could be a request that says by a header who the client is (see [`crate::proto::headers`]), and
 //! nobody would have removed that. Only a TCP listener, where it is stated that nothing is looked into, passes it on.
 
+use std::future::poll_fn;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 
-use super::connection::{Connection, Inside, is_readable};
+use super::connection::{Connection, Inside};
 use super::h1;
 use super::listener::Refused;
 use super::refusal::Refusal;
@@ -82,7 +83,8 @@ pub async fn find(connection: &Connection, stream: &mut Stream) -> Option<Layer>
             found.await.unwrap_or(Some(Spoken::Other))?
         }
         Expected::Any | Expected::Known | Expected::Tls => {
-            if !is_readable(connection, stream, patience(settings, expected)).await {
+            let readable = poll_fn(|cx| stream.poll_readable(cx));
+            if connection.worker.timers.within(patience(settings, expected), readable).await != Ok(true) {
                 return None;
             }
             let tell = if expected == Expected::Any { spoken_of_any } else { spoken_of_known };
@@ -176,7 +178,7 @@ async fn tls(connection: &Connection, stream: &mut Stream, expected: Expected) -
         && let Some(host) = name.as_deref()
         && let Some(service) = connection.worker.service_of_host(host)
     {
-        onward.tunnel = Some(Inside { service, host: host.into() });
+        onward.tunnel = Some(Inside { service: service.service.name().clone(), host: host.into() });
     }
     if takes_anything(&onward) {
         return Some(Layer::OpaqueTls(Box::new(onward)));

@@ -19,6 +19,9 @@ use crate::service::ServiceStats;
 use crate::transport::tls::TlsFailure;
 use crate::upstream::Failure;
 
+/// When to come again to a service that somebody has paused: nobody says how long that takes.
+const PAUSED: Duration = Duration::from_secs(5);
+
 /// Why the proxy answered by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -48,6 +51,8 @@ pub enum Refusal {
     Unsupported(&'static str),
     #[error("no endpoint of {service} is eligible")]
     NoEndpoint { service: String },
+    #[error("{service} is paused")]
+    Paused { service: String },
     #[error("the balancer of {service} picked no endpoint")]
     Declined { service: String },
     /// As much of the service is in use as a limit allows.
@@ -78,6 +83,7 @@ impl Refusal {
             Self::Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected", "router"),
             Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "http_request_denied", "router"),
             Self::NoEndpoint { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "registry"),
+            Self::Paused { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "pause"),
             Self::Declined { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "balancer"),
             // The one registered type that says that a limit of the proxy's own has been reached.
             Self::Full { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", "limits"),
@@ -98,9 +104,11 @@ impl Refusal {
             Self::UnknownService { .. } | Self::Unsupported(_) => Code::Unimplemented,
             Self::PortDenied { .. } => Code::PermissionDenied,
             // Not `RESOURCE_EXHAUSTED`, by which gRPC means a quota of the caller's: this is everybody's, and passes.
-            Self::NoEndpoint { .. } | Self::Declined { .. } | Self::Open { .. } | Self::Full { .. } => {
-                Code::Unavailable
-            }
+            Self::NoEndpoint { .. }
+            | Self::Paused { .. }
+            | Self::Declined { .. }
+            | Self::Open { .. }
+            | Self::Full { .. } => Code::Unavailable,
             Self::HeadTimeout | Self::Deadline => Code::DeadlineExceeded,
             Self::Upstream(failure) => grpc_code_of_failure(failure),
         }
@@ -127,7 +135,9 @@ impl Refusal {
     pub fn socks_reply(&self) -> Reply {
         match self {
             Self::UnknownService { .. } | Self::PortDenied { .. } => Reply::NotAllowed,
-            Self::NoEndpoint { .. } | Self::Declined { .. } | Self::Open { .. } => Reply::HostUnreachable,
+            Self::NoEndpoint { .. } | Self::Paused { .. } | Self::Declined { .. } | Self::Open { .. } => {
+                Reply::HostUnreachable
+            }
             Self::Unsupported(_) => Reply::CommandNotSupported,
             Self::Upstream(failure) => reply_to_failure(failure),
             _ => Reply::Failed,
@@ -159,6 +169,7 @@ impl Refusal {
             Self::Open { left, .. } => Some(*left),
             // As soon as any request has ended.
             Self::Full { .. } | Self::Upstream(Failure::NoPermit { .. }) => Some(Duration::ZERO),
+            Self::Paused { .. } => Some(PAUSED),
             _ => None,
         }
     }

@@ -80,6 +80,7 @@ impl Tunnel {
 
     /// Passes on bytes until the tunnel ends.
     pub async fn run(self, connection: &Connection, stream: Stream) {
+        let _under_way = connection.worker.begin();
         let tunnels = &self.record.stats.tunnels;
         let moved = |direction, bytes: usize| match direction {
             Direction::Sent => tunnels.sent.add(bytes as u64),
@@ -199,6 +200,7 @@ async fn connect(
 /// it is inside of. A client that cannot be served is closed.
 pub async fn serve(connection: &Connection, stream: Stream, content: Content) {
     let Connection { worker, client, .. } = connection;
+    let under_way = worker.begin();
     let opened = match connection.service() {
         Some(local) => to_service(connection, &local, content).await,
         None => {
@@ -210,6 +212,7 @@ pub async fn serve(connection: &Connection, stream: Stream, content: Content) {
         Ok(tunnel) => tunnel.run(connection, stream).await,
         Err(refusal) => {
             tracing::debug!(target: "heddle::server", %client, "{refusal}");
+            drop(under_way);
             h1::close(worker, stream, false).await;
         }
     }

@@ -1,7 +1,10 @@
 //! One thread with everything that requests on it need, so that they share nothing with other threads but snapshots
 //! and counters.
+//!
+//! Another configuration comes as a message to the worker, not as something that requests would have to look for: it
+//! then puts other [`LocalService`]s in the place of those whose settings changed.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
@@ -17,6 +20,7 @@ use super::passthrough::Passthrough;
 use super::refusal::{Limit, Refusal};
 use super::route::{normalized, without_suffix};
 use crate::config::checked::{Policy, TlsClient};
+use crate::drain::Phase;
 use crate::plugin::{Instance, Plugin, Seat};
 use crate::policy::{Facts, Latencies, Outcome, Role, Terms};
 use crate::proto::h1::{Date, Scratch};
@@ -37,14 +41,22 @@ const EVICTION: Duration = Duration::from_secs(300);
 /// wait for `connect_timeout` at most.
 const MAX_WAITING: usize = 1024;
 
-/// What all workers share.
-pub struct Shared {
-    pub directory: Arc<Directory>,
+/// While the proxy stops: how long a connection may take to its first request. A client that has just connected sends
+/// one at once, and a close in its stead would be an error to it, other than on a connection that was used before.
+const MOMENT: Duration = Duration::from_secs(1);
+
+/// What the configuration says of all requests. Each worker has it, and is given another when it changes.
+pub struct Common {
     pub signature: Signature,
     /// Hosts `NAME.suffix` call the service `NAME`; empty for none.
     pub suffix: String,
     /// Begin TLS to endpoints, by the settings of services.
     pub connectors: HashMap<TlsClient, Arc<Connector>>,
+}
+
+/// What all workers share.
+pub struct Shared {
+    pub directory: Arc<Directory>,
     /// Connections of clients, by worker.
     pub connections: Vec<AtomicUsize>,
     /// Requests that reached no service, by worker: refused ones, and those passed through.
@@ -53,24 +65,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(
-        directory: Arc<Directory>,
-        signature: Signature,
-        suffix: String,
-        connectors: HashMap<TlsClient, Arc<Connector>>,
-        workers: usize,
-    ) -> Arc<Self> {
+    pub fn new(directory: Arc<Directory>, workers: usize) -> Arc<Self> {
         let stats = || (0..workers).map(|_| Arc::default()).collect();
         let connections = (0..workers).map(|_| AtomicUsize::new(0)).collect();
-        Arc::new(Self {
-            directory,
-            signature,
-            suffix,
-            connectors,
-            connections,
-            unrouted: stats(),
-            passed_through: stats(),
-        })
+        Arc::new(Self { directory, connections, unrouted: stats(), passed_through: stats() })
     }
 }
 
@@ -79,6 +77,7 @@ pub struct Worker {
     /// Its place among the workers, from 0.
     pub number: usize,
     pub shared: Arc<Shared>,
+    common: RefCell<Arc<Common>>,
     pub timers: Rc<Timers>,
     pub scratch: Rc<Scratch>,
     pub relays: Relays,
@@ -92,16 +91,21 @@ pub struct Worker {
     inbox: UnboundedSender<Arc<str>>,
     asked: Cell<Option<UnboundedReceiver<Arc<str>>>>,
     seeds: RandomState,
-    draining: Cell<bool>,
+    phase: Cell<Phase>,
+    /// Whether those that have asked for nothing have been waited for long enough, while draining.
+    hurries: Cell<bool>,
+    /// Requests, streams and tunnels.
+    under_way: Cell<usize>,
 }
 
 impl Worker {
-    pub fn new(number: usize, shared: Arc<Shared>) -> Rc<Self> {
+    pub fn new(number: usize, shared: Arc<Shared>, common: Arc<Common>) -> Rc<Self> {
         let of = |stats: &Vec<Arc<ServiceStats>>| stats.get(number).cloned().unwrap_or_default();
         let timers = Rc::default();
         let (inbox, asked) = unbounded_channel();
         Rc::new(Self {
             number,
+            common: RefCell::new(common),
             relays: Relays::new(&timers),
             timers,
             scratch: Rc::default(),
@@ -113,15 +117,43 @@ impl Worker {
             inbox,
             asked: Cell::new(Some(asked)),
             seeds: RandomState::new(),
-            draining: Cell::new(false),
+            phase: Cell::new(Phase::Serving),
+            hurries: Cell::new(false),
+            under_way: Cell::new(0),
             shared,
         })
+    }
+
+    /// What the configuration says of all requests. Not to be held over a wait.
+    pub fn common(&self) -> Ref<'_, Common> {
+        Ref::map(self.common.borrow(), |common| &**common)
+    }
+
+    /// From now on the configuration says this.
+    pub fn set_common(&self, common: Arc<Common>) {
+        self.common.replace(common);
+    }
+
+    /// Serves the services as the directory has them now. Requests under way finish with what they began with.
+    pub fn refresh(&self) {
+        for local in self.services.borrow_mut().values_mut() {
+            let Some(now) = self.shared.directory.get(local.service.name()) else { continue };
+            let tls = self.connector(&now);
+            if !Arc::ptr_eq(&now, &local.service) || !is_same(&tls, &local.tls) {
+                let seed = self.seeds.hash_one(now.name());
+                *local = Rc::new(local.changed(now, tls, seed));
+            }
+        }
+    }
+
+    fn connector(&self, service: &Service) -> Option<Arc<Connector>> {
+        service.settings.tls.as_ref().and_then(|tls| self.common().connectors.get(tls).cloned())
     }
 
     /// The service that a host names: as it is, or without the suffix.
     pub fn service_of_host(&self, host: &str) -> Option<Rc<LocalService>> {
         let host = normalized(host);
-        self.service(&host).or_else(|| self.service(without_suffix(&host, &self.shared.suffix)?))
+        self.service(&host).or_else(|| self.service(without_suffix(&host, &self.common().suffix)?))
     }
 
     /// The service of this name, as this worker serves it.
@@ -131,7 +163,8 @@ impl Worker {
         }
         let service = self.shared.directory.get(name)?;
         let name = service.name().clone();
-        let local = Rc::new(LocalService::new(service, self.seeds.hash_one(&name), &self.inbox));
+        let tls = self.connector(&service);
+        let local = Rc::new(LocalService::new(service, tls, self.seeds.hash_one(&name), &self.inbox));
         self.services.borrow_mut().insert(name, local.clone());
         Some(local)
     }
@@ -141,15 +174,48 @@ impl Worker {
         self.shared.connections.get(self.number).map_or(0, |count| count.load(Relaxed))
     }
 
+    /// Whether clients are to be told to leave. Connections stay open until they have been told.
+    pub fn is_leaving(&self) -> bool {
+        self.phase.get() >= Phase::Leaving
+    }
+
     /// Whether connections are to end as soon as nothing is under way on them.
     pub fn is_draining(&self) -> bool {
-        self.draining.get()
+        self.phase.get() >= Phase::Finishing
+    }
+
+    /// Whether a connection on which nothing has been asked for yet, since this tick, is to end.
+    pub fn has_no_time_for(&self, since: u64) -> bool {
+        self.is_draining() && (self.hurries.get() || self.timers.since(since) >= MOMENT)
+    }
+
+    /// Asks clients to leave, each with the next response.
+    pub fn leave(&self) {
+        self.phase.set(Phase::Leaving);
+        self.timers.wake_all();
     }
 
     /// Ends idle connections now and busy ones after what is under way.
-    pub fn drain(&self) {
-        self.draining.set(true);
+    pub fn drain(self: &Rc<Self>) {
+        self.phase.set(Phase::Finishing);
         self.timers.wake_all();
+        let worker = self.clone();
+        tokio::task::spawn_local(async move {
+            tokio::time::sleep(MOMENT).await;
+            worker.hurries.set(true);
+            worker.timers.wake_all();
+        });
+    }
+
+    /// Counts something that a stop has to wait for, until what is returned is dropped.
+    pub fn begin(&self) -> UnderWay<'_> {
+        self.under_way.set(self.under_way.get() + 1);
+        UnderWay(&self.under_way)
+    }
+
+    /// Whether something is under way that would be cut off now.
+    pub fn is_busy(&self) -> bool {
+        self.under_way.get() > 0
     }
 
     /// Lets time pass for this worker, for ever: deadlines, idle connections, idle plugins.
@@ -184,22 +250,70 @@ impl Worker {
     }
 }
 
+/// Something that a stop has to wait for.
+pub struct UnderWay<'a>(&'a Cell<usize>);
+
+impl Drop for UnderWay<'_> {
+    fn drop(&mut self) {
+        self.0.set(self.0.get().saturating_sub(1));
+    }
+}
+
 /// A service as one worker serves it.
 pub struct LocalService {
     pub service: Arc<Service>,
     pub stats: Arc<ServiceStats>,
+    /// Begins TLS to the endpoints.
+    tls: Option<Arc<Connector>>,
     decider: RefCell<Decider>,
     retry: Option<RefCell<Seat>>,
     breaker: Option<RefCell<Seat>>,
-    pools: Pools,
+    pools: Rc<Pools>,
     /// Made when a policy first hedges.
     latencies: RefCell<Option<Box<Latencies>>>,
     keeper: Arc<Keeper>,
 }
 
 impl LocalService {
-    fn new(service: Arc<Service>, seed: u64, inbox: &UnboundedSender<Arc<str>>) -> Self {
-        let stats = service.worker_stats();
+    /// What a worker has for a service, reached over this TLS; `seed` is for the random numbers of its policies, and
+    /// `inbox` takes the names of services whose idle connections another worker needs.
+    pub fn new(
+        service: Arc<Service>,
+        tls: Option<Arc<Connector>>,
+        seed: u64,
+        inbox: &UnboundedSender<Arc<str>>,
+    ) -> Self {
+        let (stats, keeper) = (service.worker_stats(), service.fleet.connections.keeper(service.name(), inbox));
+        Self::with(service, stats, tls, seed, Rc::default(), keeper)
+    }
+
+    /// The same with other settings. Connections stay, if they would be made and kept as they are now.
+    fn changed(&self, now: Arc<Service>, tls: Option<Arc<Connector>>, seed: u64) -> Self {
+        let (settings, before) = (&now.settings, &self.service.settings);
+        let connects_as_before = is_same(&self.tls, &tls)
+            && settings.protocol == before.protocol
+            && settings.connect_timeout == before.connect_timeout
+            && settings.stream_idle_timeout == before.stream_idle_timeout
+            && settings.pool == before.pool
+            && settings.max_connections == before.max_connections;
+        let pools = if connects_as_before {
+            self.pools.clone()
+        } else {
+            self.pools.retire();
+            Rc::default()
+        };
+        let changed = Self::with(now, self.stats.clone(), tls, seed, pools, self.keeper.clone());
+        Self { latencies: RefCell::new(self.latencies.take()), ..changed }
+    }
+
+    fn with(
+        service: Arc<Service>,
+        stats: Arc<ServiceStats>,
+        tls: Option<Arc<Connector>>,
+        seed: u64,
+        pools: Rc<Pools>,
+        keeper: Arc<Keeper>,
+    ) -> Self {
         let settings = &service.settings;
         let seat = |plugin: &Arc<Plugin>, policy: &Policy, role: Role| {
             let seed = seed.wrapping_add(role as u64);
@@ -213,12 +327,14 @@ impl LocalService {
             decider: RefCell::new(Decider::new(
                 seat(&service.balancer, &settings.balancer, Role::Balancer),
                 stats.clone(),
+                settings.pool.max_requests,
             )),
             retry: optional(&service.retry, &settings.retry, Role::RetryPolicy),
             breaker: optional(&service.breaker, &settings.breaker, Role::CircuitBreaker),
-            pools: Pools::default(),
+            tls,
+            pools,
             latencies: RefCell::default(),
-            keeper: service.fleet.connections.keeper(service.name(), inbox),
+            keeper,
             stats,
             service,
         }
@@ -256,13 +372,16 @@ impl LocalService {
     /// When no endpoint is eligible, or the policy wants none to be used.
     pub fn decide(self: &Rc<Self>, facts: &mut Facts) -> Result<Picked, Refusal> {
         let service = || self.service.name().to_string();
-        let choice = self.decider.borrow_mut().choose(facts, self.service.settings.pool.max_requests);
+        let choice = self.decider.borrow_mut().choose(facts);
         if self.decider.borrow().seat.needs_instance() {
             self.mend();
         }
         match choice {
             Choice::Endpoint(picked) => Ok(picked),
             Choice::AllFull => Err(Refusal::Full { service: service(), limit: Limit::EndpointRequests }),
+            Choice::NoneEligible if self.service.snapshot().pause().is_paused() => {
+                Err(Refusal::Paused { service: service() })
+            }
             Choice::NoneEligible => Err(Refusal::NoEndpoint { service: service() }),
             Choice::Declined => Err(Refusal::Declined { service: service() }),
         }
@@ -330,7 +449,7 @@ impl LocalService {
                 socket: endpoint.socket,
                 load: endpoint.load.clone(),
                 protocol: settings.protocol,
-                tls: settings.tls.as_ref().and_then(|tls| worker.shared.connectors.get(tls).cloned()),
+                tls: self.tls.clone(),
                 // What the registry announces is what the operator announced.
                 connect: ConnectSettings { timeout: settings.connect_timeout, reach: None, lookups: None },
                 limits: settings.pool,
@@ -348,4 +467,8 @@ impl LocalService {
         self.pools.sweep(&snapshot);
         self.seats(Seat::drop_outdated);
     }
+}
+
+fn is_same(one: &Option<Arc<Connector>>, other: &Option<Arc<Connector>>) -> bool {
+    one.as_ref().map(Arc::as_ptr) == other.as_ref().map(Arc::as_ptr)
 }

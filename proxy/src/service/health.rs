@@ -107,6 +107,8 @@ pub struct Health {
     ejected_until: AtomicU64,
     probes: Probes,
     pub(super) check_fails: AtomicBool,
+    /// By a command to this proxy.
+    pub(super) paused: AtomicBool,
     /// Made when the first attempt is counted: a service without a breaker needs none.
     window: OnceLock<Box<Window>>,
 }

@@ -3,10 +3,12 @@
 use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
 use super::health::{Condition, Health};
 use super::load::{Load, LoadTable};
+use super::pause::Pause;
 use crate::config::checked::Ejection;
 use crate::registry::{Change, Registered};
 
@@ -22,6 +24,19 @@ pub struct Endpoint {
     pub health: Arc<Health>,
     /// When it was registered, on the fleet's clock; none where it was there when the proxy began.
     pub registered_at: Option<Duration>,
+    paused_by_registry: bool,
+}
+
+impl Endpoint {
+    /// Whether it is kept from being picked, and by whom.
+    pub fn pause(&self) -> Pause {
+        Pause { by_registry: self.paused_by_registry, by_admin: self.health.paused.load(Relaxed) }
+    }
+
+    /// Whether it is meant to be picked: it has a weight, and nobody has paused it.
+    fn is_offered(&self) -> bool {
+        self.registered.weight > 0 && !self.pause().is_paused()
+    }
 }
 
 /// The endpoints of a service at one moment, never changed once published.
@@ -34,6 +49,7 @@ pub struct Snapshot {
     eligible_count: usize,
     /// Whether so few endpoints are well that all are eligible.
     in_panic: bool,
+    pause: Pause,
     load: LoadTable,
 }
 
@@ -74,6 +90,11 @@ impl Snapshot {
         self.in_panic
     }
 
+    /// Whether the service as a whole is kept from being used, and by whom: no endpoint is eligible then.
+    pub fn pause(&self) -> Pause {
+        self.pause
+    }
+
     /// Requests under way at each slot.
     pub fn in_flight(&self) -> Vec<u32> {
         self.load.in_flight(self.slots.len())
@@ -111,6 +132,8 @@ pub(super) struct Builder {
     pub ejection: Ejection,
     /// Whether whoever is registered now was not there when the proxy began.
     pub settled: bool,
+    /// Of the service as a whole.
+    pub pause: Pause,
     /// Shared with the snapshots until it changes.
     slots: Arc<Vec<Option<Arc<Endpoint>>>>,
     /// Of each slot's last holder.
@@ -128,6 +151,7 @@ impl Builder {
         Self {
             ejection,
             settled: false,
+            pause: Pause::default(),
             slots: Arc::default(),
             health: Vec::new(),
             registered_at: Vec::new(),
@@ -143,6 +167,11 @@ impl Builder {
         self.slots.get(usize::try_from(slot).ok()?)?.as_ref()
     }
 
+    /// All registered endpoints, by slot.
+    pub fn endpoints(&self) -> impl Iterator<Item = &Arc<Endpoint>> {
+        self.slots.iter().flatten()
+    }
+
     /// Whether the share of endpoints that may be ejected leaves room for one more; one may always be.
     pub fn may_eject_one_more(&self) -> bool {
         let registered = self.slots.iter().flatten().count();
@@ -154,7 +183,8 @@ impl Builder {
 
     /// Applies a change at this time.
     pub fn apply(&mut self, change: Change, now: Duration) {
-        let Change { removed, added, .. } = change;
+        let Change { removed, added, paused, .. } = change;
+        self.pause.by_registry = paused.unwrap_or(self.pause.by_registry);
         // A registration that changed keeps its slot and its counters.
         let mut kept: HashMap<String, u32> = HashMap::new();
         for id in removed {
@@ -230,8 +260,9 @@ impl Builder {
         }
         self.by_id.insert(registered.id.clone(), slot);
         let socket = registered.address.parse().ok();
-        let load = self.load.slot(index);
-        let endpoint = Arc::new(Endpoint { slot, socket, load, health, registered_at, registered });
+        let (load, paused_by_registry) = (self.load.slot(index), registered.is_paused());
+        let endpoint = Endpoint { slot, socket, load, health, registered_at, paused_by_registry, registered };
+        let endpoint = Arc::new(endpoint);
         if let Some(place) = slots.get_mut(index) {
             *place = Some(endpoint);
         }
@@ -240,10 +271,11 @@ impl Builder {
     /// The next snapshot.
     pub fn snapshot(&mut self) -> Snapshot {
         self.version += 1;
-        let (usable, usable_count) = self.bits(|endpoint| endpoint.registered.weight > 0);
+        let is_running = !self.pause.is_paused();
+        let (usable, usable_count) = self.bits(|endpoint| is_running && endpoint.is_offered());
         let (well, well_count) = self.bits(|endpoint| {
             let health = &endpoint.health;
-            endpoint.registered.weight > 0 && health.condition() != Condition::Out && !health.check_fails()
+            is_running && endpoint.is_offered() && health.condition() != Condition::Out && !health.check_fails()
         });
         let in_panic = well_count * 100 < usable_count * usize::from(self.ejection.panic_percent);
         let (eligible, eligible_count) = if in_panic { (usable, usable_count) } else { (well, well_count) };
@@ -253,6 +285,7 @@ impl Builder {
             eligible,
             eligible_count,
             in_panic,
+            pause: self.pause,
             load: self.load.clone(),
         }
     }
@@ -297,6 +330,7 @@ mod tests {
             service: "users".into(),
             removed: removed.iter().map(ToString::to_string).collect(),
             added: added.iter().map(|(id, weight)| registered(id, *weight)).collect(),
+            paused: None,
         }
     }
 

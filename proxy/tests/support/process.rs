@@ -4,6 +4,8 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -147,7 +149,25 @@ pub fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
 
 /// Sends a request with a connection of its own and reads until the other side closes.
 pub fn ask(to: SocketAddr, method: &str, target: &str, host: &str) -> std::io::Result<Answer> {
-    let mut stream = connect(to)?;
+    exchange(connect(to)?, method, target, host)
+}
+
+/// The same over a Unix socket.
+pub fn ask_unix(to: &Path, method: &str, target: &str) -> std::io::Result<Answer> {
+    let stream = UnixStream::connect(to)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    exchange(stream, method, target, "heddle")
+}
+
+/// A command that is answered: the status, and what the answer says.
+#[track_caller]
+pub fn post(to: &Path, target: &str) -> (u16, serde_json::Value) {
+    let answer = ask_unix(to, "POST", target).unwrap_or_else(|error| panic!("POST {target}: {error}"));
+    let said = serde_json::from_str(&answer.body).unwrap_or_else(|error| panic!("{error}: {answer:?}"));
+    (answer.status, said)
+}
+
+fn exchange(mut stream: impl Read + Write, method: &str, target: &str, host: &str) -> std::io::Result<Answer> {
     write!(stream, "{method} {target} HTTP/1.1\r\nhost: {host}\r\nconnection: close\r\n\r\n")?;
     let mut text = String::new();
     stream.read_to_string(&mut text)?;

@@ -9,7 +9,8 @@ use super::*;
 fn a_listener_is_enough() {
     let config = config_of(LISTENER);
     assert!(config.workers >= 1);
-    assert_eq!(config.drain, Duration::from_secs(8));
+    assert_eq!((config.drain, config.drain_delay), (Duration::from_secs(8), Duration::ZERO));
+    assert_eq!(config.admin_socket, None);
     assert_eq!(config.state, None);
     assert_eq!(config.admin, Some("127.0.0.1:4191".parse().unwrap()));
     assert_eq!(config.suffix, "mesh");

@@ -1,3 +1,5 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -59,16 +61,29 @@ impl Model {
     }
 }
 
-/// A consumer of changes, which holds them to their contract: what is removed was there, what is added was not.
+impl Model {
+    fn paused(&self) -> BTreeSet<String> {
+        let pausing = self.known.values().filter(|(_, announced)| announced.pauses);
+        pausing.map(|(_, announced)| announced.service.clone()).collect()
+    }
+}
+
+/// A consumer of changes, which holds them to their contract: what is removed was there, what is added was not, and a
+/// pause changes.
 #[derive(Debug, Default)]
-struct Consumer(BTreeMap<String, BTreeMap<String, Registered>>);
+struct Consumer(BTreeMap<String, BTreeMap<String, Registered>>, BTreeSet<String>);
 
 impl Consumer {
     fn take(&mut self, changes: Vec<Change>) {
         let mut services = FxHashSet::default();
         for change in changes {
             assert!(services.insert(change.service.clone()), "one change a service");
-            assert!(!change.removed.is_empty() || !change.added.is_empty());
+            assert!(!change.removed.is_empty() || !change.added.is_empty() || change.paused.is_some());
+            match change.paused {
+                Some(true) => assert!(self.1.insert(change.service.clone())),
+                Some(false) => assert!(self.1.remove(&change.service)),
+                None => {}
+            }
             let service = self.0.entry(change.service).or_default();
             for id in change.removed {
                 let address = service.iter().find(|(_, registered)| registered.id == id).expect("a known id").0.clone();
@@ -90,7 +105,7 @@ fn announced(service: &str, addresses: &[(&str, u32)]) -> Announced {
         weight: *weight,
         metadata: Vec::new(),
     };
-    Announced { service: service.into(), endpoints: addresses.iter().map(endpoint).collect() }
+    Announced::endpoints(service.into(), addresses.iter().map(endpoint).collect())
 }
 
 fn entry(key: &str, order: u64, address: &str) -> Entry {
@@ -159,13 +174,13 @@ fn ids_are_the_encoded_key_and_the_address() {
 
 fn any_entry() -> impl Strategy<Value = Entry> {
     let endpoints = prop::collection::vec((0..4u8, 0..3u32), 0..3);
-    let content = (0..3u8, endpoints).prop_map(|(service, endpoints)| {
+    let content = (0..3u8, endpoints, prop::bool::weighted(0.2)).prop_map(|(service, endpoints, pauses)| {
         let endpoints = endpoints.into_iter().map(|(host, weight)| Endpoint {
             address: format!("h{host}:1"),
             weight,
             metadata: Vec::new(),
         });
-        Content::Announced(Announced { service: format!("s{service}"), endpoints: endpoints.collect() })
+        Content::Announced(Announced { service: format!("s{service}"), endpoints: endpoints.collect(), pauses })
     });
     let content = prop_oneof![5 => content, 1 => Just(Content::Unreadable)];
     (0..4u8, 0..3u64, content).prop_map(|(key, order, content)| Entry { key: vec![key], order, content })
@@ -193,6 +208,7 @@ proptest! {
             consumer.take(catalog.apply(origin, events));
             let expected = model.services();
             prop_assert_eq!(&consumer.0, &expected);
+            prop_assert_eq!(&consumer.1, &model.paused());
             prop_assert_eq!(catalog.services(), expected.len());
             prop_assert_eq!(catalog.endpoints(), expected.values().map(BTreeMap::len).sum::<usize>());
             for origin in 0..2 {

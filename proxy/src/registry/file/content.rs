@@ -5,10 +5,11 @@
 //! endpoints = [
 //!     "127.0.0.1:9001",
 //!     { address = "127.0.0.1:9002", weight = 2, metadata = { zone = "a" } },
+//!     { address = "127.0.0.1:9003", paused = true },
 //! ]
 //! ```
 //!
-//! and the same shape in JSON. A person writes it, so unknown names are refused, with the line. The order of the
+//! and the same shape in JSON. `paused = true` beside `endpoints` pauses the service as a whole. A person writes it, so unknown names are refused, with the line. The order of the
 //! endpoints is their order of registration.
 
 use std::collections::{BTreeMap, HashSet};
@@ -18,6 +19,7 @@ use std::path::Path;
 use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
+use crate::registry::PAUSED;
 use crate::registry::address::{address, service_name};
 use crate::registry::apply::{Content, Entry};
 use crate::registry::layout::{Announced, Endpoint};
@@ -60,6 +62,8 @@ struct Services {
 #[serde(deny_unknown_fields)]
 struct Service {
     endpoints: Vec<Written>,
+    #[serde(default)]
+    paused: bool,
 }
 
 /// A service's name, in the form in which names are compared.
@@ -75,6 +79,9 @@ struct Table {
     address: Address,
     #[serde(default = "one")]
     weight: u32,
+    /// The same as in the metadata.
+    #[serde(default)]
+    paused: bool,
     #[serde(default)]
     metadata: BTreeMap<String, String>,
 }
@@ -105,8 +112,12 @@ pub fn parse(content: &[u8], format: Format) -> Result<Vec<Entry>, ContentError>
         Format::Json => serde_json::from_str(text)
             .map_err(|error| ContentError::Line { line: error.line(), what: error.to_string() }),
     }?;
-    let entries = services.into_iter().flat_map(|(Name(service), Service { endpoints })| {
-        entries(&service, endpoints.into_iter().map(|Written(endpoint)| endpoint))
+    let entries = services.into_iter().flat_map(|(Name(service), Service { endpoints, paused })| {
+        let endpoints = entries(&service, endpoints.into_iter().map(|Written(endpoint)| endpoint));
+        // No address is without a port, so no endpoint has this key.
+        let key = format!("{service}/{PAUSED}").into_bytes();
+        let mark = || Entry { key, order: 0, content: Content::Announced(Announced::pause(service)) };
+        paused.then(mark).into_iter().chain(endpoints)
     });
     Ok(entries.collect())
 }
@@ -119,7 +130,7 @@ pub(in crate::registry) fn entries(service: &str, endpoints: impl Iterator<Item 
     let entries = first.zip(0..).map(|(endpoint, order)| Entry {
         key: format!("{service}/{}", endpoint.address).into_bytes(),
         order,
-        content: Content::Announced(Announced { service: service.to_owned(), endpoints: vec![endpoint] }),
+        content: Content::Announced(Announced::endpoints(service.to_owned(), vec![endpoint])),
     });
     entries.collect()
 }
@@ -154,8 +165,11 @@ impl<'de> Deserialize<'de> for Written {
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Written, A::Error> {
-                let Table { address: Address(address), weight, metadata } =
+                let Table { address: Address(address), weight, paused, mut metadata } =
                     Table::deserialize(MapAccessDeserializer::new(map))?;
+                if paused {
+                    metadata.insert(PAUSED.to_owned(), "true".to_owned());
+                }
                 Ok(Written(Endpoint { address, weight, metadata: metadata.into_iter().collect() }))
             }
         }
@@ -201,6 +215,22 @@ mod tests {
         assert_eq!(read(json, Format::Json), expected);
         assert_eq!(read("services = {}", Format::Toml), []);
         assert_eq!(read("[services.a]\nendpoints = ['h:1', 'H:1']", Format::Toml).len(), 1);
+    }
+
+    #[test]
+    fn a_pause_is_of_an_endpoint_or_of_a_service() {
+        let toml = "[services.users]\npaused = true\nendpoints = [{ address = 'a:1', paused = true }, 'b:1']";
+        let json = r#"{"services":{"users":{"endpoints":[{"address":"a:1","paused":true},"b:1"],"paused":true}}}"#;
+        for (text, format) in [(toml, Format::Toml), (json, Format::Json)] {
+            let mut entries = parse(text.as_bytes(), format).expect(text);
+            let mark = entries.remove(0);
+            assert_eq!(mark.key, b"users/paused");
+            assert_eq!(mark.content, Content::Announced(Announced::pause("users".into())));
+            let endpoints = [endpoint("a:1", 1, &[("paused", "true")]), endpoint("b:1", 1, &[])];
+            for (entry, expected) in entries.into_iter().zip(endpoints) {
+                assert_eq!(entry.content, Content::Announced(Announced::endpoints("users".into(), vec![expected])));
+            }
+        }
     }
 
     #[test]

@@ -3,6 +3,9 @@
 //!
 //! Of a URL only the authority counts: its scheme gives the port where none is written (80 for http, 443 for https), a
 //! user and a password before `@` are dropped, and what follows the authority belongs to the request's own target.
+//!
+//! It has no word for a pause, and none is added: what other readers of the same keys would take for a broken endpoint
+//! is not for us to put there.
 
 use super::{Announced, Endpoint, LayoutError, shown, text};
 use crate::registry::address::{AddressError, address, address_or_port};
@@ -13,7 +16,7 @@ pub(super) fn decode(service: String, value: &[u8]) -> Result<Announced, LayoutE
         None => address(value)?,
         Some((scheme, rest)) => url(value, scheme, rest)?,
     };
-    Ok(Announced { service, endpoints: vec![Endpoint { address, weight: 1, metadata: Vec::new() }] })
+    Ok(Announced::endpoints(service, vec![Endpoint { address, weight: 1, metadata: Vec::new() }]))
 }
 
 fn url(url: &str, scheme: &str, rest: &str) -> Result<String, LayoutError> {

@@ -6,6 +6,12 @@
 //! same reason a metadata value that is not a string is no error: numbers, truth values, lists and objects become
 //! their JSON text, and `null` is as good as absent. The instance is the registering side's choice and only has to be
 //! there, so that two instances cannot overwrite each other.
+//!
+//! An endpoint whose metadata has `"paused": true` is not picked. A service as a whole is paused by a key of its own,
+//! `PREFIX SERVICE / paused` with the value `true`, for as long as it is there: it stands beside the instances, so that
+//! who may write a service's instances may pause it, a lease can end the pause by itself, and no application overwrites
+//! it when it registers anew. `false` is as good as no key. An instance that happens to be called `paused` is still one:
+//! its value is an object.
 
 use std::collections::BTreeMap;
 
@@ -13,6 +19,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use super::{Announced, Endpoint, LayoutError};
+use crate::registry::PAUSED;
 use crate::registry::address::address;
 
 #[derive(Deserialize)]
@@ -27,9 +34,12 @@ const fn one() -> u32 {
     1
 }
 
-pub(super) fn decode(service: String, instance: Option<&[u8]>, value: &[u8]) -> Result<Announced, LayoutError> {
-    if instance.is_none() {
-        return Err(LayoutError::NoInstance);
+pub(super) fn decode(service: String, instance: Option<&[u8]>, value: &[u8]) -> Result<Option<Announced>, LayoutError> {
+    let Some(instance) = instance else { return Err(LayoutError::NoInstance) };
+    if instance == PAUSED.as_bytes()
+        && let Ok(paused) = serde_json::from_slice::<bool>(value)
+    {
+        return Ok(paused.then(|| Announced::pause(service)));
     }
     let registration: Registration =
         serde_json::from_slice(value).map_err(|error| LayoutError::Json(error.to_string()))?;
@@ -43,5 +53,5 @@ pub(super) fn decode(service: String, instance: Option<&[u8]>, value: &[u8]) -> 
         weight: registration.weight,
         metadata: metadata.collect(),
     };
-    Ok(Announced { service, endpoints: vec![endpoint] })
+    Ok(Some(Announced::endpoints(service, vec![endpoint])))
 }

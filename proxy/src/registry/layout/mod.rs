@@ -15,6 +15,20 @@ use crate::config::checked::Layout;
 pub struct Announced {
     pub service: String,
     pub endpoints: Vec<Endpoint>,
+    /// Whether the service as a whole is paused for as long as the key says so.
+    pub pauses: bool,
+}
+
+impl Announced {
+    /// Endpoints of a service.
+    pub fn endpoints(service: String, endpoints: Vec<Endpoint>) -> Self {
+        Self { service, endpoints, pauses: false }
+    }
+
+    /// A mark that a service is paused as a whole.
+    pub fn pause(service: String) -> Self {
+        Self { service, endpoints: Vec::new(), pauses: true }
+    }
 }
 
 /// One endpoint as a registration describes it.
@@ -66,7 +80,7 @@ pub fn range_prefix(prefix: &[u8]) -> Vec<u8> {
     prefix
 }
 
-/// Reads one entry. `None`: a placeholder, a key without a value that stands for a folder (its name ends at the prefix
+/// Reads one entry. `None`: nothing, as if the key were not there; so is a placeholder, a key without a value that stands for a folder (its name ends at the prefix
 /// or at a separator), as several systems leave behind.
 ///
 /// # Errors
@@ -80,9 +94,8 @@ pub fn decode(layout: Layout, prefix: &[u8], key: &[u8], value: &[u8]) -> Result
     let (service, instance) = split(below)?;
     match layout {
         Layout::Heddle => heddle::decode(service, instance, value),
-        Layout::GoKit => go_kit::decode(service, value),
+        Layout::GoKit => go_kit::decode(service, value).map(Some),
     }
-    .map(Some)
 }
 
 /// The key without the prefix and the separator that ends it; below an empty prefix, without one at its start.

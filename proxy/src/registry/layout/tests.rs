@@ -47,6 +47,21 @@ fn heddle_refuses_with_a_reason() {
 }
 
 #[test]
+fn heddle_reads_a_pause_of_a_whole_service() {
+    let read = |key: &str, value: &str| decode(Layout::Heddle, b"/services/", key.as_bytes(), value.as_bytes());
+    assert_eq!(read("/services/Users/paused", "true"), Ok(Some(Announced::pause("users".into()))));
+    assert_eq!(read("/services/users/paused", " false\n"), Ok(None));
+    // An instance of that name is one, and no other key pauses.
+    let (service, instance) =
+        one(Layout::Heddle, "/services/", "/services/users/paused", r#"{"address":"10.0.0.5:80"}"#);
+    assert_eq!((service.as_str(), instance), ("users", endpoint("10.0.0.5:80")));
+    for (key, value) in [("paused", "yes"), ("paused", "1"), ("paused", ""), ("paused/", "true"), ("a", "true")] {
+        assert!(matches!(read(&format!("/services/users/{key}"), value), Err(LayoutError::Json(_))), "{key}: {value}");
+    }
+    assert!(matches!(refused(Layout::GoKit, "/services/users/paused", "true"), LayoutError::Address(_)));
+}
+
+#[test]
 fn go_kit_reads_addresses_and_urls() {
     for (value, expected) in [
         ("10.0.0.5:50051", "10.0.0.5:50051"),

@@ -124,6 +124,7 @@ impl<'a> Serving<'a> {
     async fn run(mut self) -> Ended {
         loop {
             let arrived = self.next_request().await;
+            let _under_way = self.connection.worker.begin();
             let is_request = matches!(arrived, Arrived::Request(_));
             let (answer, asks) = match arrived {
                 Arrived::Request(head) => match self.answer(head).await {
@@ -137,7 +138,7 @@ impl<'a> Serving<'a> {
             let Answer { response, next } = answer;
             let (head, body) = response.into_parts();
             let worker = &self.connection.worker;
-            let keep_alive = self.socket.begin_response() && !worker.is_draining();
+            let keep_alive = self.socket.begin_response() && !worker.is_leaving();
             let form = response_form(head.status, body.size_hint().exact(), asks, keep_alive);
             let date = worker.date.at(worker.timers.now());
             encode_response(&head, form, asks.version, &date, self.sender.output());
@@ -159,13 +160,13 @@ impl<'a> Serving<'a> {
     async fn next_request(&mut self) -> Arrived {
         let mut held = BytesMut::new();
         let mut unread = self.socket.take_input();
-        let mut begun = false;
+        let mut begun = None;
         self.deadline.reset(PARKED_AFTER);
         poll_fn(|cx| {
             loop {
                 if !unread.is_empty() {
-                    if !begun {
-                        begun = true;
+                    if begun.is_none() {
+                        begun = Some(self.connection.worker.begin());
                         self.deadline.reset(self.connection.listener.settings.header_timeout);
                     }
                     match self.take_head(&mut held, std::mem::take(&mut unread)) {
@@ -177,7 +178,7 @@ impl<'a> Serving<'a> {
                 match self.socket.poll_read(READ, cx) {
                     Poll::Ready(Ok(read)) if !read.is_empty() => unread = read,
                     Poll::Ready(_) => return Poll::Ready(Arrived::End),
-                    Poll::Pending => return self.poll_too_late(begun, cx),
+                    Poll::Pending => return self.poll_too_late(begun.is_some(), cx),
                 }
             }
         })

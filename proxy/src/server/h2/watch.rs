@@ -74,6 +74,11 @@ impl Watch {
         self.open.get() > 0
     }
 
+    /// Whether anything has been asked for.
+    pub fn has_served(&self) -> bool {
+        self.streams.get() > 0
+    }
+
     /// A number that changes whenever a stream gets on.
     pub fn progress(&self) -> u64 {
         self.progress.get()

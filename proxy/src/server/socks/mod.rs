@@ -11,7 +11,7 @@ use tokio::io::AsyncWriteExt;
 
 pub use self::codec::Reply;
 use self::codec::{Parsed, Target, greeting, method, reply, request};
-use super::connection::Connection;
+use super::connection::{Connection, before_requests};
 use super::destination;
 use super::exchange::Next;
 use crate::transport::Stream;
@@ -22,7 +22,9 @@ const REPLY: Duration = Duration::from_secs(5);
 /// Takes the client's request and answers it; the stream, and where it leads.
 pub async fn serve(connection: &Connection, mut stream: Stream) -> Option<(Stream, Next)> {
     let timers = &connection.worker.timers;
-    let asked = timers.within(connection.listener.settings.header_timeout, ask(&mut stream)).await.ok()??;
+    let asked = timers.within(connection.listener.settings.header_timeout, ask(&mut stream));
+    let asked = before_requests(&connection.worker, asked).await?.ok()??;
+    let _under_way = connection.worker.begin();
     let started = Instant::now();
     let opened = match asked {
         Ok(Target { host, port }) => destination::open(connection, &host, port).await.map_err(|refusal| {

@@ -25,6 +25,7 @@ fn change(removed: &[u32], count: u32) -> Change {
         service: "users".into(),
         removed: removed.iter().map(|n| id(*n)).collect(),
         added: (0..count).map(registered).collect(),
+        paused: None,
     }
 }
 
@@ -96,6 +97,61 @@ fn what_is_remembered_of_an_endpoint_ends_with_its_registration() {
     fleet.apply(change(&[], 3));
     assert_eq!(eligible(&fleet), [0, 1, 2]);
     assert!(!fleet.set_check_fails(&before, true), "it is gone");
+}
+
+fn paused(by_registry: bool, by_admin: bool) -> Pause {
+    Pause { by_registry, by_admin }
+}
+
+#[test]
+fn a_paused_endpoint_is_not_picked_not_even_in_panic() {
+    let fleet = fleet(4, 100, 50);
+    assert_eq!(fleet.set_endpoint_paused("10.0.0.1:80", true), Some(paused(false, true)));
+    assert_eq!(fleet.set_endpoint_paused("10.0.0.9:80", true), None);
+    assert_eq!(eligible(&fleet), [0, 2, 3]);
+    assert!(eject(&fleet, 2));
+    assert_eq!(eligible(&fleet), [0, 3], "more than half of those that are offered are well");
+    assert!(eject(&fleet, 3));
+    assert_eq!((eligible(&fleet), fleet.snapshot().is_in_panic()), (vec![0, 2, 3], true));
+    assert_eq!(fleet.set_endpoint_paused("10.0.0.1:80", false), Some(paused(false, false)));
+    assert_eq!((eligible(&fleet), fleet.snapshot().is_in_panic()), (vec![0, 1], false));
+    let version = fleet.version();
+    assert_eq!(fleet.set_endpoint_paused("10.0.0.1:80", false), Some(paused(false, false)));
+    assert_eq!(fleet.version(), version, "nothing has changed");
+}
+
+/// One that is told to pause stays so while its registration changes, and not beyond its end.
+#[test]
+fn a_pause_by_command_lasts_as_long_as_the_registration() {
+    let fleet = fleet(3, 100, 0);
+    fleet.set_endpoint_paused("10.0.0.1:80", true);
+    let mut again = change(&[1], 3);
+    again.added.retain(|registered| registered.id == id(1));
+    again.added[0].metadata = vec![("paused".into(), "true".into())];
+    fleet.apply(again.clone());
+    assert_eq!(fleet.set_endpoint_paused("10.0.0.1:80", false), Some(paused(true, false)));
+    assert_eq!(eligible(&fleet), [0, 2]);
+    assert_eq!(fleet.set_endpoint_paused("10.0.0.1:80", true), Some(paused(true, true)));
+    again.added[0].metadata.clear();
+    fleet.apply(again);
+    assert_eq!(eligible(&fleet), [0, 2]);
+    fleet.apply(change(&[1], 0));
+    fleet.apply(change(&[], 3));
+    assert_eq!(eligible(&fleet), [0, 1, 2]);
+}
+
+#[test]
+fn a_service_that_is_paused_has_no_eligible_endpoint_until_all_who_paused_it_resume_it() {
+    let fleet = fleet(3, 100, 50);
+    fleet.apply(Change { paused: Some(true), ..change(&[], 0) });
+    assert_eq!((eligible(&fleet), fleet.snapshot().is_in_panic()), (vec![], false));
+    assert_eq!(fleet.set_paused(true), paused(true, true));
+    fleet.apply(change(&[], 4));
+    assert_eq!((eligible(&fleet), fleet.snapshot().pause()), (vec![], paused(true, true)));
+    fleet.apply(Change { paused: Some(false), ..change(&[], 0) });
+    assert_eq!((eligible(&fleet), fleet.snapshot().pause()), (vec![], paused(false, true)));
+    assert_eq!(fleet.set_paused(false), paused(false, false));
+    assert_eq!(eligible(&fleet), [0, 1, 2, 3]);
 }
 
 #[test]

@@ -56,7 +56,7 @@ impl Host {
     }
 
     pub fn change(&self, service: &str, removed: &[String], added: Vec<Registered>) {
-        self.directory.apply(vec![Change { service: service.into(), removed: removed.to_vec(), added }]);
+        self.directory.apply(vec![Change { service: service.into(), removed: removed.to_vec(), added, paused: None }]);
     }
 
     pub fn service(&self, name: &str) -> Arc<Service> {
@@ -73,7 +73,7 @@ impl Host {
         let stats = service.worker_stats();
         let config = service.settings.balancer.config.clone();
         let seat = Seat::new(service.fleet.clone(), service.balancer.clone(), config, 7);
-        Local { decider: Decider::new(seat, stats), service }
+        Local { decider: Decider::new(seat, stats, None), service }
     }
 }
 
@@ -98,7 +98,7 @@ pub struct Local {
 impl Local {
     /// What is chosen for a request of this path. As on a worker, a missing instance is made after the decision.
     pub fn choose(&mut self, path: &str) -> Choice {
-        let choice = self.decider.choose(&mut facts(path));
+        let choice = self.decider.choose(&mut facts(path), None);
         if self.decider.seat.needs_instance() {
             self.decider.seat.make_instance();
         }
