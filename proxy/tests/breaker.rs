@@ -357,7 +357,7 @@ fn folder(files: &[(&str, &[u8])]) -> (TempDir, String) {
 }
 
 fn plugin(proxy: &Proxy, name: &str) -> Arc<Plugin> {
-    proxy.app().state.plugins.all().into_iter().find(|plugin| &*plugin.name == name).unwrap()
+    proxy.app().state.plugins().all().into_iter().find(|plugin| &*plugin.name == name).unwrap()
 }
 
 /// The built-in breaker as another file.

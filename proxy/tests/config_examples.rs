@@ -193,7 +193,7 @@ fn reference_names_every_key() {
         plugins = { X }
         admin = { X }
         registry = { X, etcd = { X, watch = [{ X }], tls = { X } }, file = { X } }
-        service = { default = { X, tls = { X }, pool = { X }, health_check = { X } } }
+        service = { default = { X, tls = { X }, pool = { X }, health_check = { X }, ejection = { X }, retry_budget = { X } } }
         X";
     let problems = config::parse(&tables.replace('X', no_key), Path::new("heddle.toml"), &[]).unwrap_err();
     let known: Vec<_> = problems.iter().filter(|problem| problem.found == "unknown key").collect();

@@ -5,6 +5,7 @@
 #[path = "support/frames.rs"]
 mod frames;
 #[path = "support/plugins/guests.rs"]
+#[allow(dead_code, reason = "what these guests do instead is for other tests")]
 mod guests;
 #[path = "support/http.rs"]
 mod http1;
@@ -17,7 +18,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use frames::{END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, RST_STREAM, STATUS_200, literal};
+use frames::{DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, RST_STREAM, STATUS_200, literal};
 use guests::module;
 use heddle::service::StatsTotal;
 use http::Request;
@@ -358,13 +359,13 @@ fn a_policy_that_traps_costs_no_answer() {
     }
 }
 
+/// A breaker that judges nothing: with one, outcomes are counted.
+const IDLE_BREAKER: &str =
+    r#"(func (export "update") (param i32 i32 i32 i32)) (func (export "judge") (param i32)) (func (export "tick"))"#;
+
 #[test]
-fn each_attempt_has_one_outcome() {
-    // A breaker that judges nothing: with one, outcomes are counted.
-    let idle = guest(
-        "circuit-breaker",
-        r#"(func (export "update") (param i32 i32 i32 i32)) (func (export "judge") (param i32)) (func (export "tick"))"#,
-    );
+fn what_is_told_of_attempts_is_what_they_brought() {
+    let idle = guest("circuit-breaker", IDLE_BREAKER);
     let folder = tempfile::tempdir().expect("a folder");
     fs::write(folder.path().join("idle.wasm"), idle).expect("written");
     let endpoint = Endpoint::start(|_, mut wire| {
@@ -395,18 +396,46 @@ fn each_attempt_has_one_outcome() {
         client
     };
     let mut expected = (0, 0);
+    // A response that breaks has told well of itself before.
     for (path, successes, failures) in
-        [("/whole", 1, 0), ("/stream", 1, 0), ("/fails", 0, 1), ("/breaks", 0, 1), ("/closes", 0, 1), ("/whole", 1, 0)]
+        [("/whole", 1, 0), ("/stream", 1, 0), ("/fails", 0, 1), ("/breaks", 1, 1), ("/closes", 0, 1), ("/whole", 1, 0)]
     {
         let _a_response_that_breaks_is_one_too = ask(path).try_response();
         expected = (expected.0 + successes, expected.1 + failures);
         wait_until(path, || counted() == expected);
     }
-    // A client that leaves says nothing of the endpoint, before the head or after it.
+    // A client that leaves says nothing of the endpoint; a head was there all the same.
     drop(ask("/never"));
     let mut client = ask("/hangs");
     assert_eq!(client.head().expect("a head").status(), 200);
     drop(client);
     wait_until("nothing is under way", || proxy.in_flight() == 0);
-    assert_eq!(counted(), expected);
+    assert_eq!(counted(), (expected.0 + 1, expected.1));
+}
+
+#[test]
+fn a_call_has_its_outcome_at_its_end() {
+    let idle = guest("circuit-breaker", IDLE_BREAKER);
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("idle.wasm"), idle).expect("written");
+    let turn = Arc::new(AtomicUsize::new(0));
+    let endpoint = http2_endpoint(&turn, |turn, frames, stream| {
+        let head = [vec![STATUS_200], literal("content-type", "application/grpc")].concat();
+        frames.send(HEADERS, END_HEADERS, stream, &head);
+        frames.send(DATA, 0, stream, b"\0\0\0\0\0");
+        let trailers = literal("grpc-status", if turn == 0 { "0" } else { "14" });
+        frames.send(HEADERS, END_HEADERS | END_STREAM, stream, &trailers);
+    });
+    let address = endpoint.address.to_string();
+    let plugins = format!("plugins = {:?}\n", folder.path());
+    let service = users(&[&address], "protocol = \"http2\"\nbreaker = \"idle\"");
+    let proxy = Proxy::start(&format!("{plugins}{}{service}", one_listener("")));
+    let fleet = proxy.app().state.directory.get("users").expect("a service").fleet.clone();
+    let client = Http2Client::connect(proxy.addresses[0]);
+    for expected in [(1, 0), (1, 1)] {
+        let call = Request::post("http://users/a/b").header("content-type", "application/grpc");
+        let answer = client.send(call.body(body(&[b"\0\0\0\0\0"], &[])).expect("a request"));
+        assert!(answer.trailers.is_some(), "{answer:?}");
+        wait_until("the outcome", || fleet.health.window(60, fleet.clock.now()) == expected);
+    }
 }

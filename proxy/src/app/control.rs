@@ -312,7 +312,8 @@ impl Control {
     }
 
     fn take_commands(&mut self) {
-        let Some(socket) = &self.commands else { return };
+        let Some(socket) = &mut self.commands else { return };
+        socket.own();
         match socket.listener() {
             Ok(listener) => drop(self.commanded.spawn(admin::serve_commands(listener, self.state.clone()))),
             Err(error) => tracing::error!(target: "heddle::admin", "does not start: {error}"),

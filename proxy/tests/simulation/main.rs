@@ -16,6 +16,7 @@ mod watch;
 mod world;
 
 use std::env;
+use std::num::NonZero;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{LazyLock, Mutex};
 use std::thread;
@@ -30,7 +31,8 @@ use world::{Report, Stage, World};
 /// Seeds that are run with the other tests.
 const SEEDS: u64 = 1_000;
 
-const THREADS: usize = 2;
+/// After so many failures no more seeds are begun.
+const FAILURES: usize = 5;
 
 static COMPILED: LazyLock<Compiled> = LazyLock::new(|| {
     // A machine that is busy with other tests must not make a policy late.
@@ -77,10 +79,10 @@ fn what_must_hold_does() {
     let (requests, attempts) = (AtomicU64::new(0), AtomicU64::new(0));
     let started = Instant::now();
     thread::scope(|scope| {
-        for _ in 0..THREADS {
+        for _ in 0..thread::available_parallelism().map_or(1, NonZero::get) {
             scope.spawn(|| {
                 let runtime = runtime();
-                while failures.lock().unwrap().len() < number("HEDDLE_FAILURES").unwrap_or(1) as usize {
+                while failures.lock().unwrap().len() < FAILURES {
                     let seed = next.fetch_add(1, Relaxed);
                     if seed >= seeds {
                         break;

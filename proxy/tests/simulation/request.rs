@@ -156,8 +156,7 @@ impl<'a> World<'a> {
     /// An attempt begins at an endpoint.
     fn begin(&mut self, id: u64, request: &mut Request<'a>, visit: Visit, is_hedge: bool) -> Held {
         let Some(sending) = &mut request.sending else { return Ok(()) };
-        let is_probe = visit.is_probe();
-        self.watch.picked(&self.service, self.scenario, (&visit.endpoint, is_probe), &sending.tried)?;
+        let is_probe = self.watch.picked(&self.service, self.scenario, &visit.endpoint, &sending.tried)?;
         must!(sending.until.is_none_or(|until| self.now < until), "an attempt begins after {:?}", sending.until);
         let may_be_repeated = request.is_idempotent || !sending.may_be_done;
         must!(may_be_repeated, "request {id} is not idempotent, and is sent again");

@@ -165,20 +165,14 @@ impl Watch {
         self.conditions.remove(&machine);
     }
 
-    /// An endpoint was picked, after these were tried, for an attempt.
-    pub fn picked(
-        &mut self,
-        service: &Service,
-        scenario: &Scenario,
-        (endpoint, is_probe): (&Endpoint, bool),
-        tried: &[u32],
-    ) -> Held {
+    /// An endpoint was picked, after these were tried, for an attempt. True where that is one of the probes that a half-open
+    /// endpoint is allowed.
+    pub fn picked(&mut self, service: &Service, scenario: &Scenario, endpoint: &Endpoint, tried: &[u32]) -> Held<bool> {
         let (fleet, is_native) = (&service.fleet, service.balancer.current().is_none());
         let slot = endpoint.slot;
         let is_eligible = |slot: u32| self.eligible.get(slot as usize).copied().unwrap_or(false);
         must!(is_eligible(slot), "an endpoint that is not eligible was picked: {}", shown(endpoint));
         let half_open = endpoint.health.condition() == Condition::HalfOpen && !self.panic;
-        must!(is_probe == half_open, "a probe: {is_probe}, of {}", shown(endpoint));
         let snapshot = fleet.snapshot();
         if tried.contains(&slot) {
             // One that is half-open may have no permit left.
@@ -207,13 +201,13 @@ impl Watch {
             let load = load(endpoint, 1);
             must!(least.is_none_or(|least| load <= least), "slot {slot} has a load of {load}, and another {least:?}");
         }
-        if is_probe {
+        if half_open {
             let probes = self.probes.entry(Arc::as_ptr(&endpoint.health)).or_default();
             *probes += 1;
             let most = scenario.breaker.map_or(0, |breaker| breaker.probes);
             must!(*probes <= most, "{probes} probes at once, {most} are allowed: {}", shown(endpoint));
         }
-        Ok(())
+        Ok(half_open)
     }
 
     /// No endpoint was picked.

@@ -348,7 +348,7 @@ impl<'a> World<'a> {
     }
 
     fn change(&mut self, removed: Vec<String>, added: Vec<Registered>) {
-        self.service.fleet.apply(Change { service: "users".into(), removed, added });
+        self.service.fleet.apply(Change { service: "users".into(), removed, added, paused: None });
     }
 }
 
