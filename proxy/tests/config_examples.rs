@@ -57,8 +57,17 @@ fn every_example_holds() {
 
 #[test]
 fn what_is_deployed_holds() {
-    let loaded = config::load(&project().join("deploy/kubernetes/heddle.toml"), &[]);
-    assert!(loaded.is_ok(), "{loaded:?}");
+    let path = project().join("deploy/kubernetes/heddle.toml");
+    let config = config::load(&path, &[]).unwrap_or_else(|problems| panic!("{problems}")).config;
+    // Who stops it waits for longer than it takes.
+    let seconds_after = |file: &str, key: &str| -> u64 {
+        let text = read(&project().join("deploy").join(file));
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(key)).expect(key);
+        line.trim().parse().expect("seconds")
+    };
+    let stops = (config.drain_delay + config.drain).as_secs();
+    assert!(seconds_after("kubernetes/app.yaml", "terminationGracePeriodSeconds:") > stops);
+    assert!(seconds_after("systemd/heddle.service", "TimeoutStopSec=") > stops);
 }
 
 /// With what the benchmark puts in.
@@ -123,6 +132,27 @@ fn reference_says_the_defaults_of_tls() {
     assert_eq!(tls(&written), tls("certificate = 'cert.pem'\nkey = 'key.pem'"));
 }
 
+/// The same of health checks, which there are none of by default.
+#[test]
+fn reference_says_the_defaults_of_health_checks() {
+    let text = uncommented(&read(&folder().join("reference.toml")));
+    let table = text.split_once("[service.users.health_check]\n").expect("the table").1;
+    let check = |keys: &str| {
+        let text = format!("[[listener]]\naddress = '127.0.0.1:0'\n[service.users.health_check]\n{keys}");
+        let parsed = config::parse(&text, Path::new("heddle.toml"), &[]);
+        let config = parsed.unwrap_or_else(|problems| panic!("{problems}")).config;
+        config.services.get("users").health_check.clone().expect("a check")
+    };
+    let without = |names: &[&str]| -> String {
+        let lines = table.lines().filter(|line| !names.iter().any(|name| line.starts_with(name)));
+        lines.map(|line| format!("{line}\n")).collect()
+    };
+    assert_eq!(check(&without(&["service", "host"])), check("type = 'http'"));
+    let grpc = without(&["type", "method", "path", "status", "host"]);
+    assert!(grpc.contains("service = ") && grpc.contains("rise = "), "{grpc}");
+    assert_eq!(check(&format!("type = 'grpc'\n{grpc}")), check("type = 'grpc'"));
+}
+
 /// Each key of the reference that is commented out can be written.
 #[test]
 fn reference_names_only_keys_that_exist() {
@@ -163,7 +193,7 @@ fn reference_names_every_key() {
         plugins = { X }
         admin = { X }
         registry = { X, etcd = { X, watch = [{ X }], tls = { X } }, file = { X } }
-        service = { default = { X, tls = { X }, pool = { X } } }
+        service = { default = { X, tls = { X }, pool = { X }, health_check = { X }, ejection = { X }, retry_budget = { X } } }
         X";
     let problems = config::parse(&tables.replace('X', no_key), Path::new("heddle.toml"), &[]).unwrap_err();
     let known: Vec<_> = problems.iter().filter(|problem| problem.found == "unknown key").collect();

@@ -32,11 +32,11 @@ fn a_core_module_is_taken_as_it_is() {
     assert_eq!(log.lines(&["Some(\"users\") Some(\"127.0.0.1\") at ", "INFO", "policy=test"]).len(), 1);
     let mut named = facts("/");
     named.head.headers.insert("x-endpoint", "10.0.0.2:80".parse().unwrap());
-    let Choice::Endpoint(picked) = worker.decider.choose(&mut named) else { panic!("an endpoint is there") };
+    let Choice::Endpoint(picked) = worker.decider.choose(&mut named, None) else { panic!("an endpoint is there") };
     assert_eq!(picked.endpoint.slot, 2);
     let mut tried = facts("/");
     tried.tried = vec![0];
-    let Choice::Endpoint(picked) = worker.decider.choose(&mut tried) else { panic!("an endpoint is there") };
+    let Choice::Endpoint(picked) = worker.decider.choose(&mut tried, None) else { panic!("an endpoint is there") };
     assert_eq!(picked.endpoint.slot, 1);
     host.change("users", &[registered(0).id], vec![]);
     assert_eq!(worker.slot("/"), 1);
@@ -51,7 +51,7 @@ fn a_core_module_takes_or_refuses_its_configuration() {
     host.load(CORE_MODULE).unwrap();
     let mut named = facts("/");
     named.head.headers.insert("x-to", "10.0.0.1:80".parse().unwrap());
-    let Choice::Endpoint(picked) = host.worker("users").decider.choose(&mut named) else { panic!("it is there") };
+    let Choice::Endpoint(picked) = host.worker("users").decider.choose(&mut named, None) else { panic!("it is there") };
     assert_eq!(picked.endpoint.slot, 1);
 
     let host = Host::new("", &services.replace("x-to", ""));

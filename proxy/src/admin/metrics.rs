@@ -230,6 +230,7 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         now(|snapshot| snapshot.endpoints().count()),
     )?;
     families.gauges("heddle_endpoints_eligible", "Endpoints that may be picked.", now(Snapshot::eligible_count))?;
+    of_checks(families, &readings)?;
     families.gauges(
         "heddle_endpoints_paused",
         "Endpoints that somebody has paused.",
@@ -275,6 +276,25 @@ fn of_services(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "Answers of plugins that could not be used: an endpoint not eligible, tried already, or not registered.",
         by_policy(|total| total.asked_again),
     )
+}
+
+/// Active health checks, of the services that have them.
+fn of_checks(families: &mut Families<'_>, readings: &[Reading]) -> fmt::Result {
+    let checked = || readings.iter().filter(|reading| reading.service.settings.health_check.is_some());
+    families.gauges(
+        "heddle_endpoints_failing_check",
+        "Endpoints that are out of use because they fail their health check.",
+        checked().map(|reading| {
+            let failing = reading.snapshot.endpoints().filter(|endpoint| endpoint.health.check_fails());
+            (reading.name(), failing.count() as f64)
+        }),
+    )?;
+    let checks = checked().flat_map(|reading| {
+        let checks = &reading.service.fleet.checks;
+        [("passed", checks.passed.get()), ("failed", checks.failed.get())]
+            .map(|(result, count)| ([("service", &**reading.service.name()), ("result", result)], count))
+    });
+    families.counters("heddle_health_checks", "Health checks of endpoints, by result.", checks)
 }
 
 /// What circuit breakers have done.

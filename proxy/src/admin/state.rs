@@ -67,6 +67,8 @@ struct ShownService {
     hedges: u64,
     decisions: u64,
     fallbacks: u64,
+    /// None where endpoints are not checked.
+    health_checks: Option<ShownChecks>,
     /// Requests that wait because the service is full.
     pending: usize,
     /// To all endpoints, idle ones included; and how many requests and tunnels wait for one.
@@ -84,12 +86,20 @@ struct ShownService {
 }
 
 #[derive(Serialize)]
+struct ShownChecks {
+    passed: u64,
+    failed: u64,
+}
+
+#[derive(Serialize)]
 struct ShownEndpoint {
     slot: u32,
     id: String,
     address: String,
     weight: u32,
     eligible: bool,
+    /// Whether it is out of use because of its health check.
+    check_fails: bool,
     /// As of the service.
     paused_by: Vec<&'static str>,
     /// `in_use`, `out` or `half_open`, as the circuit breaker has it.
@@ -150,6 +160,8 @@ fn show_service(service: &Service) -> ShownService {
     let (total, snapshot) = (service.stats(), service.snapshot());
     let now = service.fleet.clock.now();
     let settings = &service.settings.balancer.config;
+    let checks = &service.fleet.checks;
+    let shown = ShownChecks { passed: checks.passed.get(), failed: checks.failed.get() };
     ShownService {
         name: service.name().to_string(),
         policy: service.balancer.name.to_string(),
@@ -160,6 +172,7 @@ fn show_service(service: &Service) -> ShownService {
         hedges: total.hedges,
         decisions: total.decisions,
         fallbacks: total.fallbacks,
+        health_checks: service.settings.health_check.as_ref().map(|_| shown),
         pending: service.fleet.requests.pending(),
         connections: service.fleet.connections.open(),
         connections_pending: service.fleet.connections.pending(),
@@ -179,6 +192,7 @@ fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot, now: Duration) -> Sho
         address: registered.address.clone(),
         weight: registered.weight,
         eligible: snapshot.eligible_endpoint(*slot).is_some(),
+        check_fails: health.check_fails(),
         paused_by: endpoint.pause().by().collect(),
         condition: health.condition().name(),
         ejections: health.ejections(now),

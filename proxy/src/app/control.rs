@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
 use tokio::sync::{oneshot, watch};
-use tokio::task::JoinSet;
+use tokio::task::{JoinSet, LocalSet};
 
 use super::prepare::{AdminAt, At, Before, Opening, Prepared, policies};
 use super::worker::Order;
@@ -18,9 +18,10 @@ use crate::handover::{Ask, Inherited, Kind, Passed, Ready, Sockets};
 use crate::plugin::{Folder, Plugins, give_second_chances};
 use crate::server::listener::{Accepted, Closing, Listener, Part};
 use crate::server::socket::Bound;
+use crate::server::worker::Common;
 use crate::service::tick;
 use crate::transport::tls::{self, Files};
-use crate::{admin, drain, plugin, registry};
+use crate::{admin, check, drain, plugin, registry};
 
 /// What the control thread is asked for.
 pub enum Request {
@@ -37,6 +38,7 @@ pub struct Control {
     registry: registry::Running,
     plugins: Arc<Plugins>,
     files: Arc<Mutex<Files>>,
+    common: Arc<Common>,
     /// In the order of the configuration.
     doors: Vec<Door>,
     /// What is to be accepted from once the proxy begins to, and by which worker; none when it has begun.
@@ -77,6 +79,7 @@ struct Admin {
 struct Followers {
     folder: JoinSet<()>,
     files: JoinSet<()>,
+    checks: JoinSet<()>,
     second_chances: JoinSet<()>,
 }
 
@@ -93,13 +96,14 @@ impl Control {
         orders: Vec<UnboundedSender<Order>>,
         handed: Arc<[UnboundedSender<Accepted>]>,
     ) -> Self {
-        let Prepared { config, plugins, folder, files, doors, admin, commands, .. } = prepared;
+        let Prepared { config, common, plugins, folder, files, doors, admin, commands } = prepared;
         let mut control = Self {
             state,
             config,
             registry,
             plugins,
             files: Arc::new(Mutex::new(files)),
+            common,
             doors: Vec::new(),
             unopened: Some(Vec::new()),
             admin: None,
@@ -125,11 +129,22 @@ impl Control {
     /// The life of the control thread: until the last worker has ended, so that health can be asked for while the
     /// others finish.
     pub async fn run(
+        self,
+        requests: UnboundedReceiver<Request>,
+        asks: UnboundedReceiver<Ask>,
+        until_stopped: oneshot::Receiver<()>,
+    ) {
+        // What is between the proxy and the endpoints that it checks stays on this thread.
+        LocalSet::new().run_until(self.serve(requests, asks, until_stopped)).await;
+    }
+
+    async fn serve(
         mut self,
         mut requests: UnboundedReceiver<Request>,
         mut asks: UnboundedReceiver<Ask>,
         mut until_stopped: oneshot::Receiver<()>,
     ) {
+        self.follow_endpoints();
         let state = self.state.clone();
         tokio::spawn(drain::leave(state.stop.clone(), move || state.drain_delay()));
         tokio::spawn(tick::run(self.state.directory.clone()));
@@ -201,10 +216,11 @@ impl Control {
         self.open_admin(admin);
         files.replace(&self.files.lock().unwrap_or_else(PoisonError::into_inner));
         self.files = Arc::new(Mutex::new(files));
-        (self.config, self.plugins) = (config, plugins);
+        (self.config, self.common, self.plugins) = (config, common, plugins);
         self.plugins.settle(&policies(&self.config.services));
         self.follow_plugins(folder);
         self.follow_files();
+        self.follow_endpoints();
         self.show();
     }
 
@@ -318,6 +334,13 @@ impl Control {
     fn follow_files(&mut self) {
         self.followers.files = JoinSet::new();
         self.followers.files.spawn(tls::watch(self.files.clone()));
+    }
+
+    /// Checks endpoints; what has been found of them is known to them.
+    fn follow_endpoints(&mut self) {
+        let checks = check::run(self.state.directory.clone(), self.common.connectors.clone());
+        self.followers.checks = JoinSet::new();
+        self.followers.checks.spawn_local(checks);
     }
 
     /// What others see of it.

@@ -20,6 +20,7 @@ use super::read::At;
 use super::{Checked, Listening, Written, service, tls as written};
 use crate::policy::Role;
 
+mod health;
 mod listener;
 mod tls;
 
@@ -41,6 +42,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
     let named = &file.services.named;
     let fixed = named.iter().filter_map(|service| fixed_endpoints(service, problems)).collect();
     report_files_of_services(&file.services, problems);
+    health::report(&file.services, problems);
     let policies = policies(&file.services, place);
     let default = inherit(&file.services.default, &built_in_service());
     let inherited = |service: &NamedService| Arc::new(inherit(&service.settings, &default));
@@ -332,6 +334,7 @@ fn built_in_service() -> Service {
         max_pending: 0,
         max_pending_time: Duration::from_secs(1),
         pool: Pool { max_idle: 128, idle_timeout: Duration::from_secs(60), max_connections: 1024, max_requests: None },
+        health_check: None,
     }
 }
 
@@ -370,6 +373,10 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
             idle_timeout: written.pool.idle_timeout.unwrap_or(base.pool.idle_timeout),
             max_connections: written.pool.max_connections.unwrap_or(base.pool.max_connections),
             max_requests: written.pool.max_requests.or(base.pool.max_requests),
+        },
+        health_check: match &written.health_check {
+            Some(check) => check.inherit(base.health_check.as_deref()).map(Arc::new),
+            None => base.health_check.clone(),
         },
     }
 }

@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use http::HeaderName;
+use http::uri::{Authority, PathAndQuery};
+use http::{HeaderName, Method};
 
 use crate::policy::Role;
 
@@ -359,6 +360,56 @@ pub struct Service {
     /// How long one waits at most; 1 s by default. Its own deadline may be sooner.
     pub max_pending_time: Duration,
     pub pool: Pool,
+    /// How the proxy finds out by itself whether endpoints are well; none by default.
+    pub health_check: Option<Arc<HealthCheck>>,
+}
+
+/// Active health checks of a service's endpoints. See [`check`](crate::check) for what comes of them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HealthCheck {
+    pub kind: CheckKind,
+    /// From the start of a check to the start of the next, of which up to a tenth is taken at random; 2 s by default. An
+    /// endpoint that is out of use is checked `rise` times as often.
+    pub interval: Duration,
+    /// For one check, connecting included; 1 s by default.
+    pub timeout: Duration,
+    /// So many checks passed in a row put an endpoint back into use; 2 by default.
+    pub rise: u32,
+    /// So many checks failed in a row take it out of use; 3 by default. For an endpoint that has passed none yet, one
+    /// failure does.
+    pub fall: u32,
+}
+
+/// What is asked of an endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CheckKind {
+    /// Whether there is a connection, of TLS where the service has it.
+    Tcp,
+    Http(HttpCheck),
+    /// `grpc.health.v1.Health/Check`.
+    Grpc(GrpcCheck),
+}
+
+/// A request, and what it is to be answered with.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HttpCheck {
+    /// GET, the default, or HEAD.
+    pub method: Method,
+    /// `/` by default.
+    pub path: PathAndQuery,
+    /// None, the default: the service's name.
+    pub host: Option<Authority>,
+    /// Any of these statuses passes; 200 by default.
+    pub statuses: Vec<RangeInclusive<u16>>,
+}
+
+/// A question to gRPC's health service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GrpcCheck {
+    /// Whose health is asked for; empty, the default, for the server as a whole.
+    pub service: String,
+    /// None, the default: the service's name.
+    pub host: Option<Authority>,
 }
 
 impl Service {

@@ -2,7 +2,7 @@
 //!
 //! On the way from text to [`checked::Config`] everything that is wrong is collected, with the line and what was
 //! expected: `tree` parses the text so that each value knows its place, `env` lays the variables over it, `file`,
-//! `listener`, `service` and `tls` say which keys there are and which go together, `value` what each may be, and `check`
+//! `listener`, `service`, `health` and `tls` say which keys there are and which go together, `value` what each may be, and `check`
 //! fills in defaults and looks at what several tables or other files say together.
 
 use std::ffi::OsString;
@@ -15,6 +15,7 @@ pub mod checked;
 mod check;
 mod env;
 mod file;
+mod health;
 mod listener;
 mod problem;
 mod read;

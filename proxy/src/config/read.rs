@@ -147,9 +147,14 @@ impl Section<'_> {
         }
     }
 
+    /// Where a key stands that has not been read yet; of the table, if it is not there.
+    pub fn place_of(&self, key: &str) -> Place {
+        self.rest.get(key).map_or(&self.place, |entry| &entry.key).clone()
+    }
+
     /// Reports what is wrong with a key that is there and has not been read yet.
     pub fn refuse(&mut self, key: &str, found: &str, remedy: &str) {
-        let place = self.rest.get(key).map_or(&self.place, |entry| &entry.key).clone();
+        let place = self.place_of(key);
         let key = self.path(key);
         self.problems.add(Problem { place, key, found: found.into(), remedy: remedy.into() });
     }

@@ -9,6 +9,7 @@ use serde_json::{Map, Number};
 
 use super::checked::{FixedEndpoint, Policy, ProxyProtocol, UpstreamProtocol};
 use super::file::WAIT;
+use super::health::HealthCheck;
 use super::problem::{Problem, Problems};
 use super::read::{At, Refusal, Section, take_item};
 use super::tls;
@@ -38,6 +39,7 @@ pub(super) struct Service {
     pub ejection: Ejection,
     pub retry_budget: RetryBudget,
     pub max_replay_bytes: Option<usize>,
+    pub health_check: Option<HealthCheck>,
     pub endpoints: Option<Vec<At<FixedEndpoint>>>,
 }
 
@@ -93,6 +95,7 @@ impl Service {
             ejection: s.section("ejection", ejection).unwrap_or_default(),
             retry_budget: s.section("retry_budget", retry_budget).unwrap_or_default(),
             max_replay_bytes: s.get("max_replay_bytes", size(0..=16 << 20)),
+            health_check: HealthCheck::read(s),
             endpoints: s.list("endpoints", endpoint),
         }
     }

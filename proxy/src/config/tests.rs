@@ -1,6 +1,7 @@
 use super::*;
 
 mod defaults;
+mod health;
 mod problems;
 mod transports;
 mod variables;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::HeaderName;
+use http::uri::{Authority, PathAndQuery};
 
 use super::checked::Network;
 use super::read::Refusal;
@@ -200,24 +201,57 @@ fn first(address: IpAddr, prefix: u8) -> IpAddr {
 
 /// A port, or several as `"8000-8999"`.
 pub(super) fn ports(node: &Node) -> Result<RangeInclusive<u16>, Refusal> {
-    const MOST: i64 = 65_535;
-    let port = |number: i64| u16::try_from(number).ok().filter(|port| *port > 0);
-    if let Value::Integer(number) = node.value {
-        return port(number).map(|port| port..=port).ok_or_else(|| out_of_range(node, "1", &MOST.to_string()));
+    numbers(node, "a port", 1..=u16::MAX, "8000-8999")
+}
+
+/// A number, or several as `"FROM-TO"`, within `range`.
+fn numbers(node: &Node, noun: &str, range: RangeInclusive<u16>, example: &str) -> Result<RangeInclusive<u16>, Refusal> {
+    let (least, most) = (range.start().to_string(), range.end().to_string());
+    let number = |number: i64| u16::try_from(number).ok().filter(|number| range.contains(number));
+    if let Value::Integer(written) = node.value {
+        return number(written).map(|number| number..=number).ok_or_else(|| out_of_range(node, &least, &most));
     }
-    let (from, to) = parsed(node, "a port", "1 to 65535, or a text such as \"8000-8999\"", |text| {
+    let expected = format!("{least} to {most}, or a text such as {example:?}");
+    let (from, to) = parsed(node, noun, &expected, |text| {
         let (from, to) = text.split_once('-')?;
-        let number = |text: &str| {
+        let bound = |text: &str| {
             let known = text.bytes().all(|b| b.is_ascii_digit());
-            text.parse().ok().filter(|_| known).and_then(port)
+            text.parse().ok().filter(|_| known).and_then(number)
         };
-        Some((number(from)?, number(to)?))
+        Some((bound(from)?, bound(to)?))
     })?;
     if from > to {
         let found = format!("{} ends before it begins", shown(node));
         return Err(Refusal { found, remedy: format!("expected \"{to}-{from}\"") });
     }
     Ok(from..=to)
+}
+
+/// A status of a final HTTP response, or several as `"200-299"`.
+pub(super) fn status(node: &Node) -> Result<RangeInclusive<u16>, Refusal> {
+    numbers(node, "a status", 200..=599, "200-299")
+}
+
+/// The path of a request, with its query if it has one: what can stand in a request's first line as it is.
+pub(super) fn http_path(node: &Node) -> Result<PathAndQuery, Refusal> {
+    parsed(node, "the path of a request", "a path such as \"/health\"", |text| {
+        let known = text.starts_with('/') && !text.contains('#') && text.bytes().all(|b| b.is_ascii_graphic());
+        text.parse().ok().filter(|_| known)
+    })
+}
+
+/// What a request names as its host.
+pub(super) fn authority(node: &Node) -> Result<Authority, Refusal> {
+    parsed(node, "a host", "a host, with a port or without, such as \"users.internal\"", |text| {
+        text.parse().ok().filter(|_| !text.contains('@'))
+    })
+}
+
+/// The name of a gRPC service, such as `users.v1.Users`; empty for the server as a whole.
+pub(super) fn grpc_service(node: &Node) -> Result<String, Refusal> {
+    parsed(node, "the name of a gRPC service", "a text of at most 255 bytes; \"\" means the whole server", |text| {
+        (text.len() <= 255).then(|| text.to_owned())
+    })
 }
 
 /// A name that a server's certificate is for: a DNS name or an IP address (RFC 6066, 3, and RFC 9525).

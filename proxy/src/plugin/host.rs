@@ -125,6 +125,7 @@ impl load::Host for State {
     }
 
     fn peak_micros(&mut self, slot: u32) -> u32 {
+        self.fleet.read_peaks();
         let now = self.now();
         self.snapshot.endpoint(slot).map_or(PEAK_START, |endpoint| endpoint.load.peak_micros(now))
     }

@@ -152,7 +152,7 @@ impl Plugin {
 
     /// Brings a new generation into force and remembers the one before: the one that was in force if it has decided
     /// without fault, so that several bad ones in a row leave the last good one where it is.
-    fn replace(&self, generation: Arc<Generation>) {
+    pub fn replace(&self, generation: Arc<Generation>) {
         let mut history = self.history();
         if let Some(before) = self.current()
             && (history.last_good.is_none() || before.is_proven(Instant::now()))

@@ -176,6 +176,8 @@ pub(super) struct Call {
     pub deadline: Option<Deadline>,
     /// The same to the microsecond, to be passed on.
     due: Option<Due>,
+    /// Whether it is the caller that waits no longer.
+    is_impatient: bool,
     /// The protocol that the client wants to change to.
     pub upgrade: Option<Upgrade>,
 }
@@ -183,7 +185,15 @@ pub(super) struct Call {
 impl Call {
     fn new(head: &Parts) -> Self {
         let is_grpc = grpc::is_call(&head.headers);
-        Self { started: Instant::now(), is_grpc, version: head.version, deadline: None, due: None, upgrade: None }
+        Self {
+            started: Instant::now(),
+            is_grpc,
+            version: head.version,
+            deadline: None,
+            due: None,
+            is_impatient: false,
+            upgrade: None,
+        }
     }
 
     /// Reads how long the client waits, and what it wants to change to. An extended CONNECT becomes the request that
@@ -200,6 +210,7 @@ impl Call {
                 said.map_err(|_| Refusal::BadRequest("a deadline header that is not a number of milliseconds"))?;
             limit = limit.into_iter().chain(said).min();
         }
+        self.is_impatient = limit != connection.listener.settings.request_deadline;
         self.due = limit.map(|limit| Due { since: self.started, limit });
         self.deadline = limit.map(|limit| connection.worker.timers.deadline(limit));
         self.upgrade = match head.extensions.remove::<ExtendedConnect>() {
@@ -208,6 +219,11 @@ impl Call {
             None => None,
         };
         Ok(())
+    }
+
+    /// Whether a deadline at this tick is one that the caller has set.
+    pub fn is_own_deadline(&self, until: Option<u64>) -> bool {
+        self.is_impatient && self.deadline.as_ref().map(Deadline::tick) == until
     }
 
     /// The reply of an endpoint, where it answers what was asked for.

@@ -4,8 +4,9 @@
 //! finds out what each is, `h1`, `h2` and `socks` speak it, and [`exchange`] is the path of one request, with its
 //! `attempts` at endpoints and
 //! the `record` of its response. What is no request is passed on as it is by `tunnel`. What all ask on their way is next
-//! door: [`route`] reads what a request names, [`destination`] knows where that leads, [`decide`] chooses the endpoint,
-//! [`refusal`] says no. A [`worker`] is the thread that all of it happens on.
+//! door: [`route`] reads what a request names, [`destination`] knows where that leads, `admit` has it wait while the
+//! service is full, [`decide`] chooses the endpoint, [`refusal`] says no. A [`worker`] is the thread that all of it happens
+//! on.
 
 mod admit;
 mod attempt;
@@ -24,10 +25,10 @@ mod passthrough;
 mod record;
 pub mod refusal;
 mod replay;
-mod retries;
+pub mod retries;
 pub mod route;
 pub mod socket;
 mod socks;
 mod tunnel;
-mod visit;
+pub mod visit;
 pub mod worker;

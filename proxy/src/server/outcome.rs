@@ -30,7 +30,7 @@ pub(super) fn of_refusal(refusal: &Refusal, sent: bool, latency: Duration) -> Ou
 fn kind(refusal: &Refusal) -> Kind {
     match refusal {
         Refusal::Upstream(failure) => kind_of_failure(failure),
-        // That a client waits no longer than it does is its own affair; but what is slower than that has failed it.
+        // By the operator's settings.
         Refusal::Deadline => Kind::Timeout,
         _ => Kind::NoEndpoint,
     }

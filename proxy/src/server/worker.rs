@@ -275,7 +275,14 @@ pub struct LocalService {
 }
 
 impl LocalService {
-    fn new(service: Arc<Service>, tls: Option<Arc<Connector>>, seed: u64, inbox: &UnboundedSender<Arc<str>>) -> Self {
+    /// What a worker has for a service, reached over this TLS; `seed` is for the random numbers of its policies, and
+    /// `inbox` takes the names of services whose idle connections another worker needs.
+    pub fn new(
+        service: Arc<Service>,
+        tls: Option<Arc<Connector>>,
+        seed: u64,
+        inbox: &UnboundedSender<Arc<str>>,
+    ) -> Self {
         let (stats, keeper) = (service.worker_stats(), service.fleet.connections.keeper(service.name(), inbox));
         Self::with(service, stats, tls, seed, Rc::default(), keeper)
     }

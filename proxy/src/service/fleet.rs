@@ -1,6 +1,6 @@
 //! The endpoints of one service: who is registered, how they fare, and who may be picked.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -10,6 +10,7 @@ use super::admission::{Connections, Requests};
 use super::health::{Condition, Door, ServiceHealth};
 use super::pause::Pause;
 use super::snapshot::{Builder, Endpoint, Snapshot};
+use super::stats::Checks;
 use crate::clock::Clock;
 use crate::config::checked::Ejection;
 use crate::policy;
@@ -22,6 +23,8 @@ pub struct Fleet {
     pub name: Arc<str>,
     pub clock: Clock,
     pub health: ServiceHealth,
+    /// Of all endpoints, those too that have left. The control thread counts.
+    pub checks: Checks,
     /// Those under way, where their number is limited.
     pub requests: Arc<Requests>,
     /// To all endpoints.
@@ -29,6 +32,8 @@ pub struct Fleet {
     /// How often an endpoint was ejected, and the service opened as a whole.
     ejections: AtomicU64,
     openings: AtomicU64,
+    /// Whether a policy reads peak averages: nobody else needs them.
+    reads_peaks: AtomicBool,
     snapshot: ArcSwap<Snapshot>,
     version: AtomicU64,
     builder: Mutex<Builder>,
@@ -51,10 +56,12 @@ impl Fleet {
             name,
             clock,
             health: ServiceHealth::default(),
+            checks: Checks::default(),
             requests: Arc::default(),
             connections: Arc::default(),
             ejections: AtomicU64::new(0),
             openings: AtomicU64::new(0),
+            reads_peaks: AtomicBool::new(false),
             snapshot: ArcSwap::default(),
             version: AtomicU64::new(0),
             builder: Mutex::new(Builder::new(ejection)),
@@ -102,14 +109,23 @@ impl Fleet {
 
     /// Takes note of an attempt's time where nobody judges how it ended.
     pub fn measure(&self, endpoint: &Endpoint, health: policy::Health, time: Duration) {
-        endpoint.load.observe_peak(time, health, self.clock.now());
+        if self.reads_peaks.load(Ordering::Relaxed) {
+            endpoint.load.observe_peak(time, health, self.clock.now());
+        }
+    }
+
+    /// Has peak averages kept from now on.
+    pub fn read_peaks(&self) {
+        if !self.reads_peaks.load(Ordering::Relaxed) {
+            self.reads_peaks.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Counts an attempt that has ended after this time. True when it is to be judged: one that began before the
     /// endpoint's state changed says nothing of what the endpoint is like now.
     pub fn record(&self, endpoint: &Endpoint, health: policy::Health, time: Duration) -> bool {
         let now = self.clock.now();
-        endpoint.load.observe_peak(time, health, now);
+        self.measure(endpoint, health, time);
         endpoint.health.record(health, now);
         self.health.record(health, now);
         endpoint.health.is_unchanged_since(now.saturating_sub(time))

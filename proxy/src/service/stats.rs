@@ -21,6 +21,13 @@ impl Counter {
     }
 }
 
+/// Active health checks that have ended, by how.
+#[derive(Debug, Default)]
+pub struct Checks {
+    pub passed: Counter,
+    pub failed: Counter,
+}
+
 /// Upper bounds of the duration histogram's buckets in seconds.
 pub const DURATION_BUCKETS: [f64; 14] =
     [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];

@@ -155,6 +155,15 @@ pub fn encode(version: ProxyProtocol, addresses: &Addresses) -> Vec<u8> {
     }
 }
 
+/// The header of a connection that is the sender's own, such as a check of health: it says nothing of addresses.
+pub fn encode_local(version: ProxyProtocol) -> Vec<u8> {
+    match version {
+        ProxyProtocol::V1 => b"PROXY UNKNOWN\r\n".to_vec(),
+        // The command LOCAL, no protocol, nothing more.
+        ProxyProtocol::V2 => [SIGNATURE, &[0x20, 0, 0, 0]].concat(),
+    }
+}
+
 /// Source and destination.
 enum Ips {
     V4([Ipv4Addr; 2]),
@@ -303,6 +312,14 @@ mod tests {
 
     fn version() -> impl Strategy<Value = ProxyProtocol> {
         prop_oneof![Just(ProxyProtocol::V1), Just(ProxyProtocol::V2)]
+    }
+
+    #[test]
+    fn what_the_sender_says_for_itself_is_read_as_such() {
+        for version in [ProxyProtocol::V1, ProxyProtocol::V2] {
+            let bytes = encode_local(version);
+            assert_eq!(decode(&bytes), Ok(Some(Header { length: bytes.len(), addresses: None })), "{version:?}");
+        }
     }
 
     proptest! {

@@ -54,28 +54,39 @@ pub async fn connect(
     settings: &ConnectSettings,
     opening: Opening<'_>,
 ) -> Result<(Stream, bool), Failure> {
-    let attempt = async {
-        let connected = match socket {
-            Some(socket) => connect_to_any([socket].into_iter(), address, settings.reach.as_deref()).await,
-            None => match look_up(address, settings.lookups.as_ref()).await {
-                Ok(sockets) => connect_to_any(sockets.into_iter(), address, settings.reach.as_deref()).await,
-                Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
-            },
-        };
-        let mut stream = connected?;
-        let _a_slower_connection_is_still_one = stream.set_nodelay(true);
-        let said = stream.write_all(opening.header).await;
-        said.map_err(|source| Failure::Connect { address: address.to_owned(), source })?;
-        match opening.tls {
-            None => Ok((stream.into(), false)),
-            Some(Offer { connector, protocols }) => {
-                let secured = Box::pin(connector.connect(address, protocols, stream.into())).await;
-                secured.map_err(|source| Failure::Tls { address: address.to_owned(), source })
-            }
-        }
-    };
-    let connected = timers.within(settings.timeout, attempt).await;
+    let connected = timers.within(settings.timeout, open(address, socket, settings, opening)).await;
     connected.unwrap_or_else(|_| Err(Failure::ConnectTimeout { address: address.to_owned() }))
+}
+
+/// As [`connect`], for a caller who keeps the time.
+///
+/// # Errors
+///
+/// As of [`connect`], but for the time.
+pub async fn open(
+    address: &str,
+    socket: Option<SocketAddr>,
+    settings: &ConnectSettings,
+    opening: Opening<'_>,
+) -> Result<(Stream, bool), Failure> {
+    let connected = match socket {
+        Some(socket) => connect_to_any([socket].into_iter(), address, settings.reach.as_deref()).await,
+        None => match look_up(address, settings.lookups.as_ref()).await {
+            Ok(sockets) => connect_to_any(sockets.into_iter(), address, settings.reach.as_deref()).await,
+            Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
+        },
+    };
+    let mut stream = connected?;
+    let _a_slower_connection_is_still_one = stream.set_nodelay(true);
+    let said = stream.write_all(opening.header).await;
+    said.map_err(|source| Failure::Connect { address: address.to_owned(), source })?;
+    match opening.tls {
+        None => Ok((stream.into(), false)),
+        Some(Offer { connector, protocols }) => {
+            let secured = Box::pin(connector.connect(address, protocols, stream.into())).await;
+            secured.map_err(|source| Failure::Tls { address: address.to_owned(), source })
+        }
+    }
 }
 
 /// The addresses of a name. A lookup that nobody waits for any longer goes on, and counts for as long.

@@ -13,7 +13,7 @@ mod reach;
 
 use std::io;
 
-pub use connect::{ConnectSettings, Offer, Opening, connect};
+pub use connect::{ConnectSettings, Offer, Opening, connect, open};
 pub use h2::LocalExecutor;
 pub use pool::{Pool, Pools, Reply, Target};
 pub use reach::Reach;

@@ -98,7 +98,7 @@ pub struct Local {
 impl Local {
     /// What is chosen for a request of this path. As on a worker, a missing instance is made after the decision.
     pub fn choose(&mut self, path: &str) -> Choice {
-        let choice = self.decider.choose(&mut facts(path));
+        let choice = self.decider.choose(&mut facts(path), None);
         if self.decider.seat.needs_instance() {
             self.decider.seat.make_instance();
         }
