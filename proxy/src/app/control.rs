@@ -186,6 +186,9 @@ impl Control {
     }
 
     async fn reload(&mut self, config: Config) -> Result<(), Vec<StartError>> {
+        if self.state.is_draining() {
+            return Err(vec![StartError::Stopping]);
+        }
         let door = |door: &Door| (door.wanted, door.listener.load_full());
         let before = Before {
             config: self.config.clone(),
@@ -203,15 +206,12 @@ impl Control {
     /// Puts what has been prepared in the place of what there is.
     async fn put_in_force(&mut self, prepared: Prepared) {
         let Prepared { config, common, plugins, folder, mut files, doors, admin, .. } = prepared;
-        // What services need is there before they do, and services before who leads to them.
-        for worker in &self.orders {
-            // A worker that is gone needs nothing.
-            let _ = worker.send(Order::Common(common.clone()));
-        }
+        // What services need is there before they are, and services before who leads to them.
+        self.tell_workers(|done| Order::Common(common.clone(), done)).await;
         let requires = plugins.clone();
         self.state.directory.reload(config.services.clone(), move |policy, role| requires.require(policy, role));
         self.registry.reload(&config.registry).await;
-        self.refresh_workers().await;
+        self.tell_workers(Order::Refresh).await;
         self.open_doors(doors);
         self.open_admin(admin);
         files.replace(&self.files.lock().unwrap_or_else(PoisonError::into_inner));
@@ -224,16 +224,17 @@ impl Control {
         self.show();
     }
 
-    /// Until every worker has taken notice of changed services.
-    async fn refresh_workers(&self) {
+    /// Gives every worker an order, until all have followed it.
+    async fn tell_workers(&self, order: impl Fn(oneshot::Sender<()>) -> Order) {
         let mut answers = Vec::new();
         for worker in &self.orders {
             let (done, answer) = oneshot::channel();
-            // As above.
-            let _ = worker.send(Order::Refresh(done));
+            // A worker that is gone has nothing to follow.
+            let _ = worker.send(order(done));
             answers.push(answer);
         }
         for answer in answers {
+            // As above.
             let _ = answer.await;
         }
     }
@@ -353,6 +354,9 @@ impl Control {
 
     /// All sockets, for another process.
     async fn sockets(&self) -> io::Result<Sockets> {
+        if self.state.is_draining() {
+            return Err(io::Error::other(StartError::Stopping));
+        }
         let commands = self.commands.as_ref().ok_or(io::ErrorKind::NotFound)?.descriptor()?;
         let door = |door: &Door| Passed {
             kind: Kind::Listener,

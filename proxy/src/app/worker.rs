@@ -21,8 +21,8 @@ use crate::server::worker::{Common, Worker};
 pub enum Order {
     /// Accept from this.
     Accept(Part),
-    /// This holds for all requests from now on.
-    Common(Arc<Common>),
+    /// This holds for all requests from now on; say when it does.
+    Common(Arc<Common>, oneshot::Sender<()>),
     /// Services have changed; say when what is begun is treated by their new settings.
     Refresh(oneshot::Sender<()>),
     /// Hand out a descriptor of each socket that is accepted from.
@@ -70,10 +70,13 @@ async fn serve(post: Post) -> bool {
             () = watcher.reached(Phase::Finishing) => break,
             Some(order) = orders.recv() => match order {
                 Order::Accept(part) => open.accept(part),
-                Order::Common(common) => worker.set_common(common),
+                // Who does not wait for an answer is being stopped.
+                Order::Common(common, done) => {
+                    worker.set_common(common);
+                    let _ = done.send(());
+                }
                 Order::Refresh(done) => {
                     worker.refresh();
-                    // Who does not wait for it is being stopped.
                     let _ = done.send(());
                 }
                 Order::Sockets(answer) => drop(answer.send(open.sockets())),

@@ -43,7 +43,11 @@ impl Breakers {
             self.seats.remove(name);
             return;
         }
-        let Some((breaker, policy)) = service.breaker.as_ref().zip(service.settings.breaker.as_ref()) else { return };
+        let Some((breaker, policy)) = service.breaker.as_ref().zip(service.settings.breaker.as_ref()) else {
+            // It had one before its settings changed.
+            self.seats.remove(name);
+            return;
+        };
         let is_replaced = self.seats.get(name).is_some_and(|(of, _)| !Arc::ptr_eq(of, service));
         if is_replaced {
             self.seats.remove(name);
