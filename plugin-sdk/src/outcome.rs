@@ -126,3 +126,30 @@ impl Outcome {
         host::outcome::budget_left()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::{Kind, Outcome};
+    use crate::testing;
+    use crate::testing::imports::Host;
+
+    #[test]
+    fn what_blames_the_server_is_a_failure() {
+        let succeeded = |outcome| Host { outcome, ..Host::default() }.during(|| Outcome::CURRENT.succeeded());
+        let of_kind = |kind| succeeded(testing::Outcome::of(kind));
+        for kind in [Kind::ClientGone, Kind::NotProcessed, Kind::NoEndpoint] {
+            assert_eq!(of_kind(kind), None, "{kind:?}");
+        }
+        for kind in [Kind::Refused, Kind::ConnectTimeout, Kind::Tls, Kind::Closed, Kind::ResponseTimeout, Kind::Broken]
+        {
+            assert_eq!(of_kind(kind), Some(false), "{kind:?}");
+        }
+        assert_eq!(of_kind(Kind::Other), Some(false), "of a later version");
+        let of_status = |status| succeeded(testing::Outcome::response(status));
+        assert_eq!([200, 404, 499, 500, 503].map(of_status), [true, true, true, false, false].map(Some));
+        // A gRPC status counts before the HTTP status, which is then 200.
+        let of_grpc = |code| succeeded(testing::Outcome { grpc_status: Some(code), ..testing::Outcome::response(200) });
+        let blamed: Vec<u32> = (0..17).filter(|code| of_grpc(*code) == Some(false)).collect();
+        assert_eq!(blamed, [2, 4, 13, 14, 15]);
+    }
+}

@@ -1,7 +1,8 @@
-//! One decision of each built-in balancer, through Wasm, with as many endpoints as services have; and what it costs to
-//! tell a guest of its endpoints.
+//! One decision of each built-in balancer and of the breaker, through Wasm, with as many endpoints as services have; and
+//! what it costs to tell a guest of its endpoints.
 //!
-//! Bounds that must hold: round robin 0.3 us; least connections over 1,000 endpoints 2 us; a change 100 ms.
+//! Bounds that must hold: round robin 0.3 us; least connections over 1,000 endpoints 2 us; a breaker's verdict 0.25 us; a
+//! change 100 ms.
 
 #![allow(
     clippy::disallowed_methods,
@@ -17,10 +18,13 @@
 mod host;
 
 use std::hint::black_box;
+use std::time::Duration;
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use heddle::plugin::Instance;
+use heddle::policy::{Kind, Outcome};
 use host::{Host, balancers, facts, registered};
+use http::StatusCode;
 
 #[global_allocator]
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
@@ -104,8 +108,38 @@ fn choice(criterion: &mut Criterion) {
     let mut worker = host.worker("round-robin");
     let mut facts = facts("/users/1?fields=name");
     criterion.bench_function("choice/round-robin/3", |bencher| {
-        bencher.iter(|| worker.decider.choose(black_box(&mut facts)));
+        bencher.iter(|| worker.decider.choose(black_box(&mut facts), None));
     });
+}
+
+/// What the breaker thinks of an attempt: of a success at an endpoint that is well, of a first failure, and of one more in
+/// a row that is not enough.
+fn verdict(criterion: &mut Criterion) {
+    let mut group = criterion.benchmark_group("verdict");
+    let host = Host::new("", "[service.users]\nbreaker = \"circuit-breaker\"\n");
+    host.plugins.load_builtin().unwrap();
+    host.register("users", 10);
+    let fleet = host.service("users").fleet.clone();
+    let generation = host.plugin("circuit-breaker").current().unwrap();
+    let mut breaker = Instance::new(&generation, &fleet, "{}", 1, &fleet.snapshot()).unwrap();
+    let mut facts = facts("/users/1?fields=name");
+    let outcome = |status| Outcome {
+        status: StatusCode::from_u16(status).ok(),
+        ..Outcome::of(Kind::Response, Duration::from_millis(1))
+    };
+    let mut measure = |what, status, times| {
+        let outcome = outcome(status);
+        for _ in 0..times {
+            fleet.record(fleet.snapshot().endpoint(0).unwrap(), outcome.health(), outcome.latency);
+        }
+        group.bench_function(BenchmarkId::new("circuit-breaker/10", what), |bencher| {
+            bencher.iter(|| breaker.judge(black_box(&mut facts), 0, black_box(&outcome)).unwrap());
+        });
+    };
+    measure("success", 200, 1);
+    measure("failure", 500, 1);
+    measure("fourth failure", 500, 3);
+    group.finish();
 }
 
 /// A guest made and told of 10,000 endpoints; and told that one is gone and back.
@@ -132,5 +166,5 @@ fn change(criterion: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, decision, decision_under_load, decision_with_bounded_load, choice, change);
+criterion_group!(benches, decision, decision_under_load, decision_with_bounded_load, verdict, choice, change);
 criterion_main!(benches);

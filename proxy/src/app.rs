@@ -1,31 +1,42 @@
 //! The one place that wires the parts together: configuration in, running proxy out.
+//!
+//! A configuration is put in force in two steps, at the start and later alike. First everything that can fail is done,
+//! and nothing that anybody would notice ([`prepare`]): policies are loaded and tried, files are read, addresses bound.
+//! Then all of it is put in the place of what there was (`control`), which cannot fail. So a start or a reload happens
+//! as a whole or not at all, and a reload finds every problem that a start would find.
 
-use std::convert::Infallible;
+mod control;
+mod prepare;
+mod worker;
+
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
-use tokio::runtime::{Builder, LocalOptions};
-use tokio::sync::mpsc::{self, UnboundedReceiver, unbounded_channel};
-use tokio::sync::oneshot;
-use tokio::task::LocalSet;
+use tokio::runtime::Builder;
+use tokio::sync::mpsc::{UnboundedSender, unbounded_channel};
+use tokio::sync::{oneshot, watch};
 
-use crate::clock::Clock;
+use self::control::{Control, Request};
+use self::prepare::Prepared;
+use self::worker::Post;
 use crate::config::checked::Config;
 use crate::drain::Phase;
-use crate::plugin::{Engine, Folder, LoadError, Plugins, give_second_chances, watch};
-use crate::proto::headers::Signature;
-use crate::server::listener::{self, Accepted, BindError, Listener, Part, accept, take_over};
-use crate::server::worker::{Shared, Worker};
-use crate::service::{Directory, tick};
+use crate::handover::{Handover, Inherited};
+use crate::plugin::{LoadError, Plugins};
+use crate::server::listener::Listener;
+use crate::server::socket::BindError;
+use crate::server::worker::Shared;
+use crate::service::Directory;
 use crate::transport::tls::{self, FileError};
-use crate::{admin, check, drain, registry};
+use crate::{admin, drain, registry};
 
-/// Why a proxy did not start.
+/// Why a proxy did not start, or did not go on with another configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     #[error("{0}")]
@@ -44,40 +55,90 @@ pub enum StartError {
     Via(String),
     #[error("a thread cannot be started: {0}")]
     Thread(#[from] io::Error),
+    #[error("{0} cannot change while the proxy runs: expected it as it was, or an upgrade in place (--take-over)")]
+    Fixed(&'static str),
+    #[error("the proxy is stopping")]
+    Stopping,
 }
 
 /// A proxy that runs.
 pub struct App {
-    /// The addresses listened on, in the order of the configuration.
+    /// The addresses listened on at the start, in the order of the configuration.
     pub listeners: Vec<SocketAddr>,
-    /// Where health, metrics and state are served.
+    /// Where health, metrics and state were served at the start.
     pub admin: Option<SocketAddr>,
     pub state: Arc<State>,
     workers: Vec<thread::JoinHandle<bool>>,
     /// Ends with the last of them.
-    running: mpsc::Receiver<Infallible>,
+    running: watch::Receiver<()>,
     control: thread::JoinHandle<()>,
     stopped: oneshot::Sender<()>,
+    requests: UnboundedSender<Request>,
 }
 
 /// What the admin server shows and commands.
 pub struct State {
     pub directory: Arc<Directory>,
-    pub plugins: Arc<Plugins>,
     pub registry: Arc<registry::Status>,
     pub workers: Arc<Shared>,
-    /// In the order of the configuration.
-    pub listeners: Vec<Arc<Listener>>,
-    /// Ends TLS, by the address of the listener.
-    pub terminators: Vec<(SocketAddr, Arc<tls::Terminator>)>,
     /// The certificates in use.
     pub certificates: Arc<ArcSwap<Vec<tls::Held>>>,
     /// When the process began to serve.
     pub started: SystemTime,
+    pub reloads: Reloads,
     /// Stops the proxy.
     pub stop: Arc<drain::Trigger>,
     /// Where the admin server takes commands.
     pub admin_socket: Option<PathBuf>,
+    /// By which another process may take this one's sockets over.
+    pub handover: Handover,
+    in_force: ArcSwap<InForce>,
+}
+
+/// What a configuration has brought about, apart from services and endpoints.
+struct InForce {
+    config: Config,
+    plugins: Arc<Plugins>,
+    /// In the order of the configuration.
+    listeners: Vec<Arc<Listener>>,
+}
+
+/// What became of changed configurations.
+#[derive(Debug, Default)]
+pub struct Reloads {
+    done: AtomicU64,
+    refused: AtomicU64,
+    /// Milliseconds since 1970; 0: none yet.
+    last: AtomicU64,
+}
+
+impl Reloads {
+    /// Configurations that were put in force after the start.
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// Configurations that changed nothing, since something was wrong with them.
+    pub fn refused(&self) -> u64 {
+        self.refused.load(Ordering::Relaxed)
+    }
+
+    /// When one was put in force last.
+    pub fn last(&self) -> Option<SystemTime> {
+        let millis = Some(self.last.load(Ordering::Relaxed)).filter(|millis| *millis > 0)?;
+        Some(UNIX_EPOCH + Duration::from_millis(millis))
+    }
+
+    /// Counts a configuration that changes nothing.
+    pub fn count_refused(&self) {
+        self.refused.fetch_add(1, Ordering::Relaxed);
+    }
+
+    fn count_done(&self) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
+        self.last.store(u64::try_from(now.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.done.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 impl State {
@@ -91,6 +152,26 @@ impl State {
     pub fn is_draining(&self) -> bool {
         self.stop.phase() >= Phase::Leaving
     }
+
+    /// The plugins in use.
+    pub fn plugins(&self) -> Arc<Plugins> {
+        self.in_force.load().plugins.clone()
+    }
+
+    /// The listeners, in the order of the configuration.
+    pub fn listeners(&self) -> Vec<Arc<Listener>> {
+        self.in_force.load().listeners.clone()
+    }
+
+    /// How long what is under way may take once nothing more is accepted.
+    pub fn drain(&self) -> Duration {
+        self.in_force.load().config.drain
+    }
+
+    /// How long connections are still accepted once the proxy has been told to stop.
+    pub fn drain_delay(&self) -> Duration {
+        self.in_force.load().config.drain_delay
+    }
 }
 
 impl App {
@@ -101,33 +182,29 @@ impl App {
     ///
     /// [`StartError`]; nothing runs then.
     pub fn start(config: Config) -> Result<Self, StartError> {
-        let signature = Signature::new(&config.via).ok_or_else(|| StartError::Via(config.via.clone()))?;
-        let (plugins, folder) = load_plugins(&config)?;
+        let app = Self::begin(config, Inherited::default())?;
+        app.open();
+        Ok(app)
+    }
+
+    /// Starts a proxy that accepts nothing yet, on what it has inherited of the addresses that the configuration has.
+    ///
+    /// # Errors
+    ///
+    /// [`StartError`]; nothing runs then.
+    pub fn begin(config: Config, inherited: Inherited) -> Result<Self, StartError> {
+        let prepared = Prepared::new(config, None, inherited)
+            .map_err(|errors| errors.into_iter().next().unwrap_or(StartError::Stopping))?;
+        let (config, plugins) = (prepared.config.clone(), prepared.plugins.clone());
         let directory = {
-            let plugins = plugins.clone();
-            let clock = plugins.engine().clock.clone();
+            let (clock, plugins) = (plugins.engine().clock.clone(), plugins.clone());
             Arc::new(Directory::new(config.services.clone(), clock, move |policy, role| plugins.require(policy, role)))
         };
-        let mut bound = Vec::new();
-        let mut files = tls::Files::default();
-        for listener in &config.listeners {
-            let tls = files.terminator(listener, &config.certificates)?;
-            bound.push(listener::bind(listener, tls, config.workers)?);
-        }
-        let services = config.services.named.values().chain([&config.services.default]);
-        for settings in services.filter_map(|service| service.tls.as_ref()) {
-            files.connector(settings)?;
-        }
-        let admin = config.admin.map(admin::bind).transpose()?;
-        let admin_socket = config.admin_socket.as_deref().map(admin::Socket::bind).transpose()?;
-        let terminators = bound.iter().map(|bound| (bound.listener.settings.address, bound.listener.tls.clone()));
-        let terminators: Vec<_> = terminators.collect();
-        let listeners = terminators.iter().map(|(address, _)| *address).collect();
-        let shared =
-            Shared::new(directory.clone(), signature, config.suffix.clone(), files.connectors(), config.workers);
-
+        let shared = Shared::new(directory.clone(), config.workers);
         let (stop, watcher) = drain::channel();
         let (stopped, until_stopped) = oneshot::channel();
+        let (requests, requested) = unbounded_channel();
+        let (handover, asked) = Handover::new();
         let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
         let registry = {
             let (_entered, directory) = (runtime.enter(), directory.clone());
@@ -135,50 +212,69 @@ impl App {
         };
         let state = Arc::new(State {
             directory,
-            plugins,
             registry: registry.status().clone(),
             workers: shared.clone(),
-            listeners: bound.iter().map(|bound| bound.listener.clone()).collect(),
-            terminators,
-            certificates: files.held(),
+            certificates: prepared.files.held(),
             started: SystemTime::now(),
+            reloads: Reloads::default(),
             stop: Arc::new(stop),
             admin_socket: config.admin_socket.clone(),
+            handover,
+            in_force: ArcSwap::from_pointee(InForce { config: config.clone(), plugins, listeners: Vec::new() }),
         });
-        let admin_address = admin.as_ref().and_then(|listener| listener.local_addr().ok());
-        let control = {
-            let (shown, rescan) = (state.clone(), config.plugins.rescan);
-            let followed = Followed { folder, rescan, files };
-            let asked = admin::Doors { tcp: admin, unix: admin_socket };
-            runtime.spawn(drain::leave(state.stop.clone(), config.drain_delay));
-            let run = move || runtime.block_on(run_control(shown, registry, asked, followed, until_stopped));
-            thread::Builder::new().name("heddle-control".into()).spawn(run)?
-        };
-
-        let (senders, receivers): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| unbounded_channel()).unzip();
-        let senders: Arc<[_]> = senders.into();
-        let mut parts: Vec<Vec<Part>> = receivers.iter().map(|_| Vec::new()).collect();
-        for bound in bound {
-            for (of_worker, part) in parts.iter_mut().zip(bound.into_parts(&senders)) {
-                of_worker.push(part);
-            }
-        }
-        let (alive, running) = mpsc::channel(1);
+        let (senders, handed): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| unbounded_channel()).unzip();
+        let (orders, received): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| unbounded_channel()).unzip();
+        let (alive, running) = watch::channel(());
         let mut workers = Vec::new();
-        for (number, (parts, handed)) in parts.into_iter().zip(receivers).enumerate() {
-            let (shared, watcher, drain, alive) = (shared.clone(), watcher.clone(), config.drain, alive.clone());
-            let start = move || {
+        for (number, (handed, orders)) in handed.into_iter().zip(received).enumerate() {
+            let (state, common, watcher) = (state.clone(), prepared.common.clone(), watcher.clone());
+            let post = Post { number, state, common, orders, handed, watcher };
+            let thread = thread::Builder::new().name(format!("heddle-worker-{number}"));
+            let alive = alive.clone();
+            workers.push(thread.spawn(move || {
                 let _alive = alive;
-                run_worker(number, shared, parts, handed, watcher, drain)
-            };
-            workers.push(thread::Builder::new().name(format!("heddle-worker-{number}")).spawn(start)?);
+                worker::run(post)
+            })?);
         }
-        Ok(Self { listeners, admin: admin_address, state, workers, running, control, stopped })
+        let control = {
+            let _entered = runtime.enter();
+            Control::new(state.clone(), prepared, registry, orders, senders.into())
+        };
+        let admin = control.admin();
+        let listeners = state.listeners().iter().map(|listener| listener.settings.address).collect();
+        let run = move || runtime.block_on(control.run(requested, asked, until_stopped));
+        let control = thread::Builder::new().name("heddle-control".into()).spawn(run)?;
+        Ok(Self { listeners, admin, state, workers, running, control, stopped, requests })
     }
 
-    /// Waits until the proxy has stopped, because [`State::stop`] told it to.
-    pub async fn ended(&mut self) {
-        while self.running.recv().await.is_some() {}
+    /// Begins to accept.
+    pub fn open(&self) {
+        // Without a control thread the proxy has stopped.
+        let _ = self.requests.send(Request::Open);
+    }
+
+    /// Goes on with another configuration: as a whole, or not at all. When this returns, every request that is begun is
+    /// treated by it, wherever it is under way; what was under way before is finished by the one before.
+    ///
+    /// # Errors
+    ///
+    /// Everything that is wrong with it. Nothing has changed then.
+    pub async fn reload(&self, config: Config) -> Result<(), Vec<StartError>> {
+        let (answer, answered) = oneshot::channel();
+        // As above: then there is no answer either.
+        let _ = self.requests.send(Request::Reload(Box::new(config), answer));
+        let result = answered.await.unwrap_or_else(|_| Err(vec![StartError::Stopping]));
+        match &result {
+            Ok(()) => self.state.reloads.count_done(),
+            Err(_) => self.state.reloads.count_refused(),
+        }
+        result
+    }
+
+    /// Waits until the proxy has stopped, because [`State::stop`] told it to, or another process has taken over.
+    pub async fn ended(&self) {
+        let mut running = self.running.clone();
+        while running.changed().await.is_ok() {}
     }
 
     /// Stops accepting after the configured delay, lets what is under way finish within the configured time, and ends
@@ -193,114 +289,4 @@ impl App {
         let _ = self.control.join();
         finished
     }
-}
-
-/// The policies that services use, loaded, and the folder to be watched.
-fn load_plugins(config: &Config) -> Result<(Arc<Plugins>, Option<Folder>), StartError> {
-    let engine = Engine::new(config.plugins.clone(), Clock::running())
-        .map_err(|error| StartError::Engine(format!("{error:#}")))?;
-    let plugins = Arc::new(Plugins::new(engine));
-    let services = &config.services;
-    for service in services.named.values().chain([&services.default]) {
-        for (policy, role) in service.policies() {
-            plugins.require(policy, role);
-        }
-    }
-    // A built-in policy that is not to be used as configured may be there under that name as a file.
-    let builtin = plugins.load_builtin();
-    let mut folder = config.plugins.folder.clone().map(Folder::new);
-    if let Some(folder) = &mut folder {
-        folder.scan(&plugins);
-    }
-    let missing = plugins.missing();
-    if let Some(name) = missing.first() {
-        let failed = builtin.err().into_iter().flatten().find(|(failed, _)| failed == name);
-        return Err(match failed {
-            Some((name, error)) => StartError::Policy { name, error },
-            None => StartError::MissingPolicy(name.to_string(), crate::plugin::builtin_names().join(", ")),
-        });
-    }
-    Ok((plugins, folder))
-}
-
-/// What the control thread follows on disk.
-struct Followed {
-    folder: Option<Folder>,
-    /// How often the folder is read anew.
-    rescan: Duration,
-    files: tls::Files,
-}
-
-/// The life of the control thread: registry, plugin loading, certificates, health checks, admin server.
-async fn run_control(
-    state: Arc<State>,
-    registry: registry::Running,
-    admin: admin::Doors,
-    followed: Followed,
-    until_stopped: oneshot::Receiver<()>,
-) {
-    tokio::spawn(give_second_chances(state.plugins.clone()));
-    tokio::spawn(tick::run(state.directory.clone()));
-    let (registries, directory) = (state.registry.clone(), state.directory.clone());
-    tokio::spawn(async move {
-        registries.wait_ready().await;
-        directory.settle();
-    });
-    if let Some(folder) = followed.folder {
-        tokio::spawn(watch(folder, state.plugins.clone(), followed.rescan));
-    }
-    tokio::spawn(tls::watch(followed.files));
-    // What is between the proxy and its endpoints stays on its thread.
-    let local = LocalSet::new();
-    local.spawn_local(check::run(state.directory.clone(), state.workers.connectors.clone()));
-    admin.open(&state);
-    // Until the last worker has ended; health can be asked for while the others finish.
-    let _ = local.run_until(until_stopped).await;
-    registry.stop().await;
-}
-
-/// One worker's life; true when nothing had to be cut off.
-fn run_worker(
-    number: usize,
-    shared: Arc<Shared>,
-    parts: Vec<Part>,
-    handed: UnboundedReceiver<Accepted>,
-    mut watcher: drain::Watcher,
-    deadline: Duration,
-) -> bool {
-    let runtime = match Builder::new_current_thread().enable_all().build_local(LocalOptions::default()) {
-        Ok(runtime) => runtime,
-        Err(error) => {
-            tracing::error!(target: "heddle::server", worker = number, "does not start: {error}");
-            return false;
-        }
-    };
-    let finished = runtime.block_on(async move {
-        let worker = Worker::new(number, shared);
-        tokio::task::spawn_local(worker.clone().keep_house());
-        let mut accepting = tokio::task::JoinSet::new();
-        for part in parts {
-            let (worker, address, watcher) = (worker.clone(), part.listener.settings.address, watcher.clone());
-            accepting.spawn_local(async move {
-                if let Err(error) = accept(worker, part, watcher).await {
-                    tracing::error!(target: "heddle::server", listener = %address, "accepts no more: {error}");
-                }
-            });
-        }
-        tokio::task::spawn_local(take_over(worker.clone(), handed));
-        watcher.reached(Phase::Leaving).await;
-        worker.leave();
-        watcher.reached(Phase::Finishing).await;
-        while accepting.join_next().await.is_some() {}
-        worker.drain();
-        let nobody_is_left = tokio::select! {
-            idle = drain::until_idle(deadline, || worker.connections() == 0) => idle,
-            () = watcher.reached(Phase::Cutting) => false,
-        };
-        // Who has asked for nothing is no loss.
-        nobody_is_left || !worker.is_busy()
-    });
-    // A name that is still being looked up keeps nobody waiting.
-    runtime.shutdown_background();
-    finished
 }

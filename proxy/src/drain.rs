@@ -72,9 +72,10 @@ impl Watcher {
 }
 
 /// Once a proxy has been told to stop: lets it accept for this long, and then no more.
-pub async fn leave(trigger: Arc<Trigger>, delay: Duration) {
+pub async fn leave(trigger: Arc<Trigger>, delay: impl FnOnce() -> Duration) {
     let mut watcher = trigger.watcher();
     watcher.reached(Phase::Leaving).await;
+    let delay = delay();
     if !delay.is_zero() && trigger.phase() == Phase::Leaving {
         tracing::info!(target: "heddle", "stopping; connections are accepted for another {} s", delay.as_secs_f64());
         let _it_may_be_told_to_hurry = tokio::time::timeout(delay, watcher.reached(Phase::Finishing)).await;

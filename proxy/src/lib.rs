@@ -10,7 +10,9 @@
 //! - [`server`] serves clients; [`server::exchange`] is the path of one request.
 //! - [`upstream`] calls endpoints; [`proto`] is what messages have in common on both sides, [`transport`] what they
 //!   travel on.
-//! - [`clock`] is the time that policies see; [`watch`] learns of changes to files; [`admin`] shows all of it; [`app`] is the only place that wires it together.
+//! - [`clock`] is the time that policies see; [`watch`] learns of changes to files; [`admin`] shows all of it.
+//! - [`app`] is the only place that wires it together, and that puts another configuration in force; [`handover`] gives
+//!   another process the sockets.
 //!
 //! # Threads
 //!
@@ -27,6 +29,7 @@ pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod drain;
+pub mod handover;
 pub mod plugin;
 pub mod policy;
 pub mod proto;

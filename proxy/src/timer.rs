@@ -52,7 +52,8 @@ impl Timers {
         }
     }
 
-    fn advance(&self, now: u64) {
+    /// Lets it be this tick. [`Timers::run`] does so by the clock.
+    pub fn advance(&self, now: u64) {
         self.now.set(now);
         for (_, entry) in self.entries.borrow_mut().iter_mut() {
             if entry.at <= now {

@@ -57,8 +57,17 @@ fn every_example_holds() {
 
 #[test]
 fn what_is_deployed_holds() {
-    let loaded = config::load(&project().join("deploy/kubernetes/heddle.toml"), &[]);
-    assert!(loaded.is_ok(), "{loaded:?}");
+    let path = project().join("deploy/kubernetes/heddle.toml");
+    let config = config::load(&path, &[]).unwrap_or_else(|problems| panic!("{problems}")).config;
+    // Who stops it waits for longer than it takes.
+    let seconds_after = |file: &str, key: &str| -> u64 {
+        let text = read(&project().join("deploy").join(file));
+        let line = text.lines().find_map(|line| line.trim().strip_prefix(key)).expect(key);
+        line.trim().parse().expect("seconds")
+    };
+    let stops = (config.drain_delay + config.drain).as_secs();
+    assert!(seconds_after("kubernetes/app.yaml", "terminationGracePeriodSeconds:") > stops);
+    assert!(seconds_after("systemd/heddle.service", "TimeoutStopSec=") > stops);
 }
 
 /// With what the benchmark puts in.
@@ -184,7 +193,7 @@ fn reference_names_every_key() {
         plugins = { X }
         admin = { X }
         registry = { X, etcd = { X, watch = [{ X }], tls = { X } }, file = { X } }
-        service = { default = { X, tls = { X }, pool = { X }, health_check = { X } } }
+        service = { default = { X, tls = { X }, pool = { X }, health_check = { X }, ejection = { X }, retry_budget = { X } } }
         X";
     let problems = config::parse(&tables.replace('X', no_key), Path::new("heddle.toml"), &[]).unwrap_err();
     let known: Vec<_> = problems.iter().filter(|problem| problem.found == "unknown key").collect();

@@ -226,7 +226,7 @@ fn a_service_that_states_what_it_speaks_gets_requests_only() {
         client
     };
     let refused = || {
-        let listeners = &proxy.app().state.listeners;
+        let listeners = proxy.app().state.listeners();
         listeners.iter().flat_map(|one| one.refusals()).map(|(_, count)| count).sum::<u64>()
     };
     let mut session = ClientConnection::new(authority.client_config(), "users".try_into().unwrap()).unwrap();

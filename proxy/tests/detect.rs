@@ -357,7 +357,7 @@ fn refused_connections_are_counted() {
         while client.exactly(1).is_ok() {}
     }
     let refusals = || -> Vec<(String, u64)> {
-        proxy.app().state.listeners[0].refusals().map(|(reason, count)| (reason.to_string(), count)).collect()
+        proxy.app().state.listeners()[0].refusals().map(|(reason, count)| (reason.to_string(), count)).collect()
     };
     wait_until("counted", || refusals() == [("client".into(), 0), ("protocol".into(), 1), ("server_name".into(), 2)]);
 }

@@ -127,7 +127,7 @@ fn deadlines_hold() {
     client(&own, "deadline").finish();
     wait_until("nothing is under way", || own.in_flight() == 0);
 
-    // The proxy's own, which neither caller nor server knows of.
+    // The proxy's own, which the caller does not know of.
     let server = Server::start("one");
     let proxy = proxy(&[&server.address], "request_deadline = \"400ms\"", "");
     client(&proxy, "proxy_deadline").finish();

@@ -195,7 +195,7 @@ fn a_client_has_so_many_connections_and_no_more() {
     let limited = "max_connections_per_client = 2";
     let config = format!("workers = 2\n{}{}{}", one_listener(limited), one_listener(limited), users(&[&endpoint], ""));
     let proxy = Proxy::start(&config);
-    let refused = || proxy.app().state.listeners[0].refusals().next().expect("a reason").1;
+    let refused = || proxy.app().state.listeners()[0].refusals().next().expect("a reason").1;
     let mut held: Vec<Wire> = (0..2).map(|_| proxy.client()).collect();
     for client in &mut held {
         assert_eq!(client.get("/").status(), 200);
@@ -237,7 +237,7 @@ fn clients_are_counted_by_whom_a_header_names() {
         assert_eq!(client.get("/").status(), 200);
     }
     client(1).expect_end();
-    let refused = || proxy.app().state.listeners[0].refusals().next().expect("a reason").1;
+    let refused = || proxy.app().state.listeners()[0].refusals().next().expect("a reason").1;
     assert_eq!(refused(), 1);
     // Who says nothing of others is counted for itself.
     let mut own = proxy.client();

@@ -360,7 +360,7 @@ fn a_slow_handshake_stops_nobody_and_is_given_up() {
     slow.iter_mut().for_each(|client| client.send(b"\x16\x03\x01\x02\x00\x01\x00"));
     s_client(proxy.addresses[0], &authority, &[]).assert_has("200 OK");
     slow.iter_mut().for_each(Wire::expect_end);
-    let terminator = &proxy.app().state.terminators[0].1;
+    let terminator = &proxy.app().state.listeners()[0].tls;
     wait_until("each has been counted", || terminator.failures() == 200);
 }
 

@@ -1,8 +1,9 @@
-//! Set-up and checks: `cargo xtask demo`, `cargo xtask test`, `cargo xtask plugin`.
+//! Set-up and checks: `cargo xtask demo`, `cargo xtask test`, `cargo xtask simulate`, `cargo xtask plugin`.
 
 mod checks;
 mod plugin;
 mod setup;
+mod simulate;
 mod step;
 #[path = "../../proxy/build/toolchain.rs"]
 mod toolchain;
@@ -19,6 +20,8 @@ usage: cargo xtask COMMAND
   demo [ARGS]          set up what is missing, then run `heddle demo ARGS`
   test [ARGS]          set up what is missing, also for the tests, then check everything as CI does;
                        with ARGS only the tests of proxy and xtask, given ARGS as `cargo test` is
+  simulate --seed N    replay one seed of the simulated fleet, printing all that happens
+  simulate --seeds N   run so many seeds, as fast as can be: 1000000 take some hours
   plugin FOLDER INTO   set up what is missing, then compile the plugin in FOLDER to INTO/<name of its package>.wasm
 
 In need of packages, these call apt-get as root or through sudo.";
@@ -30,6 +33,7 @@ fn main() -> ExitCode {
     let result = match (command.to_str(), rest.as_slice()) {
         (Some("demo"), args) => demo(args),
         (Some("test"), args) => checks::run_all(args),
+        (Some("simulate"), args) => simulate::run(args),
         (Some("plugin"), [folder, into]) => plugin::run(folder.as_ref(), into.as_ref()),
         _ => {
             eprintln!("{USAGE}");

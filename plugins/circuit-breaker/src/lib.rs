@@ -79,8 +79,9 @@ impl CircuitBreaker for Breaker {
         let Some(state) = health.state(endpoint) else { return };
         let service = health.service_state();
         let failures = health.consecutive_failures(endpoint);
-        if state.condition() == Condition::InUse && service.circuit() == Circuit::Closed && failures == 0 {
-            return; // As nearly always.
+        let is_usual = state.condition() == Condition::InUse && service.circuit() == Circuit::Closed;
+        if is_usual && !self.are_many(failures, health) {
+            return; // As nearly always: nothing more need be known.
         }
         match outcome.succeeded() {
             Some(true) => succeeded(state, service),
@@ -128,6 +129,13 @@ fn succeeded(state: State, service: ServiceState) {
 }
 
 impl Breaker {
+    /// Whether so many failures in a row may be too many, be it for the endpoint or for the service.
+    fn are_many(&self, failures: u32, health: &Health<'_>) -> bool {
+        let settings = &self.settings;
+        failures >= settings.fewest_in_a_row()
+            || failures > 0 && health.service_consecutive_failures() >= settings.service_failures.max(1)
+    }
+
     fn failed(&mut self, endpoint: &Endpoint, state: State, failures: u32, health: &Health<'_>) {
         let reason = match state.condition() {
             Condition::InUse => self.too_many_in_a_row(endpoint, failures, health),

@@ -78,7 +78,8 @@ fn further_failures_of_one_that_is_ejected_change_nothing() {
 
 /// Settings by which two failures in a row of one kind eject, and nothing else does.
 fn only(setting: &str) -> String {
-    let kinds = ["failures", "gateway_errors", "timeouts", "connect_failures"].map(|kind| format!("consecutive_{kind}"));
+    let kinds =
+        ["failures", "gateway_errors", "timeouts", "connect_failures"].map(|kind| format!("consecutive_{kind}"));
     let settings = kinds.map(|name| format!("{name:?}: {}", if name == setting { 2 } else { 0 }));
     format!("{{{}}}", settings.join(", "))
 }

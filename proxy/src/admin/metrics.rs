@@ -20,6 +20,7 @@ use self::encode::{Families, Histogram};
 use super::process;
 use crate::app::State;
 use crate::plugin::{FaultKind, Plugin};
+use crate::server::listener::Refused;
 use crate::service::{
     Condition, DURATION_BUCKETS, Fleet, Limit, Service, ServiceStats, Snapshot, StatsTotal, TunnelEnd, TunnelTotal,
 };
@@ -69,6 +70,19 @@ fn of_process(families: &mut Families<'_>, state: &State) -> fmt::Result {
     }
     families.total("process_cpu_seconds", "CPU time used.", process::cpu_time().as_secs_f64())?;
     families.gauge("heddle_ready", "1 while requests should be sent here.", number(state.is_ready()))?;
+    let results = [("done", state.reloads.done()), ("refused", state.reloads.refused())];
+    let results = results.map(|(result, count)| ([("result", result)], count));
+    families.counters(
+        "heddle_config_reloads",
+        "Changed configurations, by what became of them.",
+        results.into_iter(),
+    )?;
+    let last = state.reloads.last().map_or(0.0, seconds);
+    families.gauge(
+        "heddle_config_last_reload_timestamp_seconds",
+        "When one was put in force last, since 1970; 0: none.",
+        last,
+    )?;
     families.gauge("heddle_draining", "1 once the proxy has been told to stop.", number(state.is_draining()))
 }
 
@@ -108,11 +122,10 @@ fn of_workers(families: &mut Families<'_>, state: &State) -> fmt::Result {
 }
 
 fn of_listeners(families: &mut Families<'_>, state: &State) -> fmt::Result {
-    let refusals = state.listeners.iter().flat_map(|listener| {
+    let refusals = state.listeners().into_iter().flat_map(|listener| {
         let address = listener.settings.address.to_string();
-        listener
-            .refusals()
-            .map(move |(reason, count)| ([("listener", address.clone()), ("reason", reason.to_string())], count))
+        let labels = move |reason: Refused| [("listener", address.clone()), ("reason", reason.to_string())];
+        listener.refusals().map(|(reason, count)| (labels(reason), count)).collect::<Vec<_>>()
     });
     families.counters(
         "heddle_refused_connections",
@@ -135,9 +148,9 @@ fn of_tls(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "heddle_tls_handshake_failures",
         "Handshakes with clients that failed, by listener.",
         state
-            .terminators
+            .listeners()
             .iter()
-            .map(|(address, terminator)| ([("listener", address.to_string())], terminator.failures())),
+            .map(|listener| ([("listener", listener.settings.address.to_string())], listener.tls.failures())),
     )
 }
 
@@ -408,7 +421,7 @@ fn of_registry(families: &mut Families<'_>, state: &State) -> fmt::Result {
 }
 
 fn of_plugins(families: &mut Families<'_>, state: &State) -> fmt::Result {
-    let plugins = state.plugins.all();
+    let plugins = state.plugins().all();
     let policy = |plugin: &Arc<Plugin>| [("policy", plugin.name.to_string())];
     let loaded = plugins.iter().filter_map(|plugin| {
         let generation = plugin.current()?;

@@ -20,7 +20,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
 use http::{Method, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -36,7 +36,8 @@ use tokio::sync::Semaphore;
 use self::routes::{Action, Asked};
 use crate::app::State;
 use crate::drain::Phase;
-use crate::server::listener::BindError;
+use crate::handover::PROTOCOL;
+use crate::server::socket::BindError;
 
 pub use self::socket::{Socket, SocketError};
 
@@ -57,29 +58,17 @@ pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, BindError> {
     Ok(listener)
 }
 
-/// Where the admin server listens.
-pub struct Doors {
-    pub tcp: Option<std::net::TcpListener>,
-    pub unix: Option<Socket>,
-}
-
-impl Doors {
-    /// Serves at each of them for as long as the runtime lives that this is called on.
-    pub fn open(self, state: &Arc<State>) {
-        let Self { tcp, unix } = self;
-        let tcp = tcp.map(TcpListener::from_std).transpose();
-        let unix = unix.map(|socket| Ok(Commands { listener: socket.listener()?, _file: socket })).transpose();
-        spawn(tcp, state);
-        spawn(unix, state);
-    }
-}
-
-fn spawn<E: Entrance>(entrance: io::Result<Option<E>>, state: &Arc<State>) {
-    match entrance {
-        Ok(Some(entrance)) => drop(tokio::spawn(serve(entrance, state.clone()))),
-        Ok(None) => {}
+/// Serves at a port for ever.
+pub async fn serve_port(listener: std::net::TcpListener, state: Arc<State>) {
+    match TcpListener::from_std(listener) {
+        Ok(listener) => serve(listener, state).await,
         Err(error) => tracing::error!(target: "heddle::admin", "does not start: {error}"),
     }
+}
+
+/// Serves on a Unix socket, and takes commands there, for ever.
+pub async fn serve_commands(listener: UnixListener, state: Arc<State>) {
+    serve(listener, state).await;
 }
 
 /// What connections are accepted from.
@@ -128,18 +117,12 @@ impl Entrance for TcpListener {
     }
 }
 
-/// The Unix socket, with its file.
-struct Commands {
-    listener: UnixListener,
-    _file: Socket,
-}
-
-impl Entrance for Commands {
+impl Entrance for UnixListener {
     type Stream = UnixStream;
 
     async fn accept(&self) -> io::Result<UnixStream> {
         loop {
-            let (stream, _) = self.listener.accept().await?;
+            let (stream, _) = self.accept().await?;
             if socket::is_allowed(&stream)? {
                 return Ok(stream);
             }
@@ -176,10 +159,13 @@ async fn serve_connection<E: Entrance>(stream: E::Stream, state: Arc<State>) {
     let then = Arc::new(OnceLock::new());
     let service = {
         let (state, then) = (state.clone(), then.clone());
-        service_fn(move |request: http::Request<Incoming>| {
+        service_fn(move |mut request: http::Request<Incoming>| {
             let (state, then) = (state.clone(), then.clone());
             async move {
                 let answer = answer(&request, &state, &E::door(&state));
+                if answer.status == StatusCode::SWITCHING_PROTOCOLS {
+                    tokio::spawn(hand_over(hyper::upgrade::on(&mut request), state.clone()));
+                }
                 if let Some(phase) = answer.then {
                     let _the_first_was_the_last = then.set(phase);
                 }
@@ -190,11 +176,23 @@ async fn serve_connection<E: Entrance>(stream: E::Stream, state: Arc<State>) {
     let served = Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(PATIENCE)
-        .serve_connection(TokioIo::new(stream), service);
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades();
     // A client that goes away, or does not read, is no event.
     let _ = tokio::time::timeout(PATIENCE, served).await;
     if let Some(phase) = then.get() {
         state.stop.advance(*phase);
+    }
+}
+
+/// Hands the listening sockets over to another process, once it has been told that it gets them.
+async fn hand_over(upgrade: hyper::upgrade::OnUpgrade, state: Arc<State>) {
+    let Ok(upgraded) = upgrade.await else { return };
+    // Only a Unix socket can carry descriptors, and this is asked for only there.
+    let Ok(parts) = upgraded.downcast::<TokioIo<UnixStream>>() else { return };
+    tracing::info!(target: "heddle", "handing the listening sockets over to another process");
+    if let Err(error) = state.handover.give(parts.io.into_inner()).await {
+        tracing::warn!(target: "heddle", "the other process takes over no more: {error}");
     }
 }
 
@@ -251,6 +249,10 @@ impl Answer {
         if self.then.is_some() {
             headers.insert(CONNECTION, HeaderValue::from_static("close"));
         }
+        if self.status == StatusCode::SWITCHING_PROTOCOLS {
+            headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+            headers.insert(UPGRADE, HeaderValue::from_static(PROTOCOL));
+        }
         response
     }
 }
@@ -269,6 +271,16 @@ fn answer(request: &http::Request<Incoming>, state: &Arc<State>, door: &Door<'_>
         Action::Pause => command::set_paused(state, &names, true),
         Action::Resume => command::set_paused(state, &names, false),
         Action::Drain => command::stop(Phase::Leaving),
+        Action::TakeOver => take_over(request),
         Action::Shutdown => command::stop(Phase::Cutting),
+    }
+}
+
+/// What is spoken then is no HTTP.
+fn take_over(request: &http::Request<Incoming>) -> Answer {
+    if request.headers().get(UPGRADE).is_some_and(|protocol| protocol == PROTOCOL) {
+        Answer::new(StatusCode::SWITCHING_PROTOCOLS, JSON, String::new())
+    } else {
+        Answer::plain(StatusCode::UPGRADE_REQUIRED, "expected a process that takes over: heddle run --take-over")
     }
 }

@@ -9,6 +9,7 @@ use http::{Method, StatusCode};
 use percent_encoding::percent_decode_str;
 
 use super::{Answer, Door};
+use crate::handover::TARGET;
 
 /// What is asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +23,8 @@ pub enum Action {
     Resume,
     Drain,
     Shutdown,
+    /// All listening sockets, by another process.
+    TakeOver,
 }
 
 /// `{...}` stands for a segment that names something.
@@ -36,6 +39,7 @@ const ROUTES: &[(Method, &str, Action)] = &[
     (Method::POST, "/services/{NAME}/endpoints/{HOST:PORT}/resume", Action::Resume),
     (Method::POST, "/drain", Action::Drain),
     (Method::POST, "/shutdown", Action::Shutdown),
+    (Method::POST, TARGET, Action::TakeOver),
 ];
 
 /// A request that is understood.

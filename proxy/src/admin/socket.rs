@@ -37,6 +37,8 @@ pub struct Socket {
     /// Device and inode of the file. It cannot be another file's as long as the socket is open.
     identity: (u64, u64),
     listener: socket2::Socket,
+    /// Whether the file goes with the socket: another process may have it too.
+    is_own: bool,
 }
 
 impl Socket {
@@ -62,9 +64,40 @@ impl Socket {
         };
         let identity = identity(&fs::symlink_metadata(path)?);
         // From here on the file is removed again if something fails.
-        let socket = Self { path: path.to_owned(), identity, listener };
+        let socket = Self { path: path.to_owned(), identity, listener, is_own: true };
         socket.listener.listen(BACKLOG)?;
         Ok(socket)
+    }
+
+    /// A socket that another process has bound there and handed over; none where its file is no longer the one of this
+    /// identity. The file is that process' until [`Socket::own`].
+    pub fn inherit(path: &Path, found: (u64, u64), listener: OwnedFd) -> Option<Self> {
+        let is_it = Self::identity(path) == Some(found);
+        is_it.then(|| Self { path: path.to_owned(), identity: found, listener: listener.into(), is_own: false })
+    }
+
+    /// By which a file is told from another one in its place: device and inode.
+    pub fn identity(path: &Path) -> Option<(u64, u64)> {
+        Some(identity(&fs::symlink_metadata(path).ok()?))
+    }
+
+    /// A further descriptor, for another process.
+    ///
+    /// # Errors
+    ///
+    /// When there can be none.
+    pub fn descriptor(&self) -> io::Result<OwnedFd> {
+        Ok(self.listener.try_clone()?.into())
+    }
+
+    /// From now on the file goes with this socket.
+    pub fn own(&mut self) {
+        self.is_own = true;
+    }
+
+    /// Leaves the file to another process.
+    pub fn leave(mut self) {
+        self.is_own = false;
     }
 
     /// The socket, to accept from on the runtime that this is called on.
@@ -81,7 +114,7 @@ impl Socket {
 impl Drop for Socket {
     fn drop(&mut self) {
         // Another process may have put its own in this one's place.
-        if fs::symlink_metadata(&self.path).is_ok_and(|there| identity(&there) == self.identity) {
+        if self.is_own && fs::symlink_metadata(&self.path).is_ok_and(|there| identity(&there) == self.identity) {
             let _who_else_may_have_removed_it = fs::remove_file(&self.path);
         }
     }
@@ -193,6 +226,23 @@ mod tests {
         let _other = UnixListener::bind(&path).unwrap();
         drop(socket);
         UnixStream::connect(&path).unwrap();
+    }
+
+    /// A process that is to take over and does not come that far leaves everything as it was.
+    #[test]
+    fn the_file_stays_until_the_last_who_owns_it_is_gone() {
+        let (_folder, path) = place();
+        let socket = Socket::bind(&path).unwrap();
+        let found = Socket::identity(&path).unwrap();
+        let inherit = || Socket::inherit(&path, found, socket.descriptor().unwrap()).unwrap();
+        drop(inherit());
+        UnixStream::connect(&path).unwrap();
+        let mut heir = inherit();
+        heir.own();
+        socket.leave();
+        UnixStream::connect(&path).unwrap();
+        drop(heir);
+        assert!(!path.exists());
     }
 
     #[test]

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering::Relaxed;
-use std::time::Duration;
+use std::time::{Duration, UNIX_EPOCH};
 
 use serde::Serialize;
 
 use super::process;
-use crate::app::State;
+use crate::app::{Reloads, State};
 use crate::plugin::{FaultKind, Plugin};
 use crate::registry::Report;
 use crate::service::{Endpoint, Limit, Service, Snapshot};
@@ -22,9 +22,19 @@ struct Shown<'a> {
     draining: bool,
     /// By worker.
     client_connections: Vec<usize>,
+    reloads: ShownReloads,
     registry: Report,
     plugins: Vec<ShownPlugin>,
     services: Vec<ShownService>,
+}
+
+/// What became of changed configurations.
+#[derive(Serialize)]
+struct ShownReloads {
+    done: u64,
+    refused: u64,
+    /// When one was put in force last; milliseconds since 1970.
+    last_ms: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -116,11 +126,18 @@ pub fn json(state: &State) -> serde_json::Result<String> {
         ready: state.is_ready(),
         draining: state.is_draining(),
         client_connections: state.workers.connections.iter().map(|count| count.load(Relaxed)).collect(),
+        reloads: show_reloads(&state.reloads),
         registry: state.registry.report(),
-        plugins: state.plugins.all().iter().map(|plugin| show_plugin(plugin)).collect(),
+        plugins: state.plugins().all().iter().map(|plugin| show_plugin(plugin)).collect(),
         services: services.iter().map(|service| show_service(service)).collect(),
     };
     serde_json::to_string_pretty(&shown)
+}
+
+fn show_reloads(reloads: &Reloads) -> ShownReloads {
+    let last = reloads.last().and_then(|last| last.duration_since(UNIX_EPOCH).ok());
+    let last_ms = last.and_then(|last| u64::try_from(last.as_millis()).ok());
+    ShownReloads { done: reloads.done(), refused: reloads.refused(), last_ms }
 }
 
 fn show_plugin(plugin: &Plugin) -> ShownPlugin {

@@ -27,7 +27,7 @@ pub fn check(path: &Path, policies: impl FnOnce(&Checked) -> Result<(), Problems
 
 /// What a configuration says, one line for each listener, source and service.
 fn summary(checked: &Checked) -> String {
-    let Config { admin, plugins, certificates, listeners, registry, services, .. } = &checked.config;
+    let Config { admin, admin_socket, plugins, certificates, listeners, registry, services, .. } = &checked.config;
     let mut lines = Vec::new();
     lines.extend(listeners.iter().map(|listener| format!("listener  {}", listener_line(listener))));
     if !certificates.is_empty() {
@@ -37,6 +37,7 @@ fn summary(checked: &Checked) -> String {
         Some(address) => format!("admin     {address}{}", reach(address)),
         None => "admin     off".to_owned(),
     });
+    lines.extend(admin_socket.as_ref().map(|path| format!("commands  {}", path.display())));
     lines.push(match &plugins.folder {
         Some(folder) => format!("plugins   built in, and {}", folder.display()),
         None => "plugins   built in".to_owned(),

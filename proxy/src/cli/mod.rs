@@ -3,6 +3,7 @@
 pub mod check;
 mod demo;
 mod policies;
+mod reload;
 mod run;
 mod signals;
 
@@ -29,11 +30,15 @@ struct Arguments {
 enum Command {
     /// Show what it does: three small servers, the proxy, and commands to copy
     Demo(demo::Options),
-    /// Run the proxy until SIGTERM or Ctrl-C
+    /// Run the proxy until SIGTERM or Ctrl-C; SIGHUP has it read its configuration anew
     Run {
         /// Configuration to run by
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// Take over every listening socket of the proxy that takes commands on this Unix socket (by default the
+        /// configuration's admin_socket), which then stops; a start as any other where there is none
+        #[arg(long, value_name = "SOCKET")]
+        take_over: Option<Option<PathBuf>>,
     },
     /// Say everything that is wrong with a configuration, or what it says
     Check {
@@ -54,7 +59,8 @@ pub fn main() -> ExitCode {
         }
     };
     match (arguments.command, arguments.config) {
-        (Some(Command::Run { config }), _) | (None, Some(config)) => run::run(&config),
+        (Some(Command::Run { config, take_over }), _) => run::run(&config, take_over.as_ref().map(Option::as_deref)),
+        (None, Some(config)) => run::run(&config, None),
         (Some(Command::Check { config }), _) => check::check(&config, policies::check),
         (Some(Command::Demo(options)), _) => demo::run(&options),
         (None, None) => {

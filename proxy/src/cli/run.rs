@@ -1,8 +1,9 @@
-//! `heddle run`: the proxy, until it is told to stop.
+//! `heddle run`: the proxy, until it is told to stop, or another process takes its place.
 
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -11,14 +12,29 @@ use tracing_subscriber::registry::Registry;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::policies;
+use super::reload::Follower;
 use super::signals::Signals;
 use crate::app::{App, StartError};
 use crate::config::{self, Checked};
+use crate::handover::{Inherited, Predecessor, Ready};
 
-/// Runs the proxy by a configuration until SIGTERM, Ctrl-C or a command. A failure also where it had to cut something
-/// off.
-pub fn run(path: &Path) -> ExitCode {
+/// How long a process that takes over may take until it knows the endpoints.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Runs the proxy by a configuration until SIGTERM, Ctrl-C or a command, or until another process takes over. A failure
+/// also where it had to cut something off. With `take_over` it takes over itself from the process that takes commands on
+/// that Unix socket, or on the configuration's own, if there is one.
+pub fn run(path: &Path, take_over: Option<Option<&Path>>) -> ExitCode {
     start_logging();
+    // From here on a signal ends the process in good order, or has it read the configuration anew, however early it comes.
+    let prepared = Signals::listen().and_then(|signals| {
+        let follower = signals.block_on(async { Follower::new(path) })?;
+        Ok((signals, follower))
+    });
+    let (signals, follower) = match prepared {
+        Ok(prepared) => prepared,
+        Err(error) => return failed(&format!("signals cannot be waited for: {error}")),
+    };
     let checked = match config::load(path, &config::environment()) {
         Ok(checked) => checked,
         Err(problems) => {
@@ -26,32 +42,37 @@ pub fn run(path: &Path) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    // From here on a signal ends the process in good order, however early it comes.
-    let signals = match Signals::listen() {
-        Ok(signals) => signals,
-        Err(error) => {
-            eprintln!("heddle: signals cannot be waited for: {error}");
-            return ExitCode::FAILURE;
-        }
+    let socket = take_over.map(|socket| socket.or(checked.config.admin_socket.as_deref()));
+    let found = match socket {
+        Some(Some(socket)) => Predecessor::ask(socket),
+        Some(None) => return failed("nobody can be asked for sockets: expected --take-over SOCKET, or admin_socket"),
+        None => Ok(None),
     };
-    let mut app = match App::start(checked.config.clone()) {
+    let (predecessor, inherited) = match found {
+        Ok(found) => found.map_or((None, Inherited::default()), |(before, sockets)| (Some(before), sockets)),
+        Err(error) => return failed(&format!("no sockets are handed over: {error}")),
+    };
+    let app = match App::begin(checked.config.clone(), inherited) {
         Ok(app) => app,
         Err(error) => {
-            eprintln!("{}", explain(&error, &checked));
+            explain(&[error], &checked).iter().for_each(|line| eprintln!("{line}"));
             return ExitCode::FAILURE;
         }
     };
-    for address in &app.listeners {
-        tracing::info!(target: "heddle", "listening on {address}");
+    if let Some(predecessor) = predecessor
+        && let Err(error) = signals.block_on(relieve(&app, predecessor))
+    {
+        app.stop();
+        return failed(&error);
     }
-    if let Some(address) = app.admin {
-        tracing::info!(target: "heddle", "health and metrics on {address}");
-    }
-    if let Some(path) = &checked.config.admin_socket {
-        tracing::info!(target: "heddle", "commands on {}", path.display());
-    }
+    app.open();
     signals.stop(app.state.stop.clone());
-    signals.block_on(app.ended());
+    signals.block_on(async {
+        tokio::select! {
+            () = app.ended() => {}
+            () = follower.follow(&app) => {}
+        }
+    });
     if app.stop() {
         return ExitCode::SUCCESS;
     }
@@ -59,14 +80,45 @@ pub fn run(path: &Path) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Why the proxy did not start. What is wrong with policies is said as `heddle check` says it: with its line, and all of
-/// it.
-fn explain(error: &StartError, checked: &Checked) -> String {
-    let problems = match error {
-        StartError::Policy { .. } | StartError::MissingPolicy(..) => policies::check(checked).err(),
-        _ => None,
-    };
-    problems.map_or_else(|| format!("heddle: {error}"), |problems| problems.to_string())
+fn failed(why: &str) -> ExitCode {
+    eprintln!("heddle: {why}");
+    ExitCode::FAILURE
+}
+
+/// Takes the place of another process, once requests can be served here.
+async fn relieve(app: &App, predecessor: Predecessor) -> Result<(), String> {
+    if tokio::time::timeout(PATIENCE, app.state.registry.wait_ready()).await.is_err() {
+        return Err(format!("endpoints were not known within {} s; the other process goes on", PATIENCE.as_secs()));
+    }
+    app.open();
+    let addresses = app.listeners.iter().copied().chain(app.admin).collect();
+    let ready = Ready { addresses, commands: app.state.admin_socket.is_some() };
+    match predecessor.relieve(&ready) {
+        Ok(()) => tracing::info!(target: "heddle", "has taken over from another process"),
+        // The sockets are this process' too, whatever has become of the other one.
+        Err(error) => tracing::error!(target: "heddle", "the other process does not say that it stops: {error}"),
+    }
+    Ok(())
+}
+
+/// What is wrong, one line for each problem. What is wrong with policies and addresses is said with its place in the
+/// configuration; of policies, as `heddle check` says it, all of it.
+pub fn explain(errors: &[StartError], checked: &Checked) -> Vec<String> {
+    let is_of_policy = |error: &StartError| matches!(error, StartError::Policy { .. } | StartError::MissingPolicy(..));
+    let policies = errors.iter().any(is_of_policy).then(|| policies::check(checked).err()).flatten();
+    let mut lines: Vec<String> = policies.iter().flatten().map(ToString::to_string).collect();
+    let has_lines = !lines.is_empty();
+    for error in errors {
+        match error {
+            error if is_of_policy(error) && has_lines => {}
+            StartError::Bind(error) => match checked.listening.iter().find(|at| at.address == error.address) {
+                Some(at) => lines.push(format!("heddle: {error} ({}: {})", at.place, at.key)),
+                None => lines.push(format!("heddle: {error}")),
+            },
+            error => lines.push(format!("heddle: {error}")),
+        }
+    }
+    lines
 }
 
 /// Logs to standard error, as `HEDDLE_LOG` says: a level, or `target=level` for some targets, separated by commas. From

@@ -17,7 +17,7 @@ use super::checked::{
 use super::file::{self, Admin, File, NamedService};
 use super::problem::{Place, Problems};
 use super::read::At;
-use super::{Checked, Written, service, tls as written};
+use super::{Checked, Listening, Written, service, tls as written};
 use crate::policy::Role;
 
 mod health;
@@ -31,6 +31,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         Some(Admin::Off) => None,
         None => Some(ADMIN),
     };
+    let listening = listening(&file);
     report_shared_addresses(&file, problems);
     report_no_folder(file.state.as_ref(), problems);
     report_no_folder(file.plugins.folder.as_ref(), problems);
@@ -73,7 +74,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         },
         services,
     };
-    Checked { config, policies }
+    Checked { config, listening, policies }
 }
 
 const ADMIN: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(std::net::Ipv4Addr::LOCALHOST), 4191);
@@ -89,6 +90,16 @@ fn own_name() -> String {
         format!("heddle-{:016x}", RandomState::new().hash_one(std::process::id()))
     };
     NAME.get_or_init(draw).clone()
+}
+
+/// Every address that is written.
+fn listening(file: &File) -> Vec<Listening> {
+    let admin = match &file.admin {
+        Some(Admin::At(at)) => Some(at),
+        Some(Admin::Off) | None => None,
+    };
+    let all = file.listeners.iter().filter_map(|listener| listener.address.as_ref()).chain(admin);
+    all.map(|at| Listening { key: at.key.clone(), place: at.place.clone(), address: at.value }).collect()
 }
 
 /// Two listeners, or a listener and the admin server, on one address. Port 0 is another one each time.

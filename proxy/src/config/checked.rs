@@ -42,7 +42,7 @@ pub struct Config {
 }
 
 /// Where policies come from, and their bounds.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Plugins {
     /// The folder whose `*.wasm` files are policies; it need not exist yet. None: the built-in ones only.
     pub folder: Option<PathBuf>,
@@ -59,7 +59,7 @@ pub struct Plugins {
 }
 
 /// One address that applications connect to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
     pub address: SocketAddr,
     /// What clients speak here; HTTP by default.
@@ -220,7 +220,7 @@ pub enum Forwarded {
 }
 
 /// Where endpoints are announced. Several sources may be in use at once; each announces services of its own.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Registry {
     pub etcd: Option<Etcd>,
     pub file: Option<FileSource>,
@@ -239,7 +239,7 @@ pub struct FixedEndpoint {
 }
 
 /// A watched file with services and endpoints.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileSource {
     /// `.toml` or `.json`.
     pub path: PathBuf,
@@ -248,7 +248,7 @@ pub struct FileSource {
 }
 
 /// An etcd cluster (v3 API, 3.4 or later).
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Etcd {
     /// One URL a member: `http://host:port` or `https://host:port`. Tried in turn.
     pub members: Vec<String>,
@@ -269,7 +269,7 @@ pub struct Etcd {
 }
 
 /// User and password; the token is renewed when the server no longer takes it.
-#[derive(Clone)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct EtcdLogin {
     pub user: String,
     pub password: String,
@@ -282,7 +282,7 @@ impl fmt::Debug for EtcdLogin {
 }
 
 /// TLS to etcd. The files were readable when the configuration was checked; they are read again at each connection.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdTls {
     /// PEM file of the authorities to trust; none: the system's.
     pub ca: Option<PathBuf>,
@@ -293,7 +293,7 @@ pub struct EtcdTls {
 }
 
 /// One part of the key space and how to read it.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EtcdWatch {
     pub prefix: Vec<u8>,
     pub layout: Layout,

@@ -6,6 +6,7 @@
 //! fills in defaults and looks at what several tables or other files say together.
 
 use std::ffi::OsString;
+use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -35,6 +36,8 @@ pub use value::is_service_name;
 #[derive(Debug, Clone)]
 pub struct Checked {
     pub config: checked::Config,
+    /// Each address that the file has the proxy listen on.
+    pub listening: Vec<Listening>,
     /// Each policy that the file names, and the default balancer. Whether there are such plugins, and whether they take
     /// these settings, is for the plugin host to say: see [`Checked::check_policies`].
     pub policies: Vec<Written>,
@@ -48,6 +51,15 @@ pub struct Written {
     pub place: Place,
     pub policy: checked::Policy,
     pub role: Role,
+}
+
+/// An address to listen on, and where it was written.
+#[derive(Debug, Clone)]
+pub struct Listening {
+    /// `listener[0].address`.
+    pub key: String,
+    pub place: Place,
+    pub address: SocketAddr,
 }
 
 impl Checked {

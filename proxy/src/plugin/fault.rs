@@ -38,7 +38,7 @@ impl FaultKind {
 }
 
 /// A call that failed, with what is known of the cause.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub struct Fault {
     pub kind: FaultKind,
     pub cause: String,

@@ -63,7 +63,7 @@ impl fmt::Debug for ContentHash {
 }
 
 /// Why a file did not become a generation.
-#[derive(Debug, thiserror::Error)]
+#[derive(Debug, Clone, thiserror::Error)]
 pub enum LoadError {
     #[error("not WebAssembly: expected a component, or a core module built with this version's bindings")]
     NotWasm,
@@ -149,6 +149,19 @@ impl Generation {
     /// Whether it has decided for requests, and has lately not been at fault.
     pub(super) fn is_proven(&self, now: Instant) -> bool {
         self.decided.load(Relaxed) && self.faults.is_quiet(now)
+    }
+
+    /// Makes sure that it can be used so as well.
+    ///
+    /// # Errors
+    ///
+    /// When it is of another world, or fails its probe with this configuration.
+    pub(super) fn take(self: &Arc<Self>, role: Role, config: &Arc<str>) -> Result<(), LoadError> {
+        let found = self.role();
+        if found != role {
+            return Err(LoadError::Role { found, wanted: role });
+        }
+        self.probe(&[(role, config.clone())])
     }
 
     /// The world that it is of.

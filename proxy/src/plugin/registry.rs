@@ -97,6 +97,11 @@ impl Plugin {
         (history.quarantines, history.refusals)
     }
 
+    /// Whether a generation is out of force for its faults, with nothing to replace it for now.
+    fn is_in_quarantine(&self) -> bool {
+        self.history().quarantined.is_some()
+    }
+
     /// Takes note of a decision that was timed.
     pub fn decided(&self, generation: &Generation, duration: Duration) {
         generation.decided.store(true, Relaxed);
@@ -147,7 +152,7 @@ impl Plugin {
 
     /// Brings a new generation into force and remembers the one before: the one that was in force if it has decided
     /// without fault, so that several bad ones in a row leave the last good one where it is.
-    fn replace(&self, generation: Arc<Generation>) {
+    pub fn replace(&self, generation: Arc<Generation>) {
         let mut history = self.history();
         if let Some(before) = self.current()
             && (history.last_good.is_none() || before.is_proven(Instant::now()))
@@ -267,6 +272,37 @@ impl Plugins {
         let plugins = self.all();
         let missing = plugins.iter().filter(|plugin| plugin.current().is_none() && !plugin.history().uses.is_empty());
         missing.map(|plugin| plugin.name.clone()).collect()
+    }
+
+    /// Has services use these policies, besides those that they use already, and makes sure that each is in force and
+    /// takes its settings. Whether all of them are to be used, or none, is for [`Plugins::settle`] to say.
+    ///
+    /// # Errors
+    ///
+    /// For each that cannot be used its name and the cause; those that there are not are [`Plugins::missing`].
+    pub fn prepare(&self, policies: &[(&checked::Policy, Role)]) -> Result<(), Vec<(Arc<str>, LoadError)>> {
+        let mut failed = Vec::new();
+        for (policy, role) in policies {
+            let known = self.plugin(&policy.plugin).history().uses.contains(&(*role, policy.config.clone()));
+            let plugin = self.require(policy, *role);
+            let used = match (plugin.current(), builtin_policy(&plugin.name)) {
+                (Some(generation), _) if !known => generation.take(*role, &policy.config),
+                (None, Some(bytes)) if !plugin.is_in_quarantine() => {
+                    self.load_into(&plugin, bytes, Origin::BuiltIn).map(drop)
+                }
+                _ => Ok(()),
+            };
+            failed.extend(used.err().map(|error| (plugin.name.clone(), error)));
+        }
+        if failed.is_empty() { Ok(()) } else { Err(failed) }
+    }
+
+    /// Has services use these policies and no others.
+    pub fn settle(&self, policies: &[(&checked::Policy, Role)]) {
+        for plugin in self.all() {
+            let uses = policies.iter().filter(|(policy, _)| policy.plugin == plugin.name);
+            plugin.history().uses = uses.map(|(policy, role)| (*role, policy.config.clone())).collect();
+        }
     }
 
     fn load_into(&self, plugin: &Arc<Plugin>, bytes: &[u8], origin: Origin) -> Result<Arc<Generation>, LoadError> {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -14,6 +14,9 @@ use super::Change;
 use super::apply::{Catalog, Entry, Event, Origin, encode_key};
 use super::snapshot::Store;
 use super::status::{SourceStatus, Status};
+
+/// The source that is the configuration itself.
+pub(super) const FIXED: &str = "fixed";
 
 /// Changes within this time are written to disk as one.
 const COALESCE: Duration = Duration::from_secs(1);
@@ -27,11 +30,18 @@ const SKIPS_LISTED: usize = 10;
 /// What a source holds of the registry: it reports events and how it is getting on.
 #[derive(Debug, Clone)]
 pub struct Feed {
-    pub(super) status: Arc<Status>,
-    pub(super) source: usize,
-    /// The catalog's numbers of the source's parts, from this one upwards.
-    pub(super) first: Origin,
-    pub(super) updates: mpsc::Sender<Update>,
+    pub(super) own: Arc<SourceStatus>,
+    /// The catalog's numbers of the source's parts, in order.
+    pub(super) origins: Vec<Origin>,
+    pub(super) messages: mpsc::Sender<Message>,
+}
+
+/// What the keeper is told.
+#[derive(Debug)]
+pub(super) enum Message {
+    Update(Update),
+    /// These are the sources from now on; the answer is the catalog's numbers of the parts of each.
+    Configure(Configured, oneshot::Sender<Vec<Vec<Origin>>>),
 }
 
 /// Events of one origin, applied as one.
@@ -41,13 +51,29 @@ pub(super) struct Update {
     events: Vec<Event>,
 }
 
+/// The sources of a configuration.
+#[derive(Debug)]
+pub(super) struct Configured {
+    pub sources: Vec<Described>,
+    /// What the configuration itself announces; the first source is the one that does, if there is anything.
+    pub fixed: Vec<Entry>,
+}
+
+/// One source and the names of its parts, by which the snapshot on disk tells them apart.
+#[derive(Debug)]
+pub(super) struct Described {
+    pub status: Arc<SourceStatus>,
+    pub parts: Vec<String>,
+}
+
 impl Feed {
     /// Hands on what happened at the `part`-th part of the source (an etcd watch, by its place in the configuration;
     /// else 0), as one change. Waits while the keeper is behind.
     pub async fn send(&self, part: usize, events: Vec<Event>) {
         self.own().touch();
+        let Some(&origin) = self.origins.get(part) else { return };
         // Without a keeper the registry is being stopped, and nobody wants to know any more.
-        let _ = self.updates.send(Update { origin: self.first + part, events }).await;
+        let _ = self.messages.send(Message::Update(Update { origin, events })).await;
     }
 
     /// Counts and logs entries that could not be understood: their keys and why.
@@ -63,70 +89,125 @@ impl Feed {
         }
     }
 
-    #[expect(clippy::indexing_slicing, reason = "the number was given out together with its place in the status")]
     pub(super) fn own(&self) -> &SourceStatus {
-        &self.status.sources[self.source]
+        &self.own
     }
 }
 
-/// The parts of the catalog that belong to one source.
+/// A part of the catalog that belongs to one source.
 #[derive(Debug)]
-pub(super) struct Part {
-    /// The source's place in the status.
-    pub source: usize,
-    /// By which the snapshot knows it; `None`: not worth keeping, the configuration has it.
-    pub name: Option<String>,
-    pub answered: bool,
-    pub restored: bool,
+struct Part {
+    source: Arc<SourceStatus>,
+    name: String,
+    answered: bool,
+    /// Something older stands in for the first answer: the snapshot on disk, or what the source said that was here
+    /// before the configuration changed.
+    restored: bool,
+    /// No longer configured: it goes once all that its source announces instead is known.
+    leaving: bool,
 }
 
 #[derive(Debug)]
 pub(super) struct Keeper<S> {
-    pub status: Arc<Status>,
-    pub parts: Vec<Part>,
-    pub sink: S,
-    pub store: Option<Store>,
-    pub catalog: Catalog,
+    status: Arc<Status>,
+    /// By the catalog's number; none where it is free.
+    parts: Vec<Option<Part>>,
+    sink: S,
+    store: Option<Store>,
+    catalog: Catalog,
 }
 
 impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
+    pub fn new(status: Arc<Status>, store: Option<Store>, sink: S) -> Self {
+        Self { status, parts: Vec::new(), sink, store, catalog: Catalog::default() }
+    }
+
+    /// Follows these sources from now on; the catalog's numbers of the parts of each. A part that was there before, by
+    /// its name, keeps what is known of it until its source says more. One that is not there any more keeps it until
+    /// what its source announces instead is known, so that no service is without endpoints in between.
+    pub fn configure(&mut self, configured: Configured) -> Vec<Vec<Origin>> {
+        let Configured { sources, fixed } = configured;
+        self.parts.iter_mut().flatten().for_each(|part| part.leaving = true);
+        let of = |keeper: &mut Self, source: &Described| {
+            source.parts.iter().map(|name| keeper.origin(name, &source.status)).collect()
+        };
+        let origins: Vec<Vec<Origin>> = sources.iter().map(|source| of(self, source)).collect();
+        let first = sources.iter().zip(&origins).find(|(source, _)| source.status.name == FIXED);
+        let origin = first.and_then(|(_, origins)| origins.first().copied());
+        self.status.sources.store(Arc::new(sources.into_iter().map(|source| source.status).collect()));
+        if let Some(origin) = origin {
+            self.apply(Update { origin, events: vec![Event::Reset(fixed)] });
+        }
+        self.check_answers();
+        origins
+    }
+
+    fn origin(&mut self, name: &str, source: &Arc<SourceStatus>) -> Origin {
+        let known = self
+            .parts
+            .iter_mut()
+            .enumerate()
+            .find_map(|(origin, part)| Some((origin, part.as_mut()?)).filter(|(_, part)| part.name == name));
+        if let Some((origin, part)) = known {
+            part.leaving = false;
+            if !Arc::ptr_eq(&part.source, source) {
+                part.source = source.clone();
+                part.restored |= std::mem::take(&mut part.answered);
+            }
+            return origin;
+        }
+        let source = source.clone();
+        let part = Some(Part { source, name: name.to_owned(), answered: false, restored: false, leaving: false });
+        match self.parts.iter_mut().enumerate().find(|(_, part)| part.is_none()) {
+            Some((origin, free)) => {
+                *free = part;
+                origin
+            }
+            None => {
+                self.parts.push(part);
+                self.parts.len() - 1
+            }
+        }
+    }
+
     /// Puts the snapshot's contents in force, for those parts that are still configured.
     pub fn restore(&mut self) {
         let Some(store) = &self.store else { return };
         let mut kept = store.load();
         let mut found = Vec::new();
         for (origin, part) in self.parts.iter_mut().enumerate() {
-            let Some(entries) = part.name.as_ref().and_then(|name| kept.remove(name)) else { continue };
+            let Some(part) = part.as_mut().filter(|part| part.source.name != FIXED) else { continue };
+            let Some(entries) = kept.remove(&part.name) else { continue };
             part.restored = true;
             found.push((origin, entries));
         }
         for (origin, entries) in found {
             self.take(origin, vec![Event::Reset(entries)]);
         }
-        self.check_ready();
+        self.check_answers();
     }
 
-    /// Puts in force what needs no source to be asked.
-    pub fn answer(&mut self, origin: Origin, entries: Vec<Entry>) {
-        self.apply(Update { origin, events: vec![Event::Reset(entries)] });
-    }
-
-    /// Until every [`Feed`] is gone.
-    pub async fn run(mut self, mut updates: mpsc::Receiver<Update>) {
+    /// Until every [`Feed`] is gone, and who configures it.
+    pub async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
         let mut written = self.catalog.edits();
         let mut due: Option<Instant> = None;
         let mut writing: Option<JoinHandle<()>> = None;
         loop {
             tokio::select! {
-                update = updates.recv() => match update {
-                    Some(update) => {
-                        let first = self.apply(update);
-                        if self.store.is_some() && (first || self.catalog.edits() != written) {
-                            due.get_or_insert_with(|| Instant::now() + COALESCE);
+                message = messages.recv() => {
+                    let news = match message {
+                        Some(Message::Update(update)) => self.apply(update),
+                        Some(Message::Configure(configured, answer)) => {
+                            // Who does not wait for the answer is being stopped.
+                            let _ = answer.send(self.configure(configured));
+                            false
                         }
+                        None => break,
+                    };
+                    if self.store.is_some() && (news || self.catalog.edits() != written) {
+                        due.get_or_insert_with(|| Instant::now() + COALESCE);
                     }
-                    None => break,
-                },
+                }
                 () = tokio::time::sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
                     if writing.as_ref().is_some_and(|task| !task.is_finished()) {
                         due = Some(Instant::now() + COALESCE);
@@ -152,11 +233,11 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
     fn apply(&mut self, update: Update) -> bool {
         let answers = update.events.iter().any(|event| matches!(event, Event::Reset(_)));
         self.take(update.origin, update.events);
-        let Some(part) = self.parts.get_mut(update.origin) else { return false };
+        let Some(Some(part)) = self.parts.get_mut(update.origin) else { return false };
         let first = answers && !part.answered;
         if first {
             part.answered = true;
-            self.check_ready();
+            self.check_answers();
         }
         first
     }
@@ -173,10 +254,12 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
         }
     }
 
-    fn check_ready(&mut self) {
+    /// Says who has answered, and lets parts go that are not needed any more.
+    fn check_answers(&mut self) {
         let mut ready = true;
-        for (index, source) in self.status.sources.iter().enumerate() {
-            let parts = || self.parts.iter().filter(|part| part.source == index);
+        let parts: Vec<&Part> = self.parts.iter().flatten().filter(|part| !part.leaving).collect();
+        for source in self.status.sources.load().iter() {
+            let parts = || parts.iter().filter(|part| Arc::ptr_eq(&part.source, source));
             source.answered.store(parts().all(|part| part.answered), Relaxed);
             source.restored.store(parts().any(|part| part.restored), Relaxed);
             ready &= parts().all(|part| part.answered || part.restored);
@@ -184,14 +267,28 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
         if ready {
             self.status.ready.send_replace(true);
         }
+        // By the kind of source: what took its place is another one of the same kind.
+        let replaced =
+            |left: &Part| parts.iter().filter(|part| part.source.name == left.source.name).all(|part| part.answered);
+        let all = self.parts.iter().enumerate();
+        let gone: Vec<Origin> = all
+            .filter_map(|(origin, part)| part.as_ref().filter(|part| part.leaving && replaced(part)).map(|_| origin))
+            .collect();
+        for origin in gone {
+            if let Some(part) = self.parts.get_mut(origin) {
+                *part = None;
+            }
+            self.take(origin, vec![Event::Reset(Vec::new())]);
+        }
     }
 
     /// The write, under way.
     fn write(&self) -> Option<JoinHandle<()>> {
         let store = self.store.clone()?;
-        let known = self.parts.iter().enumerate().filter(|(_, part)| part.answered || part.restored);
-        let named = known.filter_map(|(origin, part)| Some((part.name.as_deref()?, self.catalog.entries(origin))));
-        let content = Store::encode(named);
+        let parts = self.parts.iter().enumerate().filter_map(|(origin, part)| Some((origin, part.as_ref()?)));
+        // What the configuration announces is not worth keeping: it is there itself.
+        let known = parts.filter(|(_, part)| (part.answered || part.restored) && part.source.name != FIXED);
+        let content = Store::encode(known.map(|(origin, part)| (part.name.as_str(), self.catalog.entries(origin))));
         Some(tokio::task::spawn_blocking(move || store.save(content)))
     }
 }

@@ -17,6 +17,8 @@
 //!   services there are.
 //! * **A restart is no reason to know less.** With a state folder the last answer is kept on disk ([`snapshot`]) and is
 //!   in force before any source has answered. It enters as a `Reset`, and the source's first `Reset` corrects it.
+//! * **Another configuration is no reason either.** A source whose settings changed is begun anew, and what it said
+//!   before holds until it has answered; only then goes what is no longer configured.
 //!
 //! Everything here runs on one runtime (the control runtime), off the workers. All futures are `Send` and spawned with
 //! `tokio::spawn`, so that a current-thread and a multi-thread runtime both do.
@@ -35,17 +37,18 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::checked;
 use address::address;
-use apply::{Catalog, Entry, encode_key};
+use apply::{Entry, Origin, encode_key};
 use etcd::Etcd;
 use file::File;
-use keeper::{Keeper, Part};
+use keeper::{Configured, Described, FIXED, Keeper, Message};
 use layout::Endpoint;
 use snapshot::Store;
+use status::SourceStatus;
 
 pub use keeper::Feed;
 pub use status::{Report, SourceReport, Status};
@@ -99,8 +102,18 @@ pub trait Source: Send + 'static {
 #[derive(Debug)]
 pub struct Running {
     status: Arc<Status>,
-    sources: JoinSet<()>,
+    config: checked::Registry,
+    file: Option<Following>,
+    etcd: Option<Following>,
+    messages: mpsc::Sender<Message>,
     keeper: JoinHandle<()>,
+}
+
+/// A source that is being followed; it stops when this is dropped.
+#[derive(Debug)]
+struct Following {
+    status: Arc<SourceStatus>,
+    task: JoinSet<()>,
 }
 
 /// Starts every source of `config` on the current tokio runtime.
@@ -116,40 +129,48 @@ pub fn run<S>(config: &checked::Registry, state: Option<&Path>, sink: S) -> Runn
 where
     S: FnMut(Vec<Change>) + Send + 'static,
 {
-    let mut names = Vec::new();
-    let mut parts = Vec::new();
-    let mut source = |name: &'static str, keep: Vec<Option<String>>| {
-        let (source, first) = (names.len(), parts.len());
-        names.push(name);
-        parts.extend(keep.into_iter().map(|name| Part { source, name, answered: false, restored: false }));
-        (source, first)
-    };
-    let fixed = (!config.fixed.is_empty()).then(|| source("fixed", vec![None]));
-    let file = config.file.as_ref().map(|file| (source("file", vec![Some(file_part(file))]), File::new(file.clone())));
-    let etcd = config.etcd.as_ref().map(|etcd| {
-        let keep = etcd.watches.iter().map(|watch| Some(etcd_part(watch))).collect();
-        (source("etcd", keep), Etcd::new(etcd.clone()))
-    });
-
-    let status = Arc::new(Status::new(&names));
-    let store = state.map(Store::new);
-    let mut keeper = Keeper { status: status.clone(), parts, sink, store, catalog: Catalog::default() };
-    if let Some((_, origin)) = fixed {
-        keeper.answer(origin, fixed_entries(&config.fixed));
-    }
+    let status = Arc::new(Status::new());
+    let mut keeper = Keeper::new(status.clone(), state.map(Store::new), sink);
+    let plan = Plan::new(config, None, None);
+    let origins = keeper.configure(plan.configured(config));
     keeper.restore();
+    let (messages, queue) = mpsc::channel(QUEUE);
+    let keeper = tokio::spawn(keeper.run(queue));
+    let mut running = Running { status, config: config.clone(), file: None, etcd: None, messages, keeper };
+    running.follow(plan, origins);
+    running
+}
 
-    let (updates, queue) = mpsc::channel(QUEUE);
-    let feed = |(source, first)| Feed { status: status.clone(), source, first, updates: updates.clone() };
-    let mut sources = JoinSet::new();
-    if let Some((at, file)) = file {
-        sources.spawn(file.run(feed(at)));
+/// The sources of a configuration, by kind. What follows one already has its status.
+struct Plan {
+    fixed: Option<Arc<SourceStatus>>,
+    file: Option<Arc<SourceStatus>>,
+    etcd: Option<Arc<SourceStatus>>,
+}
+
+impl Plan {
+    fn new(config: &checked::Registry, file: Option<&Following>, etcd: Option<&Following>) -> Self {
+        let of = |name, is_there: bool, now: Option<&Following>| {
+            is_there.then(|| now.map_or_else(|| SourceStatus::new(name), |now| now.status.clone()))
+        };
+        Self {
+            fixed: of(FIXED, !config.fixed.is_empty(), None),
+            file: of("file", config.file.is_some(), file),
+            etcd: of("etcd", config.etcd.is_some(), etcd),
+        }
     }
-    if let Some((at, etcd)) = etcd {
-        sources.spawn(etcd.run(feed(at)));
+
+    /// As the keeper is told of them. The catalog ranks them in this order.
+    fn configured(&self, config: &checked::Registry) -> Configured {
+        let watches = config.etcd.iter().flat_map(|etcd| &etcd.watches);
+        let parts = [
+            (&self.fixed, vec![FIXED.to_owned()]),
+            (&self.file, config.file.iter().map(file_part).collect()),
+            (&self.etcd, watches.map(etcd_part).collect()),
+        ];
+        let described = |(status, parts): (&Option<_>, _)| Some(Described { status: Option::clone(status)?, parts });
+        Configured { sources: parts.into_iter().filter_map(described).collect(), fixed: fixed_entries(&config.fixed) }
     }
-    drop(updates);
-    Running { status, sources, keeper: tokio::spawn(keeper.run(queue)) }
 }
 
 /// By these the snapshot on disk tells the parts of the sources apart.
@@ -186,11 +207,65 @@ impl Running {
         self.status.wait_ready().await;
     }
 
+    /// Goes on with another configuration. A source whose settings are as before goes on as it is; another is begun
+    /// anew, and what was known of it holds until it has answered. Endpoints that the configuration itself announces
+    /// have changed when this returns.
+    pub async fn reload(&mut self, config: &checked::Registry) {
+        if config.file != self.config.file {
+            stop(self.file.take()).await;
+        }
+        if config.etcd != self.config.etcd {
+            stop(self.etcd.take()).await;
+        }
+        self.config = config.clone();
+        let plan = Plan::new(config, self.file.as_ref(), self.etcd.as_ref());
+        let (answer, origins) = oneshot::channel();
+        // Without a keeper there is nobody to follow anything for.
+        let _ = self.messages.send(Message::Configure(plan.configured(config), answer)).await;
+        if let Ok(origins) = origins.await {
+            self.follow(plan, origins);
+        }
+    }
+
+    /// Starts the sources that are not followed yet. `origins` belong to those of the plan, in order.
+    fn follow(&mut self, plan: Plan, origins: Vec<Vec<Origin>>) {
+        let Plan { fixed, file, etcd } = plan;
+        let mut origins = origins.into_iter().skip(usize::from(fixed.is_some()));
+        let messages = &self.messages;
+        let mut feed =
+            |status| Some(Feed { own: Option::clone(&status)?, origins: origins.next()?, messages: messages.clone() });
+        let (file, etcd) = (feed(file), feed(etcd));
+        if let (None, Some(feed), Some(file)) = (&self.file, file, &self.config.file) {
+            self.file = Some(Following::start(File::new(file.clone()), feed));
+        }
+        if let (None, Some(feed), Some(etcd)) = (&self.etcd, etcd, &self.config.etcd) {
+            self.etcd = Some(Following::start(Etcd::new(etcd.clone()), feed));
+        }
+    }
+
     /// Stops the sources and keeps their last answer on disk. Nothing reaches the sink once this has returned.
-    pub async fn stop(mut self) {
-        self.sources.shutdown().await;
-        if let Err(error) = self.keeper.await {
+    pub async fn stop(self) {
+        let Self { file, etcd, messages, keeper, .. } = self;
+        stop(file).await;
+        stop(etcd).await;
+        drop(messages);
+        if let Err(error) = keeper.await {
             tracing::error!(target: "heddle::registry", %error, "the registry's keeper did not end well");
         }
+    }
+}
+
+impl Following {
+    fn start(source: impl Source, feed: Feed) -> Self {
+        let status = feed.own.clone();
+        let mut task = JoinSet::new();
+        task.spawn(source.run(feed));
+        Self { status, task }
+    }
+}
+
+async fn stop(source: Option<Following>) {
+    if let Some(mut source) = source {
+        source.task.shutdown().await;
     }
 }

@@ -1,24 +1,25 @@
 //! What the sources are doing, as numbers that any thread may read.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use serde::Serialize;
 use tokio::sync::watch;
 
 /// The registry's state, kept up to date by its tasks.
 #[derive(Debug)]
 pub struct Status {
-    pub(super) sources: Vec<SourceStatus>,
+    /// Replaced as a whole when the configuration is.
+    pub(super) sources: ArcSwap<Vec<Arc<SourceStatus>>>,
     pub(super) services: AtomicU64,
     pub(super) endpoints: AtomicU64,
     pub(super) ready: watch::Sender<bool>,
 }
 
 /// One source's part of the [`Status`].
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct SourceStatus {
     pub name: &'static str,
     pub connected: AtomicBool,
@@ -72,16 +73,17 @@ pub struct SourceReport {
 }
 
 impl Status {
-    pub(super) fn new(names: &[&'static str]) -> Self {
+    pub(super) fn new() -> Self {
         Self {
-            sources: names.iter().map(|name| SourceStatus::new(name)).collect(),
+            sources: ArcSwap::default(),
             services: AtomicU64::new(0),
             endpoints: AtomicU64::new(0),
-            ready: watch::Sender::new(names.is_empty()),
+            ready: watch::Sender::new(false),
         }
     }
 
-    /// Whether every source has answered once or was restored from the snapshot. With no source at all: at once.
+    /// Whether every source has answered once or was restored from the snapshot. With no source at all: at once. What
+    /// was ready stays so: a source that joins later takes nothing away.
     pub fn is_ready(&self) -> bool {
         *self.ready.borrow()
     }
@@ -98,25 +100,14 @@ impl Status {
             ready: self.is_ready(),
             services: self.services.load(Relaxed),
             endpoints: self.endpoints.load(Relaxed),
-            sources: self.sources.iter().map(SourceStatus::report).collect(),
+            sources: self.sources.load().iter().map(|source| source.report()).collect(),
         }
     }
 }
 
 impl SourceStatus {
-    fn new(name: &'static str) -> Self {
-        Self {
-            name,
-            connected: AtomicBool::new(false),
-            answered: AtomicBool::new(false),
-            restored: AtomicBool::new(false),
-            revision: AtomicI64::new(0),
-            member: Mutex::new(None),
-            relists: AtomicU64::new(0),
-            reconnects: AtomicU64::new(0),
-            skipped: AtomicU64::new(0),
-            last_event: AtomicU64::new(0),
-        }
+    pub fn new(name: &'static str) -> Arc<Self> {
+        Arc::new(Self { name, ..Self::default() })
     }
 
     pub fn set_member(&self, member: Option<String>) {

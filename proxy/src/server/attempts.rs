@@ -14,7 +14,7 @@ use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use super::admit::admit;
 use super::attempt::{Attempt, Upload};
@@ -26,7 +26,6 @@ use super::replay::Replay;
 use super::retries::{Retries, pause};
 use super::visit::{Ending, Visit};
 use super::worker::LocalService;
-use crate::policy::retry::MAX_ATTEMPTS;
 use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::Body;
 use crate::service::{Active, Admitted, InFlight, Retry};
@@ -222,17 +221,10 @@ impl Sending<'_> {
 
     /// An attempt beside this one, at another endpoint, if the budget allows it.
     fn beside(&self, first: &Visit, body: &Replay, retries: &Retries<'_>) -> Option<(Visit, Retry)> {
-        if !body.is_whole() || first.facts.attempt >= MAX_ATTEMPTS {
+        if !body.is_whole() {
             return None;
         }
-        let retry = retries.take()?;
-        let mut facts = first.facts_beside();
-        let tried = facts.tried.len();
-        let picked = self.local.decide(&mut facts).ok()?;
-        if picked.endpoint.slot == first.endpoint.slot {
-            return None;
-        }
-        let mut visit = Visit::new(self.local, picked, facts, tried, Instant::now());
+        let (mut visit, retry) = retries.beside(first)?;
         self.tell_time_left(&mut visit).ok()?;
         self.local.stats.hedges.add(1);
         Some((visit, retry))

@@ -44,7 +44,7 @@ pub struct Connection {
 /// The inside of a tunnel to a service.
 #[derive(Clone)]
 pub struct Inside {
-    pub service: Rc<LocalService>,
+    pub service: Arc<str>,
     /// The host that the client asked for, in lower case.
     pub host: Rc<str>,
 }
@@ -58,7 +58,8 @@ impl Connection {
     /// The service that everything on this connection goes to.
     pub fn service(&self) -> Option<Rc<LocalService>> {
         match &self.tunnel {
-            Some(tunnel) => Some(tunnel.service.clone()),
+            // As it is now: a tunnel may outlive a configuration.
+            Some(tunnel) => self.worker.service(&tunnel.service),
             None => self.worker.service(self.listener.settings.service.as_deref()?),
         }
     }

@@ -49,7 +49,9 @@ pub async fn open(connection: &Connection, host: &str, port: u16) -> Result<Next
         return Err(Refusal::Unsupported("a tunnel within a tunnel"));
     }
     match find(connection, host, Some(port))? {
-        Destination::Service(service) => Ok(Next::Inside(Inside { service, host: normalized(host).into() })),
+        Destination::Service(service) => {
+            Ok(Next::Inside(Inside { service: service.service.name().clone(), host: normalized(host).into() }))
+        }
         Destination::Host(pool) => Ok(Next::Relay(Box::new(tunnel::to_host(connection, &pool).await?))),
     }
 }

@@ -72,7 +72,7 @@ pub async fn serve(connection: Rc<Connection>, request: Request) -> Answer {
 /// Opens a tunnel (RFC 9110, 9.3.6), within the listener's deadline for requests.
 async fn connect(connection: &Connection, head: &Parts, body: &Body, call: &Call) -> Answer {
     let opened = match target(head, body) {
-        Ok(_) if connection.worker.shared.signature.is_on(&head.headers) => Err(Refusal::Loop),
+        Ok(_) if connection.worker.common().signature.is_on(&head.headers) => Err(Refusal::Loop),
         Ok((host, port)) => {
             let open = destination::open(connection, host, port);
             match connection.listener.settings.request_deadline {
@@ -89,7 +89,7 @@ async fn connect(connection: &Connection, head: &Parts, body: &Body, call: &Call
 }
 
 fn find_destination(connection: &Connection, head: &Parts) -> Result<Destination, Refusal> {
-    if connection.worker.shared.signature.is_on(&head.headers) {
+    if connection.worker.common().signature.is_on(&head.headers) {
         return Err(Refusal::Loop);
     }
     let Named { host, absolute } = named(head)?;
@@ -314,7 +314,7 @@ fn prepare_request(
     if head.version == Version::HTTP_2 && protocol != UpstreamProtocol::Http2 {
         join_cookies(&mut head.headers);
     }
-    connection.worker.shared.signature.sign(&mut head.headers, head.version);
+    connection.worker.common().signature.sign(&mut head.headers, head.version);
     let how = connection.listener.settings.forwarded;
     if how != Forwarded::Off {
         let host = head.headers.get(HOST).and_then(|host| host.to_str().ok());

@@ -178,7 +178,7 @@ async fn tls(connection: &Connection, stream: &mut Stream, expected: Expected) -
         && let Some(host) = name.as_deref()
         && let Some(service) = connection.worker.service_of_host(host)
     {
-        onward.tunnel = Some(Inside { service, host: host.into() });
+        onward.tunnel = Some(Inside { service: service.service.name().clone(), host: host.into() });
     }
     if takes_anything(&onward) {
         return Some(Layer::OpaqueTls(Box::new(onward)));

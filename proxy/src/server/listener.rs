@@ -1,10 +1,10 @@
-//! Listening sockets: one a worker for each address.
+//! Listeners: what holds for the connections that arrive at an address, and how workers accept them.
 //!
-//! The kernel spreads new connections over the sockets that share an address (`SO_REUSEPORT`). Two things it does not
-//! do. It lets a second proxy of the same user share the address too, which would silently take half of the traffic:
-//! so the first socket is bound alone, which fails if anyone is there, and shares the address only then. And it spreads
-//! by hash, whatever the workers have to do: so a worker that accepts while another has clearly fewer connections
-//! hands the new one over.
+//! The kernel spreads new connections over the workers' sockets (see [`super::socket`]) by hash, whatever the workers
+//! have to do: so a worker that accepts while another has clearly fewer connections hands the new one over.
+//!
+//! A [`Listener`] is what the configuration of one moment says. Another configuration puts another one in its place, for
+//! the connections that are accepted from then on; what is counted goes on.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -15,12 +15,13 @@ use std::pin::pin;
 use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use super::connection;
 use super::worker::{Shared, Worker};
@@ -29,22 +30,25 @@ use crate::drain::{self, Phase};
 use crate::transport::tls::Terminator;
 use crate::upstream::Reach;
 
-/// Connections that wait to be accepted, on each socket.
-const BACKLOG: i32 = 4096;
-
 /// How long accepting pauses when the process has no more descriptors.
 const PAUSE: Duration = Duration::from_millis(50);
 
 /// A worker hands a connection over when another has at least this many fewer.
 const UNEVEN: usize = 2;
 
-/// A listener that is open, as the connections to it see it.
+/// A listener, as the connections to it see it.
 pub struct Listener {
+    /// The address is the one that was bound.
     pub settings: checked::Listener,
     /// Ends TLS: that of clients, and that inside tunnels.
     pub tls: Arc<Terminator>,
     /// Where connections to hosts that are no services may go; none for nowhere.
     pub reach: Option<Arc<Reach>>,
+    counts: Arc<Counts>,
+}
+
+/// What is counted, whatever the settings are.
+struct Counts {
     permits: Arc<Semaphore>,
     clients: Clients,
     /// By [`Refused`].
@@ -52,22 +56,53 @@ pub struct Listener {
 }
 
 impl Listener {
-    fn new(settings: checked::Listener, tls: Arc<Terminator>) -> Self {
-        // Who speaks for others may speak for those that are not on this machine.
-        let is_local = settings.address.ip().to_canonical().is_loopback() && settings.proxy_protocol.is_empty();
-        Self {
-            reach: settings.passthrough.as_ref().map(|passthrough| Arc::new(Reach::new(passthrough, is_local))),
-            permits: Arc::new(Semaphore::new(settings.max_connections.min(Semaphore::MAX_PERMITS))),
-            clients: Clients::default(),
-            refused: Default::default(),
-            settings,
-            tls,
+    /// A listener on this address, of which there was none before.
+    pub fn new(settings: &checked::Listener, address: SocketAddr, tls: Arc<Terminator>) -> Self {
+        let settings = checked::Listener { address, ..settings.clone() };
+        let permits = Arc::new(Semaphore::new(permits(&settings)));
+        let counts = Counts { permits, clients: Clients::default(), refused: Default::default() };
+        Self { reach: reach(&settings), counts: Arc::new(counts), settings, tls }
+    }
+
+    /// Whether these are its settings, apart from the address.
+    pub fn is_as(&self, settings: &checked::Listener, tls: &Arc<Terminator>) -> bool {
+        let settings = checked::Listener { address: self.settings.address, ..settings.clone() };
+        settings == self.settings && Arc::ptr_eq(tls, &self.tls)
+    }
+
+    /// This listener with other settings. Connections that are open count with those to come; where there are more of
+    /// them than the settings allow, further ones wait.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn changed(&self, settings: &checked::Listener, tls: Arc<Terminator>) -> Self {
+        let settings = checked::Listener { address: self.settings.address, ..settings.clone() };
+        let is_as_before = settings.passthrough == self.settings.passthrough
+            && settings.proxy_protocol.is_empty() == self.settings.proxy_protocol.is_empty();
+        let reach = if is_as_before { self.reach.clone() } else { reach(&settings) };
+        let (before, now) = (permits(&self.settings), permits(&settings));
+        if let Some(more) = now.checked_sub(before) {
+            self.counts.permits.add_permits(more);
+        } else {
+            let fewer = before.saturating_sub(now);
+            let taken = fewer.saturating_sub(self.counts.permits.forget_permits(fewer));
+            let taken = u32::try_from(taken).unwrap_or(u32::MAX);
+            let mut taken = Box::pin(self.counts.permits.clone().acquire_many_owned(taken));
+            // Asked for now: before all that will wait for one.
+            match taken.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(taken) => taken.into_iter().for_each(OwnedSemaphorePermit::forget),
+                Poll::Pending => {
+                    tokio::spawn(async move { taken.await.into_iter().for_each(OwnedSemaphorePermit::forget) });
+                }
+            }
         }
+        Self { reach, counts: self.counts.clone(), settings, tls }
     }
 
     /// Counts a connection that is closed without having been served.
     pub fn refused(&self, reason: Refused) {
-        if let Some(count) = self.refused.get(reason as usize) {
+        if let Some(count) = self.counts.refused.get(reason as usize) {
             count.fetch_add(1, Relaxed);
         }
     }
@@ -82,7 +117,7 @@ impl Listener {
     pub fn enter(self: &Arc<Self>, client: IpAddr) -> Result<Option<OfClient>, Refused> {
         let Some(limit) = self.settings.max_connections_per_client else { return Ok(None) };
         let client = one_client(client);
-        let mut clients = self.clients.lock();
+        let mut clients = self.counts.clients.lock();
         let count = clients.entry(client).or_default();
         if *count >= limit {
             self.refused(Refused::Client);
@@ -94,8 +129,19 @@ impl Listener {
 
     /// Connections closed without having been served, by reason.
     pub fn refusals(&self) -> impl Iterator<Item = (Refused, u64)> {
-        Refused::ALL.into_iter().zip(&self.refused).map(|(reason, count)| (reason, count.load(Relaxed)))
+        Refused::ALL.into_iter().zip(&self.counts.refused).map(|(reason, count)| (reason, count.load(Relaxed)))
     }
+}
+
+/// As many as can be counted, at most.
+fn permits(settings: &checked::Listener) -> usize {
+    settings.max_connections.min(u32::MAX as usize)
+}
+
+fn reach(settings: &checked::Listener) -> Option<Arc<Reach>> {
+    // Who speaks for others may speak for those that are not on this machine.
+    let is_local = settings.address.ip().to_canonical().is_loopback() && settings.proxy_protocol.is_empty();
+    settings.passthrough.as_ref().map(|passthrough| Arc::new(Reach::new(passthrough, is_local)))
 }
 
 /// Why a connection was closed without having been served.
@@ -123,59 +169,6 @@ impl fmt::Display for Refused {
     }
 }
 
-/// A configured listener, bound.
-pub struct Bound {
-    pub listener: Arc<Listener>,
-    /// One a worker.
-    pub sockets: Vec<std::net::TcpListener>,
-}
-
-/// An address that cannot be listened on.
-#[derive(Debug, thiserror::Error)]
-#[error("cannot listen on {address}: {source}")]
-pub struct BindError {
-    pub address: SocketAddr,
-    pub source: io::Error,
-}
-
-/// Binds one socket a worker. With port 0 all get the port that the first is given, and the listener says which.
-///
-/// # Errors
-///
-/// When the address is in use, is not this machine's, or may not be bound.
-pub fn bind(settings: &checked::Listener, tls: Arc<Terminator>, workers: usize) -> Result<Bound, BindError> {
-    let mut settings = settings.clone();
-    let wanted = settings.address;
-    let failed = |source| BindError { address: wanted, source };
-    let first = socket(wanted).map_err(failed)?;
-    first.bind(&wanted.into()).map_err(failed)?;
-    first.set_reuse_port(true).map_err(failed)?;
-    let address = first.local_addr().map_err(failed)?.as_socket().unwrap_or(wanted);
-    let mut sockets = vec![first];
-    for _ in 1..workers {
-        let next = socket(address).map_err(failed)?;
-        next.set_reuse_port(true).map_err(failed)?;
-        next.bind(&address.into()).map_err(failed)?;
-        sockets.push(next);
-    }
-    for socket in &sockets {
-        socket.listen(BACKLOG).map_err(failed)?;
-    }
-    settings.address = address;
-    let listener = Arc::new(Listener::new(settings, tls));
-    Ok(Bound { listener, sockets: sockets.into_iter().map(Into::into).collect() })
-}
-
-fn socket(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
-    socket.set_reuse_address(true)?;
-    socket.set_nonblocking(true)?;
-    if address.is_ipv6() {
-        socket.set_only_v6(address.ip() != Ipv6Addr::UNSPECIFIED)?;
-    }
-    Ok(socket)
-}
-
 /// An accepted connection on its way to a worker.
 pub struct Accepted {
     pub listener: Arc<Listener>,
@@ -190,74 +183,120 @@ pub struct Permit {
     _of_client: Option<OfClient>,
 }
 
-/// One worker's part of a bound listener.
+/// Whether a listener is to accept, apart from the proxy's being told to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Closing {
+    /// It accepts.
+    Open,
+    /// It is not configured any more: what waits already is accepted, and no more, since closing a socket resets that.
+    Finish,
+    /// Another process accepts from the same sockets.
+    Leave,
+}
+
+/// One of a listener's sockets, for a worker to accept from.
 pub struct Part {
-    pub listener: Arc<Listener>,
+    pub address: SocketAddr,
+    /// What holds now.
+    pub listener: Arc<ArcSwap<Listener>>,
     pub socket: std::net::TcpListener,
+    pub closing: watch::Receiver<Closing>,
     /// To each worker, by number.
     pub workers: Arc<[UnboundedSender<Accepted>]>,
 }
 
-impl Bound {
-    /// The part of each worker, in order.
-    pub fn into_parts(self, workers: &Arc<[UnboundedSender<Accepted>]>) -> Vec<Part> {
-        let Self { listener, sockets } = self;
-        let part = |socket| Part { listener: listener.clone(), socket, workers: workers.clone() };
-        sockets.into_iter().map(part).collect()
+/// A [`Part`] as the worker has it that accepts from it.
+pub struct Accepting {
+    pub socket: Rc<TcpListener>,
+    pub address: SocketAddr,
+    listener: Arc<ArcSwap<Listener>>,
+    closing: watch::Receiver<Closing>,
+    workers: Arc<[UnboundedSender<Accepted>]>,
+}
+
+impl Accepting {
+    /// On this worker's thread.
+    ///
+    /// # Errors
+    ///
+    /// When the socket cannot be used here.
+    pub fn new(part: Part) -> io::Result<Self> {
+        let Part { address, listener, socket, closing, workers } = part;
+        Ok(Self { socket: Rc::new(TcpListener::from_std(socket)?), address, listener, closing, workers })
     }
 }
 
-/// Accepts connections until it is time to stop, and then those that wait already: closing a socket resets them.
-///
-/// # Errors
-///
-/// When the socket cannot be used on this thread.
-pub async fn accept(worker: Rc<Worker>, part: Part, mut watcher: drain::Watcher) -> io::Result<()> {
-    let Part { listener, socket, workers } = part;
-    let socket = TcpListener::from_std(socket)?;
-    let stopped = &mut pin!(watcher.reached(Phase::Finishing));
+/// Accepts connections until it is time to stop, and then those that wait already: closing a socket resets them. Those
+/// of a socket that somebody else accepts from too are left to them.
+pub async fn accept(worker: Rc<Worker>, part: Accepting, mut watcher: drain::Watcher) {
+    let Accepting { address, socket, listener, closing, workers } = part;
+    let (mut closing, mut leaving) = (closing.clone(), closing);
+    let left = &mut pin!(async move {
+        // An error means that nobody will say so any more.
+        if leaving.wait_for(|closing| *closing == Closing::Leave).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    });
+    let stopped = &mut pin!(async move {
+        tokio::select! {
+            () = watcher.reached(Phase::Finishing) => {}
+            _ = closing.wait_for(|closing| *closing != Closing::Open) => {}
+        }
+    });
     loop {
-        let accepted = async {
-            let (stream, client) = socket.accept().await?;
-            // An IPv4 client of an IPv6 socket is the same client as on an IPv4 socket.
-            let client = SocketAddr::new(client.ip().to_canonical(), client.port());
-            // Who speaks for others is not their client: those count, once it has said who they are.
-            let entered = if listener.begins_with_header(client.ip()) { Ok(None) } else { listener.enter(client.ip()) };
-            let Ok(of_client) = entered else { return Ok(None) };
-            // Only now: a worker that took a permit before there is a connection would keep it from the others.
-            let of_listener = listener.permits.clone().acquire_owned().await.map_err(io::Error::other)?;
-            Ok(Some((stream, client, Permit { _of_listener: of_listener, _of_client: of_client })))
-        };
         let accepted = tokio::select! {
             biased;
-            accepted = accepted => accepted,
-            () = &mut *stopped => return Ok(()),
+            () = &mut *left => return,
+            accepted = socket.accept() => accepted,
+            () = &mut *stopped => return,
         };
         match accepted {
-            Ok(None) => {}
-            Ok(Some((stream, client, permit))) => match less_loaded(&worker.shared, worker.number) {
-                None => start(&worker, listener.clone(), stream, client, permit),
-                Some(other) => {
-                    let Ok(stream) = stream.into_std() else { continue };
-                    let accepted = Accepted { listener: listener.clone(), stream, client, permit };
-                    count(&worker.shared, other, 1);
-                    let refused = match workers.get(other) {
-                        Some(worker) => worker.send(accepted).map_err(|refused| refused.0).err(),
-                        None => Some(accepted),
-                    };
-                    if let Some(accepted) = refused {
-                        // It has ended: what waited to be accepted is served here.
-                        count(&worker.shared, other, -1);
-                        start_accepted(&worker, accepted);
-                    }
-                }
-            },
+            Ok((stream, client)) => {
+                // An IPv4 client of an IPv6 socket is the same client as on an IPv4 socket.
+                let client = SocketAddr::new(client.ip().to_canonical(), client.port());
+                let listener = listener.load_full();
+                // Who speaks for others is not their client: those count, once it has said who they are.
+                let is_counted = !listener.begins_with_header(client.ip());
+                let entered = if is_counted { listener.enter(client.ip()) } else { Ok(None) };
+                let Ok(of_client) = entered else { continue };
+                // Only now: a worker that took a permit before there is a connection would keep it from the others.
+                let permit = listener.counts.permits.clone().acquire_owned().await;
+                let Ok(of_listener) = permit else { return };
+                let permit = Permit { _of_listener: of_listener, _of_client: of_client };
+                hand_on(&worker, &workers, listener, stream, client, permit);
+            }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                tracing::error!(target: "heddle::server", listener = %listener.settings.address, "cannot accept: {error}");
+                tracing::error!(target: "heddle::server", listener = %address, "cannot accept: {error}");
                 tokio::time::sleep(PAUSE).await;
             }
         }
+    }
+}
+
+/// Starts to serve a connection, here or on a worker that has clearly fewer.
+fn hand_on(
+    worker: &Rc<Worker>,
+    workers: &[UnboundedSender<Accepted>],
+    listener: Arc<Listener>,
+    stream: TcpStream,
+    client: SocketAddr,
+    permit: Permit,
+) {
+    let Some(other) = less_loaded(&worker.shared, worker.number) else {
+        return start(worker, listener, stream, client, permit);
+    };
+    let Ok(stream) = stream.into_std() else { return };
+    let accepted = Accepted { listener, stream, client, permit };
+    count(&worker.shared, other, 1);
+    let refused = match workers.get(other) {
+        Some(worker) => worker.send(accepted).map_err(|refused| refused.0).err(),
+        None => Some(accepted),
+    };
+    if let Some(accepted) = refused {
+        // It has ended: what waited to be accepted is served here.
+        count(&worker.shared, other, -1);
+        start_accepted(worker, accepted);
     }
 }
 
@@ -314,7 +353,7 @@ pub struct OfClient {
 
 impl Drop for OfClient {
     fn drop(&mut self) {
-        if let Entry::Occupied(mut entry) = self.listener.clients.lock().entry(self.client) {
+        if let Entry::Occupied(mut entry) = self.listener.counts.clients.lock().entry(self.client) {
             *entry.get_mut() -= 1;
             if *entry.get() == 0 {
                 entry.remove();

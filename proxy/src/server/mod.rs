@@ -1,10 +1,12 @@
 //! From an accepted connection to a response.
 //!
-//! The order of reading: [`listener`] accepts, [`connection`] serves layer by layer, of which `layer` finds out what each
-//! is, `h1`, `h2` and `socks` speak it, and [`exchange`] is the path of one request, with its `attempts` at endpoints and
+//! The order of reading: [`listener`] accepts from a [`socket`], [`connection`] serves layer by layer, of which `layer`
+//! finds out what each is, `h1`, `h2` and `socks` speak it, and [`exchange`] is the path of one request, with its
+//! `attempts` at endpoints and
 //! the `record` of its response. What is no request is passed on as it is by `tunnel`. What all ask on their way is next
-//! door: [`route`] reads what a request names, [`destination`] knows where that leads, [`decide`] chooses the endpoint,
-//! [`refusal`] says no. A [`worker`] is the thread that all of it happens on.
+//! door: [`route`] reads what a request names, [`destination`] knows where that leads, `admit` has it wait while the
+//! service is full, [`decide`] chooses the endpoint, [`refusal`] says no. A [`worker`] is the thread that all of it happens
+//! on.
 
 mod admit;
 mod attempt;
@@ -23,9 +25,10 @@ mod passthrough;
 mod record;
 pub mod refusal;
 mod replay;
-mod retries;
+pub mod retries;
 pub mod route;
+pub mod socket;
 mod socks;
 mod tunnel;
-mod visit;
+pub mod visit;
 pub mod worker;

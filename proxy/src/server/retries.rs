@@ -7,13 +7,13 @@ use super::outcome;
 use super::refusal::Refusal;
 use super::visit::Visit;
 use super::worker::LocalService;
-use crate::policy::retry::{fits, may_follow};
+use crate::policy::retry::{MAX_ATTEMPTS, fits, may_follow};
 use crate::policy::{Facts, Outcome, Terms};
-use crate::service::{Active, Retry};
+use crate::service::{Active, Condition, Retry};
 use crate::timer::Timers;
 
 /// The retries of one request, or of one connection.
-pub(super) struct Retries<'a> {
+pub struct Retries<'a> {
     local: &'a Rc<LocalService>,
     timers: &'a Timers,
     /// When the request arrived.
@@ -25,6 +25,14 @@ pub(super) struct Retries<'a> {
     active: Option<Active>,
     /// The retry under way.
     retry: Option<Retry>,
+}
+
+/// What comes of the wish for an attempt.
+pub enum Pick {
+    Visit(Box<Visit>),
+    /// The policy wants to ask again after this time, with these facts.
+    Wait(Duration, Box<Facts>),
+    Refused(Refusal),
 }
 
 impl<'a> Retries<'a> {
@@ -45,30 +53,62 @@ impl<'a> Retries<'a> {
 
     /// An attempt at the endpoint that is decided on. That there is none is an outcome too, which the policy may want to
     /// wait out.
-    pub async fn visit(&mut self, mut facts: Facts, replayable: bool) -> Result<Visit, Refusal> {
+    pub(super) async fn visit(&mut self, mut facts: Facts, replayable: bool) -> Result<Visit, Refusal> {
         loop {
-            let tried = facts.tried.len();
-            let refusal = match self.local.decide(&mut facts) {
-                Ok(picked) => {
-                    let started = if facts.attempt == 1 { self.began } else { Instant::now() };
-                    return Ok(Visit::new(self.local, picked, facts, tried, started));
+            match self.pick(facts, replayable, self.began.elapsed()) {
+                Pick::Visit(visit) => return Ok(*visit),
+                Pick::Wait(delay, again) => {
+                    pause(delay).await;
+                    facts = *again;
                 }
-                Err(refusal) => refusal,
-            };
-            let outcome = outcome::of_refusal(&refusal, false, Duration::ZERO);
-            let outcome = Outcome { replayable, elapsed: self.began.elapsed(), ..outcome };
-            let Some(delay) = self.decide(&mut facts, &outcome) else { return Err(refusal) };
-            facts.tried.truncate(tried);
-            facts.attempt = facts.attempt.saturating_add(1);
-            pause(delay).await;
+                Pick::Refused(refusal) => return Err(refusal),
+            }
         }
     }
 
-    /// How long to wait before the next attempt, after one that ended so; none where that was the last.
+    /// The same, where the request arrived so long ago, for somebody who waits by himself.
+    pub fn pick(&mut self, mut facts: Facts, replayable: bool, elapsed: Duration) -> Pick {
+        // A delay that just fitted may have ended a moment later.
+        if self.until.is_some_and(|tick| tick <= self.timers.now()) {
+            return Pick::Refused(Refusal::Deadline);
+        }
+        let tried = facts.tried.len();
+        let refusal = match self.local.decide(&mut facts) {
+            Ok(picked) => {
+                let started = if facts.attempt == 1 { self.began } else { Instant::now() };
+                return Pick::Visit(Box::new(Visit::new(self.local, picked, facts, tried, started)));
+            }
+            Err(refusal) => refusal,
+        };
+        let outcome = Outcome { replayable, elapsed, ..outcome::of_refusal(&refusal, false, Duration::ZERO) };
+        let Some(delay) = self.decide(&mut facts, &outcome) else { return Pick::Refused(refusal) };
+        facts.tried.truncate(tried);
+        facts.attempt = facts.attempt.saturating_add(1);
+        Pick::Wait(delay, Box::new(facts))
+    }
+
+    /// An attempt beside this one, at another endpoint, if the budget allows it.
+    pub fn beside(&self, first: &Visit) -> Option<(Visit, Retry)> {
+        if first.facts.attempt >= MAX_ATTEMPTS {
+            return None;
+        }
+        let retry = self.take()?;
+        let mut facts = first.facts_beside();
+        let tried = facts.tried.len();
+        let picked = self.local.decide(&mut facts).ok()?;
+        if picked.endpoint.slot == first.endpoint.slot {
+            return None;
+        }
+        Some((Visit::new(self.local, picked, facts, tried, Instant::now()), retry))
+    }
+
+    /// How long to wait before the next attempt, after one that ended so; none where that was the last. A request that
+    /// was to find out whether its service is well has done so: while the service is not in use, nothing is tried again.
     pub fn decide(&mut self, facts: &mut Facts, outcome: &Outcome) -> Option<Duration> {
         self.retry = None;
         let left = self.until.map(|tick| self.timers.until(tick));
-        if !self.are_on() || !may_follow(outcome, facts.attempt, left) {
+        let is_in_use = self.local.service.fleet.health.condition() == Condition::InUse;
+        if !self.are_on() || !is_in_use || !may_follow(outcome, facts.attempt, left) {
             return None;
         }
         let outcome = Outcome { budget_left: self.local.service.budget.left(), ..*outcome };
@@ -80,7 +120,7 @@ impl<'a> Retries<'a> {
     }
 
     /// The right to one more attempt, if the budget allows it.
-    pub fn take(&self) -> Option<Retry> {
+    fn take(&self) -> Option<Retry> {
         let taken = self.local.service.budget.take();
         if taken.is_none() {
             self.local.stats.over_budget.add(1);

@@ -13,7 +13,7 @@ use crate::service::{Condition, Endpoint, InFlight, Probe, ServiceProbe};
 
 /// An attempt at an endpoint. Its outcome is told, whatever becomes of it: when this is dropped before, nobody waits for a
 /// response any longer. A response that breaks after its head was told is a second outcome.
-pub(super) struct Visit {
+pub struct Visit {
     local: Rc<LocalService>,
     pub endpoint: Arc<Endpoint>,
     pub facts: Facts,
@@ -99,7 +99,7 @@ impl Drop for Visit {
 }
 
 /// The end of an attempt whose response is under way.
-pub(super) struct Ending {
+pub struct Ending {
     visit: Visit,
     /// As the head says.
     outcome: Outcome,

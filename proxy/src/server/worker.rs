@@ -1,7 +1,10 @@
 //! One thread with everything that requests on it need, so that they share nothing with other threads but snapshots
 //! and counters.
+//!
+//! Another configuration comes as a message to the worker, not as something that requests would have to look for: it
+//! then puts other [`LocalService`]s in the place of those whose settings changed.
 
-use std::cell::{Cell, RefCell, RefMut};
+use std::cell::{Cell, Ref, RefCell, RefMut};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
@@ -42,14 +45,18 @@ const MAX_WAITING: usize = 1024;
 /// one at once, and a close in its stead would be an error to it, other than on a connection that was used before.
 const MOMENT: Duration = Duration::from_secs(1);
 
-/// What all workers share.
-pub struct Shared {
-    pub directory: Arc<Directory>,
+/// What the configuration says of all requests. Each worker has it, and is given another when it changes.
+pub struct Common {
     pub signature: Signature,
     /// Hosts `NAME.suffix` call the service `NAME`; empty for none.
     pub suffix: String,
     /// Begin TLS to endpoints, by the settings of services.
     pub connectors: HashMap<TlsClient, Arc<Connector>>,
+}
+
+/// What all workers share.
+pub struct Shared {
+    pub directory: Arc<Directory>,
     /// Connections of clients, by worker.
     pub connections: Vec<AtomicUsize>,
     /// Requests that reached no service, by worker: refused ones, and those passed through.
@@ -58,24 +65,10 @@ pub struct Shared {
 }
 
 impl Shared {
-    pub fn new(
-        directory: Arc<Directory>,
-        signature: Signature,
-        suffix: String,
-        connectors: HashMap<TlsClient, Arc<Connector>>,
-        workers: usize,
-    ) -> Arc<Self> {
+    pub fn new(directory: Arc<Directory>, workers: usize) -> Arc<Self> {
         let stats = || (0..workers).map(|_| Arc::default()).collect();
         let connections = (0..workers).map(|_| AtomicUsize::new(0)).collect();
-        Arc::new(Self {
-            directory,
-            signature,
-            suffix,
-            connectors,
-            connections,
-            unrouted: stats(),
-            passed_through: stats(),
-        })
+        Arc::new(Self { directory, connections, unrouted: stats(), passed_through: stats() })
     }
 }
 
@@ -84,6 +77,7 @@ pub struct Worker {
     /// Its place among the workers, from 0.
     pub number: usize,
     pub shared: Arc<Shared>,
+    common: RefCell<Arc<Common>>,
     pub timers: Rc<Timers>,
     pub scratch: Rc<Scratch>,
     pub relays: Relays,
@@ -105,12 +99,13 @@ pub struct Worker {
 }
 
 impl Worker {
-    pub fn new(number: usize, shared: Arc<Shared>) -> Rc<Self> {
+    pub fn new(number: usize, shared: Arc<Shared>, common: Arc<Common>) -> Rc<Self> {
         let of = |stats: &Vec<Arc<ServiceStats>>| stats.get(number).cloned().unwrap_or_default();
         let timers = Rc::default();
         let (inbox, asked) = unbounded_channel();
         Rc::new(Self {
             number,
+            common: RefCell::new(common),
             relays: Relays::new(&timers),
             timers,
             scratch: Rc::default(),
@@ -129,10 +124,36 @@ impl Worker {
         })
     }
 
+    /// What the configuration says of all requests. Not to be held over a wait.
+    pub fn common(&self) -> Ref<'_, Common> {
+        Ref::map(self.common.borrow(), |common| &**common)
+    }
+
+    /// From now on the configuration says this.
+    pub fn set_common(&self, common: Arc<Common>) {
+        self.common.replace(common);
+    }
+
+    /// Serves the services as the directory has them now. Requests under way finish with what they began with.
+    pub fn refresh(&self) {
+        for local in self.services.borrow_mut().values_mut() {
+            let Some(now) = self.shared.directory.get(local.service.name()) else { continue };
+            let tls = self.connector(&now);
+            if !Arc::ptr_eq(&now, &local.service) || !is_same(&tls, &local.tls) {
+                let seed = self.seeds.hash_one(now.name());
+                *local = Rc::new(local.changed(now, tls, seed));
+            }
+        }
+    }
+
+    fn connector(&self, service: &Service) -> Option<Arc<Connector>> {
+        service.settings.tls.as_ref().and_then(|tls| self.common().connectors.get(tls).cloned())
+    }
+
     /// The service that a host names: as it is, or without the suffix.
     pub fn service_of_host(&self, host: &str) -> Option<Rc<LocalService>> {
         let host = normalized(host);
-        self.service(&host).or_else(|| self.service(without_suffix(&host, &self.shared.suffix)?))
+        self.service(&host).or_else(|| self.service(without_suffix(&host, &self.common().suffix)?))
     }
 
     /// The service of this name, as this worker serves it.
@@ -142,7 +163,8 @@ impl Worker {
         }
         let service = self.shared.directory.get(name)?;
         let name = service.name().clone();
-        let local = Rc::new(LocalService::new(service, self.seeds.hash_one(&name), &self.inbox));
+        let tls = self.connector(&service);
+        let local = Rc::new(LocalService::new(service, tls, self.seeds.hash_one(&name), &self.inbox));
         self.services.borrow_mut().insert(name, local.clone());
         Some(local)
     }
@@ -241,18 +263,57 @@ impl Drop for UnderWay<'_> {
 pub struct LocalService {
     pub service: Arc<Service>,
     pub stats: Arc<ServiceStats>,
+    /// Begins TLS to the endpoints.
+    tls: Option<Arc<Connector>>,
     decider: RefCell<Decider>,
     retry: Option<RefCell<Seat>>,
     breaker: Option<RefCell<Seat>>,
-    pools: Pools,
+    pools: Rc<Pools>,
     /// Made when a policy first hedges.
     latencies: RefCell<Option<Box<Latencies>>>,
     keeper: Arc<Keeper>,
 }
 
 impl LocalService {
-    fn new(service: Arc<Service>, seed: u64, inbox: &UnboundedSender<Arc<str>>) -> Self {
-        let stats = service.worker_stats();
+    /// What a worker has for a service, reached over this TLS; `seed` is for the random numbers of its policies, and
+    /// `inbox` takes the names of services whose idle connections another worker needs.
+    pub fn new(
+        service: Arc<Service>,
+        tls: Option<Arc<Connector>>,
+        seed: u64,
+        inbox: &UnboundedSender<Arc<str>>,
+    ) -> Self {
+        let (stats, keeper) = (service.worker_stats(), service.fleet.connections.keeper(service.name(), inbox));
+        Self::with(service, stats, tls, seed, Rc::default(), keeper)
+    }
+
+    /// The same with other settings. Connections stay, if they would be made and kept as they are now.
+    fn changed(&self, now: Arc<Service>, tls: Option<Arc<Connector>>, seed: u64) -> Self {
+        let (settings, before) = (&now.settings, &self.service.settings);
+        let connects_as_before = is_same(&self.tls, &tls)
+            && settings.protocol == before.protocol
+            && settings.connect_timeout == before.connect_timeout
+            && settings.stream_idle_timeout == before.stream_idle_timeout
+            && settings.pool == before.pool
+            && settings.max_connections == before.max_connections;
+        let pools = if connects_as_before {
+            self.pools.clone()
+        } else {
+            self.pools.retire();
+            Rc::default()
+        };
+        let changed = Self::with(now, self.stats.clone(), tls, seed, pools, self.keeper.clone());
+        Self { latencies: RefCell::new(self.latencies.take()), ..changed }
+    }
+
+    fn with(
+        service: Arc<Service>,
+        stats: Arc<ServiceStats>,
+        tls: Option<Arc<Connector>>,
+        seed: u64,
+        pools: Rc<Pools>,
+        keeper: Arc<Keeper>,
+    ) -> Self {
         let settings = &service.settings;
         let seat = |plugin: &Arc<Plugin>, policy: &Policy, role: Role| {
             let seed = seed.wrapping_add(role as u64);
@@ -270,9 +331,10 @@ impl LocalService {
             )),
             retry: optional(&service.retry, &settings.retry, Role::RetryPolicy),
             breaker: optional(&service.breaker, &settings.breaker, Role::CircuitBreaker),
-            pools: Pools::default(),
+            tls,
+            pools,
             latencies: RefCell::default(),
-            keeper: service.fleet.connections.keeper(service.name(), inbox),
+            keeper,
             stats,
             service,
         }
@@ -387,7 +449,7 @@ impl LocalService {
                 socket: endpoint.socket,
                 load: endpoint.load.clone(),
                 protocol: settings.protocol,
-                tls: settings.tls.as_ref().and_then(|tls| worker.shared.connectors.get(tls).cloned()),
+                tls: self.tls.clone(),
                 // What the registry announces is what the operator announced.
                 connect: ConnectSettings { timeout: settings.connect_timeout, reach: None, lookups: None },
                 limits: settings.pool,
@@ -405,4 +467,8 @@ impl LocalService {
         self.pools.sweep(&snapshot);
         self.seats(Seat::drop_outdated);
     }
+}
+
+fn is_same(one: &Option<Arc<Connector>>, other: &Option<Arc<Connector>>) -> bool {
+    one.as_ref().map(Arc::as_ptr) == other.as_ref().map(Arc::as_ptr)
 }

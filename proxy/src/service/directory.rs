@@ -1,7 +1,6 @@
 //! All services, by name.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -29,20 +28,39 @@ pub struct Service {
     pub budget: Arc<Budget>,
     /// Who judges endpoints by how attempts end.
     pub breaker: Option<Arc<Plugin>>,
-    stats: Mutex<Vec<Arc<ServiceStats>>>,
+    /// One a worker.
+    stats: Arc<Mutex<Vec<Arc<ServiceStats>>>>,
 }
 
 impl Service {
-    fn new(fleet: Fleet, settings: Arc<checked::Service>, policy_of: &PolicyOf) -> Self {
+    fn new(fleet: Arc<Fleet>, settings: Arc<checked::Service>, policy_of: &PolicyOf) -> Self {
         Self {
-            fleet: Arc::new(fleet),
+            fleet,
             balancer: policy_of(&settings.balancer, Role::Balancer),
             retry: settings.retry.as_ref().map(|policy| policy_of(policy, Role::RetryPolicy)),
             breaker: settings.breaker.as_ref().map(|policy| policy_of(policy, Role::CircuitBreaker)),
             budget: Budget::new(settings.retry_budget),
             settings,
-            stats: Mutex::default(),
+            stats: Arc::default(),
         }
+    }
+
+    /// The same endpoints and figures under other settings; none if these are its settings.
+    fn changed(&self, settings: &Arc<checked::Service>, policy_of: &PolicyOf) -> Option<Self> {
+        let mut changed = Self::new(self.fleet.clone(), settings.clone(), policy_of);
+        changed.stats = self.stats.clone();
+        if settings.retry_budget == self.settings.retry_budget {
+            // What is under way counts on.
+            changed.budget = self.budget.clone();
+        }
+        let same = |one: &Option<Arc<Plugin>>, other: &Option<Arc<Plugin>>| {
+            one.as_ref().map(Arc::as_ptr) == other.as_ref().map(Arc::as_ptr)
+        };
+        let is_as_before = *settings == self.settings
+            && Arc::ptr_eq(&changed.balancer, &self.balancer)
+            && same(&changed.retry, &self.retry)
+            && same(&changed.breaker, &self.breaker);
+        (!is_as_before).then_some(changed)
     }
 
     /// What applications call it.
@@ -81,12 +99,17 @@ type PolicyOf = Box<dyn Fn(&checked::Policy, Role) -> Arc<Plugin> + Send + Sync>
 /// last endpoint left answers 503 and is not taken for an unknown host.
 pub struct Directory {
     services: ArcSwap<Services>,
+    clock: Clock,
+    /// Held by whoever changes anything.
+    given: Mutex<Given>,
+}
+
+/// What the configuration says of services.
+struct Given {
     settings: checked::Services,
     policy_of: PolicyOf,
-    clock: Clock,
-    /// Whether the registries' first answers are in; changes under the writer's lock.
-    settled: AtomicBool,
-    writer: Mutex<()>,
+    /// Whether the registries' first answers are in.
+    settled: bool,
 }
 
 impl Directory {
@@ -96,28 +119,31 @@ impl Directory {
         clock: Clock,
         policy_of: impl Fn(&checked::Policy, Role) -> Arc<Plugin> + Send + Sync + 'static,
     ) -> Self {
-        let directory = Self {
-            services: ArcSwap::default(),
-            settings,
-            policy_of: Box::new(policy_of),
-            clock,
-            settled: AtomicBool::new(false),
-            writer: Mutex::new(()),
-        };
-        let named = directory.settings.named.keys();
-        let services: Services = named.map(|name| (name.clone(), directory.service(name.clone()))).collect();
-        directory.services.store(Arc::new(services));
-        directory
+        let given = Given { settings, policy_of: Box::new(policy_of), settled: false };
+        let services = given.settings.named.keys().map(|name| (name.clone(), given.service(name.clone(), &clock)));
+        Self { services: ArcSwap::from_pointee(services.collect()), clock, given: Mutex::new(given) }
     }
 
-    /// A new service, without endpoints yet.
-    fn service(&self, name: Arc<str>) -> Arc<Service> {
-        let settings = self.settings.get(&name).clone();
-        let fleet = Fleet::new(name, settings.ejection, self.clock.clone());
-        if self.settled.load(Relaxed) {
-            fleet.settle();
+    /// Puts other settings in force, for every request that a worker begins after it has taken notice. Endpoints and
+    /// what is known of them stay; so does a service that is named no more, under the default settings.
+    pub fn reload(
+        &self,
+        settings: checked::Services,
+        policy_of: impl Fn(&checked::Policy, Role) -> Arc<Plugin> + Send + Sync + 'static,
+    ) {
+        let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
+        *given = Given { settings, policy_of: Box::new(policy_of), ..*given };
+        let mut services = Services::clone(&self.services.load());
+        for (name, service) in &mut services {
+            if let Some(changed) = service.changed(given.settings.get(name), &given.policy_of) {
+                changed.fleet.set_ejection(changed.settings.ejection);
+                *service = Arc::new(changed);
+            }
         }
-        Arc::new(Service::new(fleet, settings, &self.policy_of))
+        for name in given.settings.named.keys() {
+            services.entry(name.clone()).or_insert_with(|| given.service(name.clone(), &self.clock));
+        }
+        self.services.store(Arc::new(services));
     }
 
     /// The service of this name.
@@ -133,8 +159,7 @@ impl Directory {
     /// To be called when every registry has answered: endpoints that are registered from now on are new, while those
     /// of the first answers may have been there for long.
     pub fn settle(&self) {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
-        self.settled.store(true, Relaxed);
+        self.given.lock().unwrap_or_else(PoisonError::into_inner).settled = true;
         for service in self.all() {
             service.fleet.settle();
         }
@@ -143,7 +168,7 @@ impl Directory {
     /// Applies changes of services, those of new ones included. An existing service's change costs time independent of
     /// the number of services; new services cost one copy of the table for all of them together.
     pub fn apply(&self, changes: Vec<Change>) {
-        let _writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
         let mut grown: Option<Services> = None;
         for change in changes {
             let current = self.services.load();
@@ -153,12 +178,24 @@ impl Directory {
                 continue;
             }
             let name: Arc<str> = change.service.as_str().into();
-            let service = self.service(name.clone());
+            let service = given.service(name.clone(), &self.clock);
             service.fleet.apply(change);
             grown.get_or_insert_with(|| (**current).clone()).insert(name, service);
         }
         if let Some(grown) = grown {
             self.services.store(Arc::new(grown));
         }
+    }
+}
+
+impl Given {
+    /// A new service, without endpoints yet.
+    fn service(&self, name: Arc<str>, clock: &Clock) -> Arc<Service> {
+        let settings = self.settings.get(&name).clone();
+        let fleet = Arc::new(Fleet::new(name, settings.ejection, clock.clone()));
+        if self.settled {
+            fleet.settle();
+        }
+        Arc::new(Service::new(fleet, settings, &self.policy_of))
     }
 }

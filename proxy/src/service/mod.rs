@@ -4,7 +4,8 @@
 //! publishes it in a single swap, a worker compares one version number a request and takes the new snapshot when it
 //! differs. An endpoint keeps its slot for as long as it is registered, so that a change renumbers nothing. Counters
 //! live beside the snapshots, in blocks that every snapshot of the service shares: they survive each change, and a
-//! balancer that looks at all endpoints reads contiguous memory.
+//! balancer that looks at all endpoints reads contiguous memory. How many requests and connections a service may have at
+//! once is counted in the same way, over all workers: [`Requests`] and [`Connections`].
 
 mod admission;
 mod budget;

@@ -1,10 +1,6 @@
 //! Idle connections of one worker.
-//!
-//! A pool belongs to a worker, the limit on connections to all of them. Who finds no permit waits for one, and meanwhile
-//! nobody keeps a connection idle: what comes home is handed to whoever waits in the same pool, if that is who is next,
-//! and is otherwise closed, which passes its permit on; what is idle already is given up when the worker is asked to.
-//! HTTP/2 connections on which nothing is under way count as idle. One that is always in use is not taken away: with
-//! HTTP/2 a limit below the number of workers leaves some of them without.
+
+mod turns;
 
 use std::cell::{Cell, RefCell};
 use std::collections::HashMap;
@@ -17,13 +13,14 @@ use http::header::UPGRADE;
 use http::request::Parts;
 use http::uri::Authority;
 
+use self::turns::Granted;
 use super::connect::{ConnectSettings, Offer, Opening, connect};
 use super::h1::{Connection, ExchangeError, ResponseBody};
 use super::{Failure, h2};
 use crate::config::checked::{self, UpstreamProtocol};
 use crate::proto::h1::{Framing, Scratch};
 use crate::proto::{Body, Response};
-use crate::service::{Connections, Ending, Endpoint, Load, Permit, Reuse, Snapshot, Turn, Wanted};
+use crate::service::{Connections, Endpoint, Load, Permit, Reuse, Snapshot};
 use crate::timer::Timers;
 use crate::transport::Stream;
 use crate::transport::tls::{Connector, H2, HTTP_1_1, TlsFailure};
@@ -78,15 +75,6 @@ impl Target {
 pub(super) enum Open {
     Http1(Connection),
     Http2(h2::Exchange),
-}
-
-/// What who wants a connection is given.
-#[expect(clippy::large_enum_variant, reason = "it is never kept, and a box would be made for every connection")]
-enum Granted {
-    /// The right to open one.
-    Permit(Permit),
-    /// One that has come home in the meantime.
-    Home(Open),
 }
 
 /// An exchange that has brought no response.
@@ -232,52 +220,6 @@ impl Pool {
         Ok((Open::Http1(Connection::new(io, self.scratch.clone(), permit)), false))
     }
 
-    /// Waits while somebody else opens a connection that may be shared, for as long as that may take.
-    async fn turn_to_open(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, Failure> {
-        let turn = self.timers.within(self.target.connect.timeout, self.h2.opening.lock()).await;
-        turn.map_err(|_| match self.waiting.get() {
-            0 => Failure::ConnectTimeout { address: self.target.address.to_string() },
-            _ => self.no_permit(),
-        })
-    }
-
-    /// The right to a new connection, or one that is open and can be reused. Where there may be no more connections
-    /// it waits for its turn, for as long as connecting may take.
-    async fn permit(&self, reuse: Reuse) -> Result<Granted, Failure> {
-        let Target { connections, limits, connect, load, max_connections, max_waiting, .. } = &self.target;
-        let wanted = Wanted {
-            load: load.clone(),
-            limit: u32::try_from(limits.max_connections).unwrap_or(u32::MAX),
-            limit_of_service: max_connections.unwrap_or(u32::MAX),
-            home: self.home(),
-            reuse,
-        };
-        if let Some(permit) = connections.try_take(&wanted) {
-            return Ok(Granted::Permit(permit));
-        }
-        let waiting = connections.wait(wanted, *max_waiting).ok_or_else(|| self.no_permit())?;
-        let awaited = Awaited::new(self, waiting.number());
-        match self.timers.within(connect.timeout, waiting).await {
-            Ok(Some(Turn::Permit(permit))) => Ok(Granted::Permit(permit)),
-            Ok(Some(Turn::Home)) => awaited.take().map(Granted::Home).ok_or_else(|| self.no_permit()),
-            Ok(None) | Err(_) => Err(self.no_permit()),
-        }
-    }
-
-    fn no_permit(&self) -> Failure {
-        Failure::NoPermit { address: self.target.address.to_string() }
-    }
-
-    /// What no other pool is called at the same time.
-    pub(super) fn home(&self) -> usize {
-        std::ptr::from_ref(self).addr()
-    }
-
-    /// Keeps what has come home for whoever waits under this number, and has been told so.
-    pub(super) fn hand(&self, number: u64, open: Open) {
-        self.handed.borrow_mut().push((number, open));
-    }
-
     /// Whether a new connection is for one request at a time, as far as is known: what was agreed on last is most
     /// likely agreed on again.
     fn expects_http1(&self) -> bool {
@@ -339,18 +281,8 @@ impl Pool {
     }
 
     /// Takes a connection back.
-    pub fn put(&self, mut connection: Connection) {
-        let Target { connections, load, .. } = &self.target;
-        if connections.is_awaited() {
-            if !connection.is_usable() {
-                return;
-            }
-            match connections.ending(load, self.home(), |reuse| reuse != Reuse::None) {
-                Ending::Own(number) => return self.hand(number, Open::Http1(connection)),
-                Ending::Another => return,
-                Ending::Nobody => {}
-            }
-        }
+    pub fn put(&self, connection: Connection) {
+        let Some(connection) = self.unless_awaited(connection) else { return };
         let mut idle = self.idle.borrow_mut();
         if idle.len() < self.target.limits.max_idle && !self.retired.get() {
             idle.push(Idle { connection, since: self.timers.now() });
@@ -364,22 +296,6 @@ impl Pool {
             .borrow_mut()
             .retain_mut(|idle| self.timers.since(idle.since) < timeout && idle.connection.is_usable());
         self.h2.sweep(&self.timers, timeout);
-    }
-
-    /// Closes what is idle for as long as that serves somebody who waits for a connection; what has been idle longest
-    /// first.
-    pub fn give_up_idle(&self) {
-        let Target { connections, load, .. } = &self.target;
-        let oldest = || {
-            let mut idle = self.idle.borrow_mut();
-            (!idle.is_empty()).then(|| idle.remove(0))
-        };
-        while connections.awaiting(load) > 0
-            && let Some(oldest) = oldest()
-        {
-            drop(oldest);
-        }
-        self.h2.give_up_idle(connections.awaiting(load));
     }
 
     /// Closes everything that is idle, now and from now on.
@@ -417,38 +333,6 @@ impl Pool {
     }
 }
 
-/// One who waits for a connection, under this number.
-struct Awaited<'a> {
-    pool: &'a Pool,
-    number: u64,
-}
-
-impl<'a> Awaited<'a> {
-    fn new(pool: &'a Pool, number: u64) -> Self {
-        pool.waiting.set(pool.waiting.get() + 1);
-        Self { pool, number }
-    }
-
-    /// What has come home for this one.
-    fn take(&self) -> Option<Open> {
-        let mut handed = self.pool.handed.borrow_mut();
-        let place = handed.iter().position(|(number, _)| *number == self.number)?;
-        Some(handed.swap_remove(place).1)
-    }
-}
-
-impl Drop for Awaited<'_> {
-    fn drop(&mut self) {
-        self.pool.waiting.set(self.pool.waiting.get().saturating_sub(1));
-        // It has come too late for this one.
-        match self.take() {
-            Some(Open::Http1(connection)) => self.pool.put(connection),
-            Some(Open::Http2(exchange)) => drop(exchange),
-            None => {}
-        }
-    }
-}
-
 /// The pools of one service's endpoints, by slot.
 #[derive(Default)]
 pub struct Pools {
@@ -469,6 +353,11 @@ impl Pools {
             other.retire();
         }
         pool
+    }
+
+    /// Closes everything that is idle, now and from now on.
+    pub fn retire(&self) {
+        self.by_slot.borrow_mut().drain().for_each(|(_, pool)| pool.retire());
     }
 
     /// Closes what is idle for as long as that serves somebody who waits for a connection, on whichever worker.

@@ -141,9 +141,8 @@ def deadline():
 
 
 def proxy_deadline():
-    """The proxy's own deadline: this client would wait for ever."""
-    details = "heddle: deadline: the request has taken longer than it may"
-    expect(grpc.StatusCode.DEADLINE_EXCEEDED, unary("WaitUnary"), b"", timeout=None, details=details)
+    """The proxy's own deadline: this client would wait for ever. The server is told of it, and may be the one that ends it."""
+    expect(grpc.StatusCode.DEADLINE_EXCEEDED, unary("WaitUnary"), b"", timeout=None)
     requests = Requests()
     call = bidi("Wait")(requests)
     requests.put(b"hello")
@@ -151,7 +150,7 @@ def proxy_deadline():
     try:
         next(call)
     except grpc.RpcError as error:
-        assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED and error.details() == details, error
+        assert error.code() == grpc.StatusCode.DEADLINE_EXCEEDED, error
     else:
         raise AssertionError("a message")
 

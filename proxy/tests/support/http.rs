@@ -37,15 +37,7 @@ impl Proxy {
     /// Starts a proxy with this configuration, to which one worker, no admin server and a short drain are added unless
     /// it says otherwise. Returns once the endpoints of the configuration are known.
     pub fn start(config: &str) -> Self {
-        let mut text = String::new();
-        for (key, default) in [("admin", "false"), ("workers", "1"), ("drain", "\"100ms\"")] {
-            if !config.lines().any(|line| line.starts_with(key)) {
-                text += &format!("{key} = {default}\n");
-            }
-        }
-        text += config;
-        let config = config::parse(&text, Path::new("test"), &[]).expect("a configuration").config;
-        let app = App::start(config).expect("a proxy");
+        let app = App::start(parse(config)).expect("a proxy");
         wait_until("ready", || app.state.is_ready());
         Self { addresses: app.listeners.clone(), app: Some(app) }
     }
@@ -58,6 +50,13 @@ impl Proxy {
     /// The same, as it is by default.
     pub fn to(endpoint: &Endpoint) -> Self {
         Self::with(&[endpoint], "", "")
+    }
+
+    /// Goes on with another configuration, to which the same is added as at the start; else what is wrong with it.
+    pub fn reload(&self, config: &str) -> Result<(), Vec<String>> {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        let reloaded = runtime.block_on(self.app().reload(parse(config)));
+        reloaded.map_err(|errors| errors.iter().map(ToString::to_string).collect())
     }
 
     pub fn app(&self) -> &App {
@@ -106,6 +105,17 @@ impl Drop for Proxy {
             app.stop();
         }
     }
+}
+
+fn parse(config: &str) -> config::checked::Config {
+    let mut text = String::new();
+    for (key, default) in [("admin", "false"), ("workers", "1"), ("drain", "\"100ms\"")] {
+        if !config.lines().any(|line| line.starts_with(key)) {
+            text += &format!("{key} = {default}\n");
+        }
+    }
+    text += config;
+    config::parse(&text, Path::new("test"), &[]).expect("a configuration").config
 }
 
 /// See [`Proxy::until_parked`].

@@ -75,7 +75,7 @@ async fn steps(app: &App, stage: &Stage, traffic: &Traffic) -> Result<(), CheckE
     traffic.shares_become(step, &equal).await?;
 
     let step = "a file that is no plugin is refused";
-    let plugins = app.state.plugins.all();
+    let plugins = app.state.plugins().all();
     let refusals = || plugins.iter().find(|plugin| &*plugin.name == POLICY).map_or(0, refusals_of);
     let before = refusals();
     stage.drop_nonsense().map_err(|error| CheckError::Stage { step, error })?;

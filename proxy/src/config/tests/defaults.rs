@@ -37,6 +37,9 @@ fn a_listener_is_enough() {
     assert_eq!(service.pool.max_idle, 128);
     assert_eq!(service.pool.idle_timeout, Duration::from_secs(60));
     assert_eq!(service.pool.max_connections, 1024);
+    assert_eq!((service.retry.as_ref(), service.breaker.as_ref()), (None, None));
+    assert_eq!((service.retry_budget.percent, service.retry_budget.min), (20, 3));
+    assert_eq!(service.max_replay_bytes, 64 << 10);
     assert_eq!((service.pool.max_requests, service.max_requests, service.max_connections), (None, None, None));
     assert_eq!((service.max_pending, service.max_pending_time), (0, Duration::from_secs(1)));
     assert_eq!(listener.deadline_header, None);
@@ -93,6 +96,29 @@ fn limits_are_read_and_inherited() {
     assert_eq!((users.max_pending, users.max_pending_time), (0, Duration::from_millis(250)));
     assert_eq!((other.max_requests, other.max_connections), (Some(500), None));
     assert_eq!((other.max_pending, other.max_pending_time), (20, Duration::from_secs(1)));
+}
+
+#[test]
+fn retries_are_inherited_and_can_be_switched_off() {
+    let config = config_of(&format!(
+        r#"{LISTENER}
+        [service.default]
+        retry = {{ plugin = "retry", attempts = 5 }}
+        retry_budget = {{ percent = 50 }}
+        max_replay_bytes = "1MiB"
+        [service.users]
+        retry_budget = {{ min = 0 }}
+        max_replay_bytes = 0
+        [service.orders]
+        retry = "off"
+        "#
+    ));
+    let users = config.services.get("users");
+    let policy = users.retry.as_ref().map(|policy| (&*policy.plugin, &*policy.config));
+    assert_eq!(policy, Some(("retry", r#"{"attempts":5}"#)));
+    assert_eq!((users.retry_budget.percent, users.retry_budget.min, users.max_replay_bytes), (50, 0, 0));
+    let orders = config.services.get("orders");
+    assert_eq!((orders.retry.as_ref(), orders.retry_budget.min, orders.max_replay_bytes), (None, 3, 1 << 20));
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! Every kind of problem, with its line and its words.
 
+use std::time::Duration;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -48,6 +50,31 @@ heddle.toml:10: listener[1].service: "Users" is not a service name; expected low
 heddle.toml:13: service.users.balancer: 7 is not a balancer; expected the name of a plugin, or a table such as { plugin = "url-hash" }
 heddle.toml:14: service.users.pool.max_idle: -1 is out of range; expected 0 to 1000000"#
     );
+}
+
+#[test]
+fn what_a_stop_and_commands_need() {
+    let long = format!("/{}", "x".repeat(107));
+    for (text, problem) in [
+        ("drain_delay = \"2h\"".to_owned(), "drain_delay: \"2h\" is out of range; expected 0s to 1h".to_owned()),
+        (
+            format!("admin_socket = \"{long}\""),
+            format!("admin_socket: {long} has 108 bytes; expected a path of at most 107 bytes"),
+        ),
+        (
+            "admin_socket = \"absent/s\"".to_owned(),
+            "admin_socket: there is no folder absent; expected a socket in a folder that exists".to_owned(),
+        ),
+        (
+            "admin_socket = \"Cargo.toml\"".to_owned(),
+            "admin_socket: Cargo.toml is no socket; expected a path at which there is nothing else".to_owned(),
+        ),
+    ] {
+        assert_problems(&[(&format!("{text}\n{LISTENER}"), &[&format!(":1: {problem}")])]);
+    }
+    let config = config_of(&format!("drain_delay = \"5s\"\nadmin_socket = \"s\"\n{LISTENER}"));
+    assert_eq!(config.drain_delay, Duration::from_secs(5));
+    assert_eq!(config.admin_socket.as_deref(), Some(Path::new("s")));
 }
 
 #[test]

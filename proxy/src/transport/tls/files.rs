@@ -9,7 +9,7 @@ use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use arc_swap::ArcSwap;
@@ -46,17 +46,47 @@ pub struct Files {
     terminators: Vec<(Arc<Terminator>, Vec<KeyPair>)>,
     connectors: HashMap<TlsClient, Arc<Connector>>,
     held: Arc<ArcSwap<Vec<Held>>>,
+    before: Before,
+}
+
+/// What was made for the configuration before. Where a file holds the same as then, what was made of it goes on: clients
+/// resume their sessions, and connections to endpoints stay.
+#[derive(Debug, Default)]
+struct Before {
+    pairs: HashMap<KeyPair, Kept<Certificate>>,
+    authorities: HashMap<PathBuf, Kept<RootCertStore>>,
+    connectors: HashMap<TlsClient, Arc<Connector>>,
 }
 
 impl Files {
+    /// For another configuration. All files are read anew.
+    pub fn after(before: &Self) -> Self {
+        let (pairs, authorities) = (before.pairs.clone(), before.authorities.clone());
+        let before_them = Before { pairs, authorities, connectors: before.connectors.clone() };
+        Self { system: before.system.clone(), before: before_them, ..Self::default() }
+    }
+
+    /// Takes the place of what was there before: from now on these are the certificates in use.
+    pub fn replace(&mut self, before: &Self) {
+        self.held = before.held.clone();
+        self.before = Before::default();
+        self.publish();
+    }
+
     /// Ends the TLS of a listener's clients, and that inside tunnels of theirs, with the listener's own certificates
-    /// and then those for all.
+    /// and then those for all. `before` is what ended it under the configuration before; it goes on if nothing has
+    /// changed.
     ///
     /// # Errors
     ///
     /// When a file cannot be used.
-    pub fn terminator(&mut self, listener: &Listener, shared: &[KeyPair]) -> Result<Arc<Terminator>, FileError> {
-        let terminator = Arc::new(Terminator::new(listener));
+    pub fn terminator(
+        &mut self,
+        listener: &Listener,
+        shared: &[KeyPair],
+        before: Option<&Arc<Terminator>>,
+    ) -> Result<Arc<Terminator>, FileError> {
+        let mut terminator = Arc::new(Terminator::new(listener, before.map(|before| &**before)));
         let mut pairs = terminator.settings.certificates.clone();
         pairs.extend(shared.iter().filter(|pair| !terminator.settings.certificates.contains(pair)).cloned());
         for pair in &pairs {
@@ -65,7 +95,11 @@ impl Files {
         if let Some(file) = authorities_of(&terminator) {
             self.open_authorities(file)?;
         }
-        self.set_terminator(&terminator, &pairs)?;
+        let (certificates, authorities) = self.contents(&terminator, &pairs);
+        match before.filter(|before| before.is_as(&terminator, &certificates, &authorities)) {
+            Some(before) => terminator = before.clone(),
+            None => terminator.set(&certificates, authorities)?,
+        }
         self.terminators.push((terminator.clone(), pairs));
         self.publish();
         Ok(terminator)
@@ -88,11 +122,24 @@ impl Files {
         if let Some(pair) = &settings.client {
             self.open_pair(pair)?;
         }
-        let client = settings.client.as_ref().and_then(|pair| self.pair(pair));
-        let connector = Arc::new(Connector::new(settings, self.roots(settings), client.as_deref())?);
+        let connector = match self.before.connectors.get(settings).filter(|_| self.holds_as_before(settings)) {
+            Some(before) => before.clone(),
+            None => {
+                let client = settings.client.as_ref().and_then(|pair| self.pair(pair));
+                Arc::new(Connector::new(settings, self.roots(settings), client.as_deref())?)
+            }
+        };
         self.connectors.insert(settings.clone(), connector.clone());
         self.publish();
         Ok(connector)
+    }
+
+    /// Whether what a connector is made of is what it was made of before.
+    fn holds_as_before(&self, settings: &TlsClient) -> bool {
+        let Before { pairs, authorities, .. } = &self.before;
+        let pair = |pair: &KeyPair| is_same(self.pairs.get(pair), pairs.get(pair));
+        let file = |file: &PathBuf| is_same(self.authorities.get(file), authorities.get(file));
+        settings.client.as_ref().is_none_or(pair) && settings.ca.as_ref().is_none_or(file)
     }
 
     /// The connectors so far.
@@ -108,6 +155,7 @@ impl Files {
     fn open_pair(&mut self, pair: &KeyPair) -> Result<(), FileError> {
         if !self.pairs.contains_key(pair) {
             let kept = Kept::open(&[&pair.certificate, &pair.key], |contents| parse_pair(pair, contents))?;
+            let kept = kept.or_as_before(self.before.pairs.get(pair));
             warn_of_expiry(&pair.certificate, &kept.current);
             self.pairs.insert(pair.clone(), kept);
         }
@@ -117,6 +165,7 @@ impl Files {
     fn open_authorities(&mut self, file: &Path) -> Result<(), FileError> {
         if !self.authorities.contains_key(file) {
             let kept = Kept::open(&[file], |contents| parse_authorities(file, contents))?;
+            let kept = kept.or_as_before(self.before.authorities.get(file));
             self.authorities.insert(file.to_owned(), kept);
         }
         Ok(())
@@ -133,9 +182,19 @@ impl Files {
     }
 
     fn set_terminator(&self, terminator: &Terminator, pairs: &[KeyPair]) -> Result<(), FileError> {
-        let certificates: Vec<_> = pairs.iter().filter_map(|pair| self.pair(pair)).collect();
+        let (certificates, authorities) = self.contents(terminator, pairs);
+        terminator.set(&certificates, authorities)
+    }
+
+    /// What a terminator is made of.
+    fn contents(
+        &self,
+        terminator: &Terminator,
+        pairs: &[KeyPair],
+    ) -> (Vec<Arc<Certificate>>, Option<Arc<RootCertStore>>) {
         let authorities = authorities_of(terminator).and_then(|file| self.authorities.get(file));
-        terminator.set(&certificates, authorities.map(|kept| kept.current.clone()))
+        let certificates = pairs.iter().filter_map(|pair| self.pair(pair)).collect();
+        (certificates, authorities.map(|kept| kept.current.clone()))
     }
 
     fn publish(&self) {
@@ -194,25 +253,30 @@ impl Files {
 }
 
 /// Follows the files for ever, if there are any.
-pub async fn watch(mut files: Files) {
-    if files.paths().is_empty() {
+pub async fn watch(files: Arc<Mutex<Files>>) {
+    let paths = files.lock().unwrap_or_else(PoisonError::into_inner).paths();
+    if paths.is_empty() {
         return;
     }
-    let mut changes = Changes::of_files(files.paths());
+    let mut changes = Changes::of_files(paths);
     let mut warned = Instant::now();
     loop {
         changes.next(RESCAN).await;
-        let read = tokio::task::spawn_blocking(move || {
-            files.read_again();
-            files
-        });
-        match read.await {
-            Ok(read) => files = read,
-            Err(_shutting_down) => return,
-        }
-        if warned.elapsed() >= DAILY {
+        let read = files.clone();
+        let warns = warned.elapsed() >= DAILY;
+        if warns {
             warned = Instant::now();
-            files.pairs.iter().for_each(|(pair, kept)| warn_of_expiry(&pair.certificate, &kept.current));
+        }
+        let read = tokio::task::spawn_blocking(move || {
+            let mut files = read.lock().unwrap_or_else(PoisonError::into_inner);
+            files.read_again();
+            if warns {
+                files.pairs.iter().for_each(|(pair, kept)| warn_of_expiry(&pair.certificate, &kept.current));
+            }
+        });
+        if read.await.is_err() {
+            // Shutting down.
+            return;
         }
     }
 }
@@ -224,8 +288,18 @@ struct Kept<T> {
     current: Arc<T>,
 }
 
+impl<T> Clone for Kept<T> {
+    fn clone(&self) -> Self {
+        Self { seen: self.seen.clone(), current: self.current.clone() }
+    }
+}
+
+fn is_same<T>(one: Option<&Kept<T>>, other: Option<&Kept<T>>) -> bool {
+    matches!((one, other), (Some(one), Some(other)) if Arc::ptr_eq(&one.current, &other.current))
+}
+
 /// A hash of all contents, or what was wrong with a file.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Seen {
     Hash([u8; 32]),
     Unreadable(PathBuf, io::ErrorKind),
@@ -238,6 +312,11 @@ impl<T> Kept<T> {
     fn open(files: &[&Path], parse: impl FnOnce(&[Vec<u8>]) -> Result<T, FileError>) -> Result<Self, FileError> {
         let (seen, contents) = read(files);
         Ok(Self { seen, current: Arc::new(parse(&contents?)?) })
+    }
+
+    /// What was made of the same contents before, if they are the same.
+    fn or_as_before(self, before: Option<&Self>) -> Self {
+        before.filter(|before| before.seen == self.seen).cloned().unwrap_or(self)
     }
 
     /// Whether there is something new, and it is good.

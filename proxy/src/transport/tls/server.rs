@@ -43,7 +43,8 @@ pub struct Terminator {
     protocols: Vec<Vec<u8>>,
     /// None without a certificate.
     current: ArcSwapOption<Current>,
-    failures: AtomicU64,
+    /// Of all terminators that the listener has had.
+    failures: Arc<AtomicU64>,
 }
 
 /// What handshakes of one moment are made with.
@@ -51,13 +52,15 @@ pub struct Terminator {
 struct Current {
     config: Arc<ServerConfig>,
     certificates: Arc<Certificates>,
+    /// What these are made of.
+    held: Vec<Arc<Certificate>>,
     /// Of clients.
     authorities: Option<Arc<RootCertStore>>,
 }
 
 impl Terminator {
-    /// Without a certificate yet.
-    pub(super) fn new(listener: &Listener) -> Self {
+    /// Without a certificate yet. What `before` has counted counts on.
+    pub(super) fn new(listener: &Listener, before: Option<&Self>) -> Self {
         let settings = match &listener.tls {
             ListenerTls::Terminate(settings) => settings.clone(),
             ListenerTls::Off | ListenerTls::Passthrough => TlsServer {
@@ -72,7 +75,25 @@ impl Terminator {
             Protocol::Tcp => Vec::new(),
             Protocol::Http | Protocol::Auto => vec![H2.to_vec(), HTTP_1_1.to_vec()],
         };
-        Self { settings, protocols, current: ArcSwapOption::empty(), failures: AtomicU64::new(0) }
+        let failures = before.map(|before| before.failures.clone()).unwrap_or_default();
+        Self { settings, protocols, current: ArcSwapOption::empty(), failures }
+    }
+
+    /// Whether another one of these settings would do the same with these certificates and authorities.
+    pub(super) fn is_as(
+        &self,
+        other: &Self,
+        certificates: &[Arc<Certificate>],
+        authorities: &Option<Arc<RootCertStore>>,
+    ) -> bool {
+        let current = self.current.load();
+        let (held, trusted) = match &*current {
+            Some(current) => (&*current.held, &current.authorities),
+            None => (&[][..], &None),
+        };
+        (&self.settings, &self.protocols) == (&other.settings, &other.protocols)
+            && held.iter().map(Arc::as_ptr).eq(certificates.iter().map(Arc::as_ptr))
+            && (held.is_empty() || same(trusted, authorities))
     }
 
     /// Has new handshakes use these. Tickets of sessions stay good, unless the clients' authorities are others: a
@@ -82,6 +103,7 @@ impl Terminator {
         certificates: &[Arc<Certificate>],
         authorities: Option<Arc<RootCertStore>>,
     ) -> Result<(), FileError> {
+        let held = certificates.to_vec();
         let Some(certificates) = Certificates::new(certificates).map(Arc::new) else { return Ok(()) };
         let before = self.current.load_full().filter(|current| same(&current.authorities, &authorities));
         let tickets = before.map(|current| current.config.ticketer.clone());
@@ -92,7 +114,7 @@ impl Terminator {
             };
             Reason::Unusable(reason).of(file.unwrap_or_default())
         })?;
-        self.current.store(Some(Arc::new(Current { config: Arc::new(config), certificates, authorities })));
+        self.current.store(Some(Arc::new(Current { config: Arc::new(config), certificates, held, authorities })));
         Ok(())
     }
 

@@ -1,0 +1,399 @@
+//! The control thread: everything that is not on the way of a request, and the putting in force of configurations.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender};
+use tokio::sync::{oneshot, watch};
+use tokio::task::{JoinSet, LocalSet};
+
+use super::prepare::{AdminAt, At, Before, Opening, Prepared, policies};
+use super::worker::Order;
+use super::{InForce, StartError, State};
+use crate::config::checked::Config;
+use crate::drain::Phase;
+use crate::handover::{Ask, Inherited, Kind, Passed, Ready, Sockets};
+use crate::plugin::{Folder, Plugins, give_second_chances};
+use crate::server::listener::{Accepted, Closing, Listener, Part};
+use crate::server::socket::Bound;
+use crate::server::worker::Common;
+use crate::service::tick;
+use crate::transport::tls::{self, Files};
+use crate::{admin, check, drain, plugin, registry};
+
+/// What the control thread is asked for.
+pub enum Request {
+    /// Begin to accept.
+    Open,
+    /// Go on with another configuration.
+    Reload(Box<Config>, oneshot::Sender<Result<(), Vec<StartError>>>),
+}
+
+/// What the control thread holds.
+pub struct Control {
+    state: Arc<State>,
+    config: Config,
+    registry: registry::Running,
+    plugins: Arc<Plugins>,
+    files: Arc<Mutex<Files>>,
+    common: Arc<Common>,
+    /// In the order of the configuration.
+    doors: Vec<Door>,
+    /// What is to be accepted from once the proxy begins to, and by which worker; none when it has begun.
+    unopened: Option<Vec<(usize, Part)>>,
+    admin: Option<Admin>,
+    /// Where commands are taken, and by what task.
+    commands: Option<admin::Socket>,
+    commanded: JoinSet<()>,
+    followers: Followers,
+    orders: Vec<UnboundedSender<Order>>,
+    /// To each worker, for connections that others have accepted.
+    handed: Arc<[UnboundedSender<Accepted>]>,
+}
+
+/// A listener that is open.
+struct Door {
+    /// As it was configured.
+    wanted: SocketAddr,
+    listener: Arc<ArcSwap<Listener>>,
+    closing: watch::Sender<Closing>,
+}
+
+impl Door {
+    fn address(&self) -> SocketAddr {
+        self.listener.load().settings.address
+    }
+}
+
+/// The admin server; it ends when this is dropped.
+struct Admin {
+    wanted: SocketAddr,
+    socket: TcpListener,
+    serving: JoinSet<()>,
+}
+
+/// Tasks that are begun anew for another configuration, each where there is something to follow.
+#[derive(Default)]
+struct Followers {
+    folder: JoinSet<()>,
+    files: JoinSet<()>,
+    checks: JoinSet<()>,
+    second_chances: JoinSet<()>,
+}
+
+impl Control {
+    /// Puts the first configuration in force, apart from what the workers and the directory have begun with.
+    ///
+    /// # Panics
+    ///
+    /// Outside a tokio runtime.
+    pub fn new(
+        state: Arc<State>,
+        prepared: Prepared,
+        registry: registry::Running,
+        orders: Vec<UnboundedSender<Order>>,
+        handed: Arc<[UnboundedSender<Accepted>]>,
+    ) -> Self {
+        let Prepared { config, common, plugins, folder, files, doors, admin, commands } = prepared;
+        let mut control = Self {
+            state,
+            config,
+            registry,
+            plugins,
+            files: Arc::new(Mutex::new(files)),
+            common,
+            doors: Vec::new(),
+            unopened: Some(Vec::new()),
+            admin: None,
+            commands,
+            commanded: JoinSet::new(),
+            followers: Followers::default(),
+            orders,
+            handed,
+        };
+        control.open_doors(doors);
+        control.open_admin(admin);
+        control.follow_plugins(folder);
+        control.follow_files();
+        control.show();
+        control
+    }
+
+    /// Where the admin server listens.
+    pub fn admin(&self) -> Option<SocketAddr> {
+        self.admin.as_ref()?.socket.local_addr().ok()
+    }
+
+    /// The life of the control thread: until the last worker has ended, so that health can be asked for while the
+    /// others finish.
+    pub async fn run(
+        self,
+        requests: UnboundedReceiver<Request>,
+        asks: UnboundedReceiver<Ask>,
+        until_stopped: oneshot::Receiver<()>,
+    ) {
+        // What is between the proxy and the endpoints that it checks stays on this thread.
+        LocalSet::new().run_until(self.serve(requests, asks, until_stopped)).await;
+    }
+
+    async fn serve(
+        mut self,
+        mut requests: UnboundedReceiver<Request>,
+        mut asks: UnboundedReceiver<Ask>,
+        mut until_stopped: oneshot::Receiver<()>,
+    ) {
+        self.follow_endpoints();
+        let state = self.state.clone();
+        tokio::spawn(drain::leave(state.stop.clone(), move || state.drain_delay()));
+        tokio::spawn(tick::run(self.state.directory.clone()));
+        let (registries, directory) = (self.state.registry.clone(), self.state.directory.clone());
+        tokio::spawn(async move {
+            registries.wait_ready().await;
+            directory.settle();
+        });
+        loop {
+            tokio::select! {
+                _ = &mut until_stopped => break,
+                // Who does not wait for an answer is being stopped.
+                Some(request) = requests.recv() => match request {
+                    Request::Open => self.open(),
+                    Request::Reload(config, answer) => drop(answer.send(self.reload(*config).await)),
+                },
+                Some(ask) = asks.recv() => match ask {
+                    Ask::Sockets(answer) => drop(answer.send(self.sockets().await)),
+                    Ask::Leave(ready, answer) => {
+                        self.leave(&ready);
+                        let _ = answer.send(());
+                    }
+                },
+            }
+        }
+        self.registry.stop().await;
+    }
+
+    fn open(&mut self) {
+        let Some(unopened) = self.unopened.take() else { return };
+        if let Some(path) = &self.state.admin_socket {
+            tracing::info!(target: "heddle", "commands on {}", path.display());
+        }
+        for (worker, part) in unopened {
+            self.order(worker, Order::Accept(part));
+        }
+        self.serve_admin();
+        self.take_commands();
+    }
+
+    async fn reload(&mut self, config: Config) -> Result<(), Vec<StartError>> {
+        let door = |door: &Door| (door.wanted, door.listener.load_full());
+        let before = Before {
+            config: self.config.clone(),
+            plugins: self.plugins.clone(),
+            files: self.files.clone(),
+            doors: self.doors.iter().map(door).collect(),
+            admin: self.admin.as_ref().and_then(|admin| Some((admin.wanted, admin.socket.local_addr().ok()?))),
+        };
+        let prepare = move || Prepared::new(config, Some(&before), Inherited::default());
+        let prepared = tokio::task::spawn_blocking(prepare).await;
+        self.put_in_force(prepared.map_err(|_stopping| vec![StartError::Stopping])??).await;
+        Ok(())
+    }
+
+    /// Puts what has been prepared in the place of what there is.
+    async fn put_in_force(&mut self, prepared: Prepared) {
+        let Prepared { config, common, plugins, folder, mut files, doors, admin, .. } = prepared;
+        // What services need is there before they do, and services before who leads to them.
+        for worker in &self.orders {
+            // A worker that is gone needs nothing.
+            let _ = worker.send(Order::Common(common.clone()));
+        }
+        let requires = plugins.clone();
+        self.state.directory.reload(config.services.clone(), move |policy, role| requires.require(policy, role));
+        self.registry.reload(&config.registry).await;
+        self.refresh_workers().await;
+        self.open_doors(doors);
+        self.open_admin(admin);
+        files.replace(&self.files.lock().unwrap_or_else(PoisonError::into_inner));
+        self.files = Arc::new(Mutex::new(files));
+        (self.config, self.common, self.plugins) = (config, common, plugins);
+        self.plugins.settle(&policies(&self.config.services));
+        self.follow_plugins(folder);
+        self.follow_files();
+        self.follow_endpoints();
+        self.show();
+    }
+
+    /// Until every worker has taken notice of changed services.
+    async fn refresh_workers(&self) {
+        let mut answers = Vec::new();
+        for worker in &self.orders {
+            let (done, answer) = oneshot::channel();
+            // As above.
+            let _ = worker.send(Order::Refresh(done));
+            answers.push(answer);
+        }
+        for answer in answers {
+            let _ = answer.await;
+        }
+    }
+
+    fn order(&self, worker: usize, order: Order) {
+        if let Some(worker) = self.orders.get(worker) {
+            // As above.
+            let _ = worker.send(order);
+        }
+    }
+
+    /// Opens listeners, has others go on with other settings, and closes those that are left.
+    fn open_doors(&mut self, doors: Vec<Opening>) {
+        let mut before: Vec<Option<Door>> = self.doors.drain(..).map(Some).collect();
+        for Opening { settings, tls, at } in doors {
+            let door = match at {
+                At::Bound(bound) => {
+                    let listener = Listener::new(&settings, bound.address, tls);
+                    self.open_door(bound, Arc::new(ArcSwap::from_pointee(listener)))
+                }
+                At::Before(place) => {
+                    let Some(mut door) = before.get_mut(place).and_then(Option::take) else { continue };
+                    door.wanted = settings.address;
+                    let now = door.listener.load_full();
+                    if !now.is_as(&settings, &tls) {
+                        door.listener.store(Arc::new(now.changed(&settings, tls)));
+                    }
+                    door
+                }
+            };
+            self.doors.push(door);
+        }
+        for door in before.into_iter().flatten() {
+            tracing::info!(target: "heddle", "no longer listening on {}", door.address());
+            door.closing.send_replace(Closing::Finish);
+        }
+    }
+
+    /// Shares the sockets of an address out among the workers.
+    fn open_door(&mut self, bound: Bound, listener: Arc<ArcSwap<Listener>>) -> Door {
+        let Bound { wanted, address, sockets } = bound;
+        let (closing, watched) = watch::channel(Closing::Open);
+        for (number, socket) in sockets.into_iter().enumerate() {
+            let workers = self.handed.clone();
+            let part = Part { address, listener: listener.clone(), socket, closing: watched.clone(), workers };
+            let worker = number % self.orders.len().max(1);
+            match &mut self.unopened {
+                Some(unopened) => unopened.push((worker, part)),
+                None => self.order(worker, Order::Accept(part)),
+            }
+        }
+        tracing::info!(target: "heddle", "listening on {address}");
+        Door { wanted, listener, closing }
+    }
+
+    fn open_admin(&mut self, admin: AdminAt) {
+        match admin {
+            AdminAt::Before => return,
+            AdminAt::Nowhere => self.admin = None,
+            AdminAt::Bound(wanted, socket) => self.admin = Some(Admin { wanted, socket, serving: JoinSet::new() }),
+        }
+        if let Some(address) = self.admin() {
+            tracing::info!(target: "heddle", "health and metrics on {address}");
+        }
+        if self.unopened.is_none() {
+            self.serve_admin();
+        }
+    }
+
+    fn serve_admin(&mut self) {
+        let Some(admin) = &mut self.admin else { return };
+        match admin.socket.try_clone() {
+            Ok(socket) => drop(admin.serving.spawn(admin::serve_port(socket, self.state.clone()))),
+            Err(error) => tracing::error!(target: "heddle::admin", "does not start: {error}"),
+        }
+    }
+
+    fn take_commands(&mut self) {
+        let Some(socket) = &mut self.commands else { return };
+        socket.own();
+        match socket.listener() {
+            Ok(listener) => drop(self.commanded.spawn(admin::serve_commands(listener, self.state.clone()))),
+            Err(error) => tracing::error!(target: "heddle::admin", "does not start: {error}"),
+        }
+    }
+
+    fn follow_plugins(&mut self, folder: Option<Option<Folder>>) {
+        let Some(folder) = folder else { return };
+        let followers = &mut self.followers;
+        (followers.folder, followers.second_chances) = Default::default();
+        followers.second_chances.spawn(give_second_chances(self.plugins.clone()));
+        if let Some(folder) = folder {
+            followers.folder.spawn(plugin::watch(folder, self.plugins.clone(), self.config.plugins.rescan));
+        }
+    }
+
+    fn follow_files(&mut self) {
+        self.followers.files = JoinSet::new();
+        self.followers.files.spawn(tls::watch(self.files.clone()));
+    }
+
+    /// Checks endpoints; what has been found of them is known to them.
+    fn follow_endpoints(&mut self) {
+        let checks = check::run(self.state.directory.clone(), self.common.connectors.clone());
+        self.followers.checks = JoinSet::new();
+        self.followers.checks.spawn_local(checks);
+    }
+
+    /// What others see of it.
+    fn show(&self) {
+        self.state.in_force.store(Arc::new(InForce {
+            config: self.config.clone(),
+            plugins: self.plugins.clone(),
+            listeners: self.doors.iter().map(|door| door.listener.load_full()).collect(),
+        }));
+    }
+
+    /// All sockets, for another process.
+    async fn sockets(&self) -> io::Result<Sockets> {
+        let commands = self.commands.as_ref().ok_or(io::ErrorKind::NotFound)?.descriptor()?;
+        let door = |door: &Door| Passed {
+            kind: Kind::Listener,
+            wanted: door.wanted,
+            address: door.address(),
+            sockets: Vec::new(),
+        };
+        let mut passed: Vec<Passed> = self.doors.iter().map(door).collect();
+        for worker in &self.orders {
+            let (answer, sockets) = oneshot::channel();
+            // A worker that is gone has none.
+            let _ = worker.send(Order::Sockets(answer));
+            for (address, socket) in sockets.await.unwrap_or_else(|_| Ok(Vec::new()))? {
+                // Those of a listener that is being closed are not passed on.
+                if let Some(door) = passed.iter_mut().find(|door| door.address == address) {
+                    door.sockets.push(socket);
+                }
+            }
+        }
+        if let Some(admin) = &self.admin {
+            let (wanted, address) = (admin.wanted, admin.socket.local_addr()?);
+            let sockets = vec![admin.socket.try_clone()?.into()];
+            passed.push(Passed { kind: Kind::Admin, wanted, address, sockets });
+        }
+        Ok(Sockets { passed, commands })
+    }
+
+    /// Leaves what another process serves by the same sockets to it, and has the proxy stop.
+    fn leave(&mut self, ready: &Ready) {
+        tracing::info!(target: "heddle", "another process has taken over");
+        for door in self.doors.iter().filter(|door| ready.addresses.contains(&door.address())) {
+            door.closing.send_replace(Closing::Leave);
+        }
+        // Who asks for health asks the other one.
+        if self.admin().is_some_and(|address| ready.addresses.contains(&address)) {
+            self.admin = None;
+        }
+        if ready.commands {
+            self.commanded = JoinSet::new();
+            self.commands.take().into_iter().for_each(admin::Socket::leave);
+        }
+        self.state.stop.advance(Phase::Finishing);
+    }
+}

@@ -1,0 +1,16 @@
+;; A circuit breaker that traps when it is asked about a response, and else does nothing.
+(module
+  (import "heddle:policy/outcome@0.1.0" "status" (func $status (param $to i32)))
+  (memory (export "memory") 1)
+  (global $free (mut i32) (i32.const 4096))
+  (func (export "cabi_realloc") (param i32 i32 i32) (param $size i32) (result i32)
+    (local $place i32)
+    (local.set $place (i32.and (i32.add (global.get $free) (i32.const 7)) (i32.const -8)))
+    (global.set $free (i32.add (local.get $place) (local.get $size)))
+    (local.get $place))
+  (func (export "configure") (param i32 i32 i64) (result i32) (global.set $free (i32.const 4096)) (i32.const 0))
+  (func (export "update") (param i32 i32 i32 i32) (global.set $free (i32.const 4096)))
+  (func (export "judge") (param i32)
+    (call $status (i32.const 16))
+    (if (i32.load8_u (i32.const 16)) (then (unreachable))))
+  (func (export "tick")))
