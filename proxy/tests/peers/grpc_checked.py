@@ -1,4 +1,4 @@
-"""A gRPC server that says how it is: grpc_checked.py PORT, 0 for any. It prints its port, and "asked SERVICE" for each check.
+"""A gRPC server on a port of its own that says how it is. It prints its port, and "asked SERVICE" for each check.
 
 A line on its standard input is a service and its new status, as in "users.v1.Users 1"; "-" is the server as a whole, which
 is SERVING (1) at first. Of a service that has no status it knows nothing (NOT_FOUND). The messages are written by hand.
@@ -32,8 +32,9 @@ HANDLERS = {"Check": grpc.unary_unary_rpc_method_handler(check)}
 
 server = grpc.server(futures.ThreadPoolExecutor(max_workers=4))
 server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", HANDLERS),))
-say(f"port {server.add_insecure_port('127.0.0.1:' + sys.argv[1])}")
+port = server.add_insecure_port("127.0.0.1:0")
 server.start()
+say(f"port {port}")
 for line in sys.stdin:
     name, status = line.split()
     statuses["" if name == "-" else name] = int(status)
