@@ -33,7 +33,9 @@
 //!
 //! One dead endpoint looks like a dead service to the requests that a hash sends there, and so may two or three among
 //! retries. So it takes failures at nearly all of the endpoints that were in use lately: at four fifths of them, at least
-//! at four (at all, where there are fewer). While one of five endpoints is well, retries find it.
+//! at four (at all, where there are fewer). While one of five endpoints is well, retries find it. Of a large service with
+//! few requests most endpoints have not been asked since they were well: there, that none has succeeded for a second or
+//! two counts for the same.
 //!
 //! # Memory
 //!
@@ -64,6 +66,9 @@ const ENDPOINTS_A_FAILURE: usize = 10;
 
 /// An endpoint without an attempt for so many seconds is not in use.
 const LATELY: u32 = 10;
+
+/// A service without a success for so many seconds, the one that is not over counted, is silent.
+const RECENTLY: u32 = 2;
 
 struct Breaker {
     settings: Settings,
@@ -199,7 +204,9 @@ impl Breaker {
         let is_failing = |endpoint: &&Endpoint| health.consecutive_failures(endpoint) > 0;
         let failing = endpoints.iter().filter(is_failing).count();
         let is_well = |endpoint: &&Endpoint| !is_failing(endpoint) && health.attempts(endpoint, LATELY).successes > 0;
-        failing >= FEW.min(endpoints.len()) && failing >= 4 * endpoints.iter().filter(is_well).count()
+        let no_other_is_well = || failing >= 4 * endpoints.iter().filter(is_well).count();
+        let is_silent = || health.service_attempts(RECENTLY).successes == 0;
+        failing >= FEW.min(endpoints.len()) && (is_silent() || no_other_is_well())
     }
 
     /// A time between two, each as likely.
