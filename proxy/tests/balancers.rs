@@ -1,6 +1,7 @@
 //! Balancers that decide by what the proxy has measured, or was told by the registry, in a whole proxy.
 
 #![cfg(test)]
+#![allow(clippy::disallowed_methods, reason = "tests have threads of their own to block")]
 
 #[path = "support/http.rs"]
 mod http;
