@@ -108,7 +108,7 @@ fn choice(criterion: &mut Criterion) {
     let mut worker = host.worker("round-robin");
     let mut facts = facts("/users/1?fields=name");
     criterion.bench_function("choice/round-robin/3", |bencher| {
-        bencher.iter(|| worker.decider.choose(black_box(&mut facts), None));
+        bencher.iter(|| worker.decider.choose(black_box(&mut facts)));
     });
 }
 

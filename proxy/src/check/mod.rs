@@ -16,7 +16,8 @@
 //!   not enough, checks come late, in the order in which they were due, and no endpoint has two at the same time.
 //!
 //! Checks of all services are one loop over one queue. It looks for changes of services four times a second, at their
-//! version numbers; nothing has to remember to tell it.
+//! version numbers; nothing has to remember to tell it. A reload of the configuration thus finds it running: results so far
+//! count under the new settings, and where checks are switched off, nothing that they have found holds any longer.
 
 mod exchange;
 mod grpc;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::{HeaderValue, StatusCode};
+use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -41,7 +43,7 @@ use self::rule::{Effect, Rule, Standing};
 use self::schedule::{Schedule, Ticket, wait};
 use self::target::Target;
 use crate::config::checked::{HealthCheck, TlsClient};
-use crate::service::{Condition, Directory, Endpoint, Service};
+use crate::service::{Condition, Directory, Endpoint, Fleet, Service};
 use crate::transport::tls::Connector;
 use crate::upstream;
 
@@ -85,8 +87,11 @@ pub enum Failed {
     Lost(#[from] JoinError),
 }
 
-/// Checks the endpoints of the directory's services for ever. Runs on a `LocalSet`.
-pub async fn run(directory: Arc<Directory>, connectors: HashMap<TlsClient, Arc<Connector>>) {
+/// Begin TLS to endpoints, by the settings of services.
+pub type Connectors = HashMap<TlsClient, Arc<Connector>>;
+
+/// Checks the endpoints of the directory's services for ever, whatever becomes of their settings. Runs on a `LocalSet`.
+pub async fn run(directory: Arc<Directory>, connectors: Arc<ArcSwap<Connectors>>) {
     let mut checker = Checker {
         directory,
         connectors,
@@ -163,7 +168,7 @@ struct Started {
 
 struct Checker {
     directory: Arc<Directory>,
-    connectors: HashMap<TlsClient, Arc<Connector>>,
+    connectors: Arc<ArcSwap<Connectors>>,
     services: HashMap<Arc<str>, Checked>,
     subjects: HashMap<Ticket, Subject>,
     schedule: Schedule,
@@ -256,7 +261,7 @@ impl Checker {
                 service: subject.service.clone(),
                 check: subject.check.clone(),
                 endpoint: subject.endpoint.clone(),
-                connector: tls.and_then(|tls| self.connectors.get(tls).cloned()),
+                connector: tls.and_then(|tls| self.connectors.load().get(tls).cloned()),
                 lookups: self.lookups.clone(),
             };
             let seen = subject.endpoint.health.seen();
@@ -270,23 +275,37 @@ impl Checker {
         let Some(Started { ticket, at, seen }) = self.started.remove(&id) else { return };
         let Some(subject) = self.subjects.get_mut(&ticket) else { return };
         let Subject { service, check, endpoint, standing, .. } = subject;
-        let (fleet, health) = (&service.fleet, &endpoint.health);
+        let fleet = &service.fleet;
         let count = if result.is_ok() { &fleet.checks.passed } else { &fleet.checks.failed };
         count.add(1);
 
-        let is_still_ejected = health.condition() == Condition::Out && health.seen() == seen;
-        let rule = Rule { rise: check.rise, fall: check.fall };
-        let effect = standing.add(result.is_ok(), is_still_ejected.then_some(seen), rule);
-        if let Some(fails) = effect.failing {
-            fleet.set_check_fails(endpoint, fails);
-        }
-        let is_probed = effect.ends_ejection && fleet.probe(endpoint.slot, seen, PROBES);
+        let (effect, is_probed) = conclude(fleet, endpoint, standing, check, result.is_ok(), seen);
         tell(service, endpoint, &result, effect, is_probed);
 
         let is_out = subject.is_out();
         let next = self.schedule.follow(ticket, at, Instant::now(), wait(&subject.check, is_out));
         (subject.due, subject.was_out) = (Some(next), is_out);
     }
+}
+
+/// Has a check of an endpoint take effect that has passed or not, and that began when the endpoint's health was in the
+/// state `seen`. Says what came of it, and whether the endpoint is half-open now.
+pub fn conclude(
+    fleet: &Fleet,
+    endpoint: &Arc<Endpoint>,
+    standing: &mut Standing,
+    check: &HealthCheck,
+    passed: bool,
+    seen: u64,
+) -> (Effect, bool) {
+    let health = &endpoint.health;
+    let is_still_ejected = health.condition() == Condition::Out && health.seen() == seen;
+    let rule = Rule { rise: check.rise, fall: check.fall };
+    let effect = standing.add(passed, is_still_ejected.then_some(seen), rule);
+    if let Some(fails) = effect.failing {
+        fleet.set_check_fails(endpoint, fails);
+    }
+    (effect, effect.ends_ejection && fleet.probe(endpoint.slot, seen, PROBES))
 }
 
 fn tell(service: &Service, endpoint: &Endpoint, result: &Result<(), Failed>, effect: Effect, is_probed: bool) {

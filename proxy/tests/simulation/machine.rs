@@ -121,10 +121,4 @@ impl Machine {
             Some(Trouble::Errors { .. } | Trouble::Resets { .. }) => answer(200, usual),
         }
     }
-
-    /// Whether an active check that begins now passes within this time.
-    pub fn passes_check(&self, now: Duration, latency: Latency, within: Duration, random: &mut Random) -> bool {
-        let reply = self.serve(now, latency, random);
-        reply.status == Some(200) && reply.after.is_some_and(|after| after <= within)
-    }
 }

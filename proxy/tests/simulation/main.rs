@@ -5,6 +5,7 @@
 
 #![cfg(test)]
 
+mod checks;
 mod journal;
 mod machine;
 mod plugins;

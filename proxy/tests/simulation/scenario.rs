@@ -264,7 +264,7 @@ impl Scenario {
         };
         let connect_timeout = random.millis(50, 1_000);
         let request_timeout = latency.longest() * 2 + random.millis(100, 2_000);
-        let check = random.percent(40).then(|| Check {
+        let check = (!is_large && random.percent(40)).then(|| Check {
             interval: random.millis(200, 2_000),
             timeout: latency.longest() + random.millis(20, 200),
             rise: random.between(1, 3) as u32,
@@ -351,6 +351,11 @@ impl Scenario {
         let _ = writeln!(text, "request_timeout = {}", millis(self.request_timeout));
         let Self { max_percent, panic_percent, .. } = self;
         let _ = writeln!(text, "ejection = {{ max_percent = {max_percent}, panic_percent = {panic_percent} }}");
+        if let Some(Check { interval, timeout, rise, fall }) = self.check {
+            let (interval, timeout) = (millis(interval), millis(timeout));
+            let keys = format!("interval = {interval}, timeout = {timeout}, rise = {rise}, fall = {fall}");
+            let _ = writeln!(text, "health_check = {{ type = \"http\", {keys} }}");
+        }
         if let Some(retry) = &self.retry {
             retry.write(&mut text);
         }

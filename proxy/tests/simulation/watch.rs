@@ -175,11 +175,8 @@ impl Watch {
         let half_open = endpoint.health.condition() == Condition::HalfOpen && !self.panic;
         let snapshot = fleet.snapshot();
         if tried.contains(&slot) {
-            // One that is half-open may have no permit left.
             let untried = snapshot.endpoints().find(|other| {
-                is_eligible(other.slot)
-                    && !tried.contains(&other.slot)
-                    && (self.panic || other.health.condition() != Condition::HalfOpen)
+                is_eligible(other.slot) && !tried.contains(&other.slot) && (self.panic || self.has_permit(other))
             });
             must!(
                 untried.is_none(),
@@ -210,12 +207,16 @@ impl Watch {
         Ok(half_open)
     }
 
+    /// Whether an endpoint, if it is half-open, certainly takes another request.
+    fn has_permit(&self, endpoint: &Endpoint) -> bool {
+        endpoint.health.condition() != Condition::HalfOpen || !self.probes.contains_key(&Arc::as_ptr(&endpoint.health))
+    }
+
     /// No endpoint was picked.
     pub fn none_eligible(&self, fleet: &Fleet) -> Held {
         let snapshot = fleet.snapshot();
         let left = snapshot.endpoints().find(|endpoint| {
-            self.eligible.get(endpoint.slot as usize) == Some(&true)
-                && (self.panic || endpoint.health.condition() != Condition::HalfOpen)
+            self.eligible.get(endpoint.slot as usize) == Some(&true) && (self.panic || self.has_permit(endpoint))
         });
         must!(left.is_none(), "no endpoint was picked, and there is {:?}", left.map(|left| shown(left)));
         Ok(())
@@ -319,7 +320,10 @@ impl Watch {
             && scenario.retry.is_none_or(|retry| retry.percent <= 20 && retry.min <= 3);
         let (attempts, requests) = (self.attempts - outage.attempts, self.requests - outage.requests);
         if opens {
-            let (time, most) = ((now - outage.began).as_secs_f64(), requests * 12 / 10 + 10);
+            // Of a large service most endpoints must have failed before it is known to be down.
+            let many = self.registered.len() as u64;
+            let learning = if many > 10 { 2 * many } else { 0 };
+            let (time, most) = ((now - outage.began).as_secs_f64(), requests * 12 / 10 + 10 + learning);
             must!(attempts <= most, "{attempts} attempts for {requests} requests while all was down for {time} s");
         }
         Ok(())

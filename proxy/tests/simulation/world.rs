@@ -18,6 +18,7 @@ use heddle::timer::{TICK, Timers};
 
 use tokio::sync::mpsc::unbounded_channel;
 
+use super::checks::{Check, Checks};
 use super::journal::{Journal, Note};
 use super::machine::Machine;
 use super::plugins::{self, Compiled, plugin_of};
@@ -50,6 +51,8 @@ pub enum Event {
     ClientLeaves {
         request: u64,
     },
+    ChecksAreDue,
+    CheckEnds(Check),
     Tick,
     FaultBegins(usize),
     FaultEnds(usize),
@@ -96,6 +99,7 @@ pub struct World<'a> {
     pub workers: &'a [Rc<LocalService>],
     pub timers: &'a Timers,
     breakers: Breakers,
+    pub checks: Option<Checks>,
     pub machines: Vec<Machine>,
     pub queue: Queue<Event>,
     pub requests: BTreeMap<u64, Request<'a>>,
@@ -128,6 +132,7 @@ impl<'a> World<'a> {
             workers: &stage.workers,
             timers: &stage.timers,
             breakers: Breakers::default(),
+            checks: stage.service.settings.health_check.clone().map(|check| Checks::new(check, scenario.seed)),
             machines: scenario.weights.iter().map(|_| Machine::default()).collect(),
             queue: Queue::default(),
             requests: BTreeMap::new(),
@@ -201,6 +206,14 @@ impl<'a> World<'a> {
                 Ok(())
             }
             Event::ClientLeaves { request } => self.client_leaves(request),
+            Event::ChecksAreDue => {
+                self.begin_checks();
+                Ok(())
+            }
+            Event::CheckEnds(check) => {
+                self.check_ends(&check);
+                Ok(())
+            }
             Event::Tick => {
                 self.breakers.tick(&self.service);
                 if self.now < self.scenario.parts.end {
@@ -349,6 +362,7 @@ impl<'a> World<'a> {
 
     fn change(&mut self, removed: Vec<String>, added: Vec<Registered>) {
         self.service.fleet.apply(Change { service: "users".into(), removed, added, paused: None });
+        self.follow_checks();
     }
 }
 
