@@ -318,6 +318,37 @@ fn endpoints_are_followed() {
 }
 
 #[test]
+fn what_is_known_survives_a_reload_unless_checks_are_switched_off() {
+    let well = Endpoint::saying(OK);
+    let ill = Endpoint::answering(|request| match request.start.contains("/ill") {
+        true => "HTTP/1.1 500 No\r\ncontent-length: 0\r\n\r\n",
+        false => OK,
+    });
+    let config = |check: &str| format!("{}{}", one_listener(""), users(&[&well, &ill], check));
+    let on = |path: &str| config(&format!("health_check = {{ type = 'http', path = '{path}', {OFTEN} }}"));
+    let proxy = Proxy::start(&on("/ill"));
+    wait_until("it is out", || !is_eligible(&proxy, ill.address));
+
+    proxy.reload(&format!("{}request_timeout = '14s'\n", on("/ill"))).expect("in force");
+    wait_for_checks(&proxy, 4, 4);
+    assert!(!is_eligible(&proxy, ill.address) && is_eligible(&proxy, well.address));
+    proxy.reload(&config("")).expect("in force");
+    wait_until("nothing of it holds", || is_eligible(&proxy, ill.address));
+    let so_far = counts(&proxy);
+    proxy.reload(&on("/ill")).expect("in force");
+    wait_until("it is out again", || !is_eligible(&proxy, ill.address));
+    assert!(counts(&proxy).1 > so_far.1);
+    proxy.reload(&on("/well")).expect("in force");
+    wait_until("what is asked has changed", || is_eligible(&proxy, ill.address));
+
+    // TLS that was not there before.
+    let authority = Authority::new();
+    let tls = format!("tls = {{ ca = {:?} }}\n", authority.file());
+    proxy.reload(&format!("{}{tls}", on("/well"))).expect("in force");
+    wait_until("neither speaks TLS", || fails(&proxy, ill.address) && fails(&proxy, well.address));
+}
+
+#[test]
 fn a_passing_check_ends_an_ejection_early() {
     let status = Arc::new(AtomicU16::new(200));
     let said = status.clone();

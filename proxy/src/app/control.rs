@@ -12,6 +12,7 @@ use tokio::task::{JoinSet, LocalSet};
 use super::prepare::{AdminAt, At, Before, Opening, Prepared, policies};
 use super::worker::Order;
 use super::{InForce, StartError, State};
+use crate::check::{self, Connectors};
 use crate::config::checked::Config;
 use crate::drain::Phase;
 use crate::handover::{Ask, Inherited, Kind, Passed, Ready, Sockets};
@@ -21,7 +22,7 @@ use crate::server::socket::Bound;
 use crate::server::worker::Common;
 use crate::service::tick;
 use crate::transport::tls::{self, Files};
-use crate::{admin, check, drain, plugin, registry};
+use crate::{admin, drain, plugin, registry};
 
 /// What the control thread is asked for.
 pub enum Request {
@@ -39,6 +40,8 @@ pub struct Control {
     plugins: Arc<Plugins>,
     files: Arc<Mutex<Files>>,
     common: Arc<Common>,
+    /// Those of `common`, for the checks of endpoints.
+    connectors: Arc<ArcSwap<Connectors>>,
     /// In the order of the configuration.
     doors: Vec<Door>,
     /// What is to be accepted from once the proxy begins to, and by which worker; none when it has begun.
@@ -79,7 +82,6 @@ struct Admin {
 struct Followers {
     folder: JoinSet<()>,
     files: JoinSet<()>,
-    checks: JoinSet<()>,
     second_chances: JoinSet<()>,
 }
 
@@ -97,6 +99,7 @@ impl Control {
         handed: Arc<[UnboundedSender<Accepted>]>,
     ) -> Self {
         let Prepared { config, common, plugins, folder, files, doors, admin, commands } = prepared;
+        let connectors = Arc::new(ArcSwap::from_pointee(common.connectors.clone()));
         let mut control = Self {
             state,
             config,
@@ -104,6 +107,7 @@ impl Control {
             plugins,
             files: Arc::new(Mutex::new(files)),
             common,
+            connectors,
             doors: Vec::new(),
             unopened: Some(Vec::new()),
             admin: None,
@@ -144,7 +148,8 @@ impl Control {
         mut asks: UnboundedReceiver<Ask>,
         mut until_stopped: oneshot::Receiver<()>,
     ) {
-        self.follow_endpoints();
+        // These learn by themselves that services have changed.
+        tokio::task::spawn_local(check::run(self.state.directory.clone(), self.connectors.clone()));
         let state = self.state.clone();
         tokio::spawn(drain::leave(state.stop.clone(), move || state.drain_delay()));
         tokio::spawn(tick::run(self.state.directory.clone()));
@@ -208,6 +213,7 @@ impl Control {
             // A worker that is gone needs nothing.
             let _ = worker.send(Order::Common(common.clone()));
         }
+        self.connectors.store(Arc::new(common.connectors.clone()));
         let requires = plugins.clone();
         self.state.directory.reload(config.services.clone(), move |policy, role| requires.require(policy, role));
         self.registry.reload(&config.registry).await;
@@ -220,7 +226,6 @@ impl Control {
         self.plugins.settle(&policies(&self.config.services));
         self.follow_plugins(folder);
         self.follow_files();
-        self.follow_endpoints();
         self.show();
     }
 
@@ -333,13 +338,6 @@ impl Control {
     fn follow_files(&mut self) {
         self.followers.files = JoinSet::new();
         self.followers.files.spawn(tls::watch(self.files.clone()));
-    }
-
-    /// Checks endpoints; what has been found of them is known to them.
-    fn follow_endpoints(&mut self) {
-        let checks = check::run(self.state.directory.clone(), self.common.connectors.clone());
-        self.followers.checks = JoinSet::new();
-        self.followers.checks.spawn_local(checks);
     }
 
     /// What others see of it.

@@ -16,7 +16,8 @@
 //!   not enough, checks come late, in the order in which they were due, and no endpoint has two at the same time.
 //!
 //! Checks of all services are one loop over one queue. It looks for changes of services four times a second, at their
-//! version numbers; nothing has to remember to tell it.
+//! version numbers; nothing has to remember to tell it. A reload of the configuration thus finds it running: results so far
+//! count under the new settings, and where checks are switched off, nothing that they have found holds any longer.
 
 mod exchange;
 mod grpc;
@@ -32,6 +33,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use ::http::{HeaderValue, StatusCode};
+use arc_swap::ArcSwap;
 use tokio::sync::Semaphore;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
@@ -85,8 +87,11 @@ pub enum Failed {
     Lost(#[from] JoinError),
 }
 
-/// Checks the endpoints of the directory's services for ever. Runs on a `LocalSet`.
-pub async fn run(directory: Arc<Directory>, connectors: HashMap<TlsClient, Arc<Connector>>) {
+/// Begin TLS to endpoints, by the settings of services.
+pub type Connectors = HashMap<TlsClient, Arc<Connector>>;
+
+/// Checks the endpoints of the directory's services for ever, whatever becomes of their settings. Runs on a `LocalSet`.
+pub async fn run(directory: Arc<Directory>, connectors: Arc<ArcSwap<Connectors>>) {
     let mut checker = Checker {
         directory,
         connectors,
@@ -163,7 +168,7 @@ struct Started {
 
 struct Checker {
     directory: Arc<Directory>,
-    connectors: HashMap<TlsClient, Arc<Connector>>,
+    connectors: Arc<ArcSwap<Connectors>>,
     services: HashMap<Arc<str>, Checked>,
     subjects: HashMap<Ticket, Subject>,
     schedule: Schedule,
@@ -256,7 +261,7 @@ impl Checker {
                 service: subject.service.clone(),
                 check: subject.check.clone(),
                 endpoint: subject.endpoint.clone(),
-                connector: tls.and_then(|tls| self.connectors.get(tls).cloned()),
+                connector: tls.and_then(|tls| self.connectors.load().get(tls).cloned()),
                 lookups: self.lookups.clone(),
             };
             let seen = subject.endpoint.health.seen();
