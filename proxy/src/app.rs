@@ -1,7 +1,7 @@
 //! The one place that wires the parts together: configuration in, running proxy out.
 //!
 //! A configuration is put in force in two steps, at the start and later alike. First everything that can fail is done,
-//! and nothing that anybody would notice ([`prepare`]): policies are loaded and tried, files are read, addresses bound.
+//! and nothing that anybody would notice (`prepare`): policies are loaded and tried, files are read, addresses bound.
 //! Then all of it is put in the place of what there was (`control`), which cannot fail. So a start or a reload happens
 //! as a whole or not at all, and a reload finds every problem that a start would find.
 

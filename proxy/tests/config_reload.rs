@@ -1,6 +1,7 @@
 //! Another configuration while the proxy runs: as a whole or not at all, and nobody's request is lost.
 
 #![cfg(test)]
+#![allow(clippy::disallowed_methods, reason = "threads of a test may block")]
 
 #[path = "support/http.rs"]
 mod http;

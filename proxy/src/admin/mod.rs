@@ -2,7 +2,7 @@
 //!
 //! `GET /live` answers 200 while the process runs, `GET /ready` 200 when requests should be sent here and 503 when
 //! not, `GET /metrics` the figures in the text format of OpenMetrics, `GET /state` services, endpoints, plugins and
-//! registry as JSON. That is served at a TCP port, and on a Unix socket, which takes commands too: [`routes`] has them.
+//! registry as JSON. That is served at a TCP port, and on a Unix socket, which takes commands too: `routes` has them.
 
 mod command;
 mod metrics;

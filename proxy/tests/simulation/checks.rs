@@ -89,7 +89,7 @@ impl World<'_> {
         let Some(checks) = &mut self.checks else { return };
         let Some(Subject { endpoint, standing }) = checks.subjects.get_mut(&check.ticket) else { return };
         let fleet = &self.service.fleet;
-        let (effect, is_probed) = conclude(fleet, endpoint, standing, &checks.settings, check.passes, check.seen);
+        let (effect, _is_probed) = conclude(fleet, endpoint, standing, &checks.settings, check.passes, check.seen);
         let number = machine(endpoint);
         if let Some((registration, fails)) = self.watch.registered.get_mut(&number).zip(effect.failing) {
             registration.check_fails = fails;
@@ -100,6 +100,6 @@ impl World<'_> {
             let next = checks.schedule.follow(check.ticket, began, now, wait(&checks.settings, is_out));
             self.queue.plan(next.into_std() - checks.beginning, Event::ChecksAreDue);
         }
-        self.note(Note::Check { machine: number, passed: check.passes, probed: is_probed });
+        self.note(Note::Check { machine: number, passed: check.passes });
     }
 }

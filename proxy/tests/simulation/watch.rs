@@ -22,7 +22,8 @@ pub type Held<T = ()> = Result<T, Broken>;
 /// Ends the run where something does not hold.
 macro_rules! must {
     ($holds:expr, $($what:tt)+) => {
-        if !$holds {
+        let holds: bool = $holds;
+        if !holds {
             return Err($crate::watch::Broken(format!($($what)+)));
         }
     };
