@@ -36,7 +36,7 @@ endpoints = ["{etcd}"]
 [[registry.etcd.watch]]
 prefix = "/services/"
 [service.default]
-retry = {{ plugin = "retry", attempts = 5, timeout = "8s", per_try_timeout = "1s" }}
+retry = {{ plugin = "retry", attempts = 5, timeout = "8s", per_try_timeout = "1s", statuses = [500, 502, 503, 504] }}
 breaker = {{ plugin = "circuit-breaker", consecutive_failures = 3 }}
 health_check = {{ type = "http", path = "/health", interval = "500ms", timeout = "500ms" }}
 {settings}"#
