@@ -87,6 +87,13 @@ impl<'a> Health<'a> {
         host::health::state(endpoint.slot.0).map(|seen| State { slot: endpoint.slot, seen })
     }
 
+    /// Whether there is nothing to judge: an endpoint and the service as a whole are in use, and no attempt at the
+    /// endpoint has failed since the last one that succeeded. One call for what would be three.
+    #[must_use]
+    pub fn is_well(&self, endpoint: &Endpoint) -> bool {
+        host::health::is_well(endpoint.slot.0)
+    }
+
     /// Failed attempts at an endpoint since the last one that succeeded.
     #[must_use]
     pub fn consecutive_failures(&self, endpoint: &Endpoint) -> u32 {

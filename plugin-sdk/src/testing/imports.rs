@@ -205,7 +205,7 @@ pub(crate) mod terms {
 }
 
 pub(crate) mod health {
-    use super::{Attempts, Condition, EndpointHealth, ServiceHealth, read};
+    use super::{Attempts, Circuit, Condition, EndpointHealth, ServiceHealth, read};
 
     fn of<T>(slot: u32, fact: impl FnOnce(&EndpointHealth) -> T) -> Option<T> {
         read(|host| host.health.get(slot as usize)?.as_ref().map(fact))
@@ -213,6 +213,12 @@ pub(crate) mod health {
 
     pub fn state(slot: u32) -> Option<u64> {
         of(slot, EndpointHealth::state)
+    }
+
+    pub fn is_well(slot: u32) -> bool {
+        let is_closed = read(|host| host.service.circuit == Circuit::Closed);
+        let is_well = |health: &EndpointHealth| health.condition == Condition::InUse && health.consecutive_failures == 0;
+        is_closed && of(slot, is_well).unwrap_or(false)
     }
 
     pub fn consecutive_failures(slot: u32) -> u32 {

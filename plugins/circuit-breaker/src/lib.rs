@@ -81,12 +81,15 @@ impl CircuitBreaker for Breaker {
     }
 
     fn judge(&mut self, endpoint: &Endpoint, _: &Request, outcome: &Outcome, health: &Health<'_>) {
+        if health.is_well(endpoint) {
+            return; // As nearly always: nothing more need be known.
+        }
         let Some(state) = health.state(endpoint) else { return };
         let service = health.service_state();
         let failures = health.consecutive_failures(endpoint);
         let is_usual = state.condition() == Condition::InUse && service.circuit() == Circuit::Closed;
         if is_usual && !self.are_many(failures, health) {
-            return; // As nearly always: nothing more need be known.
+            return;
         }
         match outcome.succeeded() {
             Some(true) => succeeded(state, service),

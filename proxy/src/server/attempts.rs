@@ -79,8 +79,8 @@ impl Sending<'_> {
         let service_probe = local.enter()?;
         let until = call.deadline.as_ref().map(Deadline::tick);
         // After the door: for a service that is open nobody waits.
-        let admitted = admit(&local.service, &connection.worker.timers, until).await?;
-        let mut retries = Retries::begin(local, &connection.worker.timers, call.started, until);
+        let (admitted, at) = admit(&local.service, &connection.worker.timers, call.started, until).await?;
+        let mut retries = Retries::begin(local, &connection.worker.timers, call.started, at, until);
         let settings = &local.service.settings;
         let mut body = Replay::new(body, retries.are_on().then_some(settings.max_replay_bytes));
         loop {
@@ -89,7 +89,8 @@ impl Sending<'_> {
             let Some(delay) = retries.decide(&mut visit.facts, &outcome) else {
                 let (reply, upload) = result?;
                 let (in_flight, active) = (visit.take_in_flight(), retries.into_active());
-                let ending = visit.into_ending(outcome, service_probe);
+                let has_ended = !matches!(reply.response.body(), Body::Stream(_));
+                let ending = if has_ended { None } else { visit.into_ending(outcome, service_probe) };
                 return Ok(Answered { reply, upload, held: Held { in_flight, admitted, _active: active, ending } });
             };
             // The response that is not wanted, and its place at the endpoint, are given up before the wait.
@@ -101,7 +102,7 @@ impl Sending<'_> {
 
     /// One attempt, or two of which the better one counts. What ended is told, but for a response of which the end is not
     /// known yet.
-    async fn attempt(&self, mut visit: Visit, body: &mut Replay, retries: &Retries<'_>) -> (Visit, Exchanged) {
+    async fn attempt(&self, mut visit: Box<Visit>, body: &mut Replay, retries: &Retries<'_>) -> (Box<Visit>, Exchanged) {
         if let Err(refusal) = self.tell_time_left(&mut visit) {
             let outcome = outcome::of_refusal(&refusal, false, Duration::ZERO);
             return (visit, Exchanged { result: Err(refusal), outcome });
@@ -185,11 +186,11 @@ impl Sending<'_> {
 
     async fn hedged(
         &self,
-        first: Visit,
+        first: Box<Visit>,
         body: &mut Replay,
         retries: &Retries<'_>,
         after: Duration,
-    ) -> (Visit, Exchanged) {
+    ) -> (Box<Visit>, Exchanged) {
         let exchanged = {
             let mut own = pin!(self.exchange(&first, body.body(), retries));
             match tokio::time::timeout(after, own.as_mut()).await {
@@ -220,7 +221,7 @@ impl Sending<'_> {
     }
 
     /// An attempt beside this one, at another endpoint, if the budget allows it.
-    fn beside(&self, first: &Visit, body: &Replay, retries: &Retries<'_>) -> Option<(Visit, Retry)> {
+    fn beside(&self, first: &Visit, body: &Replay, retries: &Retries<'_>) -> Option<(Box<Visit>, Retry)> {
         if !body.is_whole() {
             return None;
         }

@@ -16,8 +16,9 @@ use crate::timer::Timers;
 pub struct Retries<'a> {
     local: &'a Rc<LocalService>,
     timers: &'a Timers,
-    /// When the request arrived.
+    /// When the request arrived, and when its first attempt began.
     began: Instant,
+    first: Instant,
     pub terms: Terms,
     /// Tick at which the client is answered with what there is.
     pub until: Option<u64>,
@@ -36,14 +37,21 @@ pub enum Pick {
 }
 
 impl<'a> Retries<'a> {
-    /// What is in store for a request that arrived at this time, and must be answered at the tick `until`.
-    pub fn begin(local: &'a Rc<LocalService>, timers: &'a Timers, began: Instant, until: Option<u64>) -> Self {
+    /// What is in store for a request that arrived at the time `began`, has its first attempt at the time `first`, and
+    /// must be answered at the tick `until`.
+    pub fn begin(
+        local: &'a Rc<LocalService>,
+        timers: &'a Timers,
+        began: Instant,
+        first: Instant,
+        until: Option<u64>,
+    ) -> Self {
         if !local.may_retry() {
-            return Self { local, timers, began, terms: Terms::default(), until, active: None, retry: None };
+            return Self { local, timers, began, first, terms: Terms::default(), until, active: None, retry: None };
         }
         let terms = local.terms();
         let until = until.into_iter().chain(terms.timeout.map(|timeout| timers.tick_after(timeout))).min();
-        Self { local, timers, began, terms, until, active: Some(local.service.budget.begin()), retry: None }
+        Self { local, timers, began, first, terms, until, active: Some(local.service.budget.begin()), retry: None }
     }
 
     /// Whether there may be any.
@@ -53,10 +61,11 @@ impl<'a> Retries<'a> {
 
     /// An attempt at the endpoint that is decided on. That there is none is an outcome too, which the policy may want to
     /// wait out.
-    pub(super) async fn visit(&mut self, mut facts: Facts, replayable: bool) -> Result<Visit, Refusal> {
+    pub(super) async fn visit(&mut self, mut facts: Facts, replayable: bool) -> Result<Box<Visit>, Refusal> {
+        let began = self.began;
         loop {
-            match self.pick(facts, replayable, self.began.elapsed()) {
-                Pick::Visit(visit) => return Ok(*visit),
+            match self.pick(facts, replayable, || began.elapsed()) {
+                Pick::Visit(visit) => return Ok(visit),
                 Pick::Wait(delay, again) => {
                     pause(delay).await;
                     facts = *again;
@@ -67,7 +76,7 @@ impl<'a> Retries<'a> {
     }
 
     /// The same, where the request arrived so long ago, for somebody who waits by himself.
-    pub fn pick(&mut self, mut facts: Facts, replayable: bool, elapsed: Duration) -> Pick {
+    pub fn pick(&mut self, mut facts: Facts, replayable: bool, elapsed: impl FnOnce() -> Duration) -> Pick {
         // A delay that just fitted may have ended a moment later.
         if self.until.is_some_and(|tick| tick <= self.timers.now()) {
             return Pick::Refused(Refusal::Deadline);
@@ -75,12 +84,12 @@ impl<'a> Retries<'a> {
         let tried = facts.tried.len();
         let refusal = match self.local.decide(&mut facts) {
             Ok(picked) => {
-                let started = if facts.attempt == 1 { self.began } else { Instant::now() };
+                let started = if facts.attempt == 1 { self.first } else { Instant::now() };
                 return Pick::Visit(Box::new(Visit::new(self.local, picked, facts, tried, started)));
             }
             Err(refusal) => refusal,
         };
-        let outcome = Outcome { replayable, elapsed, ..outcome::of_refusal(&refusal, false, Duration::ZERO) };
+        let outcome = Outcome { replayable, elapsed: elapsed(), ..outcome::of_refusal(&refusal, false, Duration::ZERO) };
         let Some(delay) = self.decide(&mut facts, &outcome) else { return Pick::Refused(refusal) };
         facts.tried.truncate(tried);
         facts.attempt = facts.attempt.saturating_add(1);
@@ -88,7 +97,7 @@ impl<'a> Retries<'a> {
     }
 
     /// An attempt beside this one, at another endpoint, if the budget allows it.
-    pub fn beside(&self, first: &Visit) -> Option<(Visit, Retry)> {
+    pub fn beside(&self, first: &Visit) -> Option<(Box<Visit>, Retry)> {
         if first.facts.attempt >= MAX_ATTEMPTS {
             return None;
         }
@@ -99,7 +108,7 @@ impl<'a> Retries<'a> {
         if picked.endpoint.slot == first.endpoint.slot {
             return None;
         }
-        Some((Visit::new(self.local, picked, facts, tried, Instant::now()), retry))
+        Some((Box::new(Visit::new(self.local, picked, facts, tried, Instant::now())), retry))
     }
 
     /// How long to wait before the next attempt, after one that ended so; none where that was the last. A request that

@@ -128,8 +128,8 @@ async fn open_to_service(
     let header = header.unwrap_or_default();
     let _service_probe = local.enter()?;
     let began = Instant::now();
-    let mut admitted = admit(&local.service, &worker.timers, None).await?;
-    let mut retries = Retries::begin(local, &worker.timers, began, None);
+    let (mut admitted, at) = admit(&local.service, &worker.timers, began, None).await?;
+    let mut retries = Retries::begin(local, &worker.timers, began, at, None);
     loop {
         let mut visit = retries.visit(facts, true).await?;
         let pool = local.pool(&visit.endpoint, worker);

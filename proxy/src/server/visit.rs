@@ -45,7 +45,7 @@ impl Visit {
     }
 
     /// The facts of the attempt that follows this one, which has ended.
-    pub fn into_facts(mut self) -> Facts {
+    pub fn into_facts(mut self: Box<Self>) -> Facts {
         let mut facts = mem::replace(&mut self.facts, Facts::placeholder());
         facts.attempt = facts.attempt.saturating_add(1);
         facts.tried.truncate(self.tried);
@@ -79,7 +79,7 @@ impl Visit {
     }
 
     /// What may be told when the response has ended whose head this outcome is of; none where nobody asks.
-    pub fn into_ending(mut self, outcome: Outcome, service_probe: Option<ServiceProbe>) -> Option<Box<Ending>> {
+    pub fn into_ending(mut self: Box<Self>, outcome: Outcome, service_probe: Option<ServiceProbe>) -> Option<Box<Ending>> {
         if !self.local.has_breaker() {
             return None;
         }
@@ -100,7 +100,7 @@ impl Drop for Visit {
 
 /// The end of an attempt whose response is under way.
 pub struct Ending {
-    visit: Visit,
+    visit: Box<Visit>,
     /// As the head says.
     outcome: Outcome,
 }

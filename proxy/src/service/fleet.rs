@@ -125,7 +125,9 @@ impl Fleet {
     /// endpoint's state changed says nothing of what the endpoint is like now.
     pub fn record(&self, endpoint: &Endpoint, health: policy::Health, time: Duration) -> bool {
         let now = self.clock.now();
-        self.measure(endpoint, health, time);
+        if self.reads_peaks.load(Ordering::Relaxed) {
+            endpoint.load.observe_peak(time, health, now);
+        }
         endpoint.health.record(health, now);
         self.health.record(health, now);
         endpoint.health.is_unchanged_since(now.saturating_sub(time))

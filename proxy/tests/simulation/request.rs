@@ -54,7 +54,7 @@ struct Sending<'a> {
 
 struct Attempt {
     number: u64,
-    visit: Visit,
+    visit: Box<Visit>,
     is_probe: bool,
     is_hedge: bool,
     began: Duration,
@@ -93,7 +93,8 @@ impl<'a> World<'a> {
         if door.is_some() {
             self.watch.entered(self.scenario)?;
         }
-        let retries = Retries::begin(&self.workers[worker], self.timers, Instant::now(), None);
+        let now = Instant::now();
+        let retries = Retries::begin(&self.workers[worker], self.timers, now, now, None);
         if retries.are_on() {
             self.watch.active += 1;
         }
@@ -125,9 +126,9 @@ impl<'a> World<'a> {
         let Some(mut request) = self.requests.remove(&id) else { return Ok(()) };
         let Some(sending) = &mut request.sending else { return Ok(()) };
         let Some(facts) = sending.facts.take() else { return Ok(()) };
-        match sending.retries.pick(facts, request.replayable, self.now - request.arrived) {
+        match sending.retries.pick(facts, request.replayable, || self.now - request.arrived) {
             Pick::Visit(visit) => {
-                self.begin(id, &mut request, *visit, false)?;
+                self.begin(id, &mut request, visit, false)?;
                 self.requests.insert(id, request);
                 Ok(())
             }
@@ -154,7 +155,7 @@ impl<'a> World<'a> {
     }
 
     /// An attempt begins at an endpoint.
-    fn begin(&mut self, id: u64, request: &mut Request<'a>, visit: Visit, is_hedge: bool) -> Held {
+    fn begin(&mut self, id: u64, request: &mut Request<'a>, visit: Box<Visit>, is_hedge: bool) -> Held {
         let Some(sending) = &mut request.sending else { return Ok(()) };
         let is_probe = self.watch.picked(&self.service, self.scenario, &visit.endpoint, &sending.tried)?;
         must!(sending.until.is_none_or(|until| self.now < until), "an attempt begins after {:?}", sending.until);
@@ -276,7 +277,7 @@ impl<'a> World<'a> {
     }
 
     /// Tells how an attempt has ended.
-    fn settle(&mut self, mut attempt: Attempt, outcome: &Outcome) -> Visit {
+    fn settle(&mut self, mut attempt: Attempt, outcome: &Outcome) -> Box<Visit> {
         if outcome.kind == Kind::Response {
             let micros = u32::try_from(outcome.latency.as_micros()).unwrap_or(u32::MAX);
             attempt.visit.endpoint.load.observe_latency(micros);
