@@ -217,7 +217,8 @@ pub(crate) mod health {
 
     pub fn is_well(slot: u32) -> bool {
         let is_closed = read(|host| host.service.circuit == Circuit::Closed);
-        let is_well = |health: &EndpointHealth| health.condition == Condition::InUse && health.consecutive_failures == 0;
+        let is_well =
+            |health: &EndpointHealth| health.condition == Condition::InUse && health.consecutive_failures == 0;
         is_closed && of(slot, is_well).unwrap_or(false)
     }
 

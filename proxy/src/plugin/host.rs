@@ -208,9 +208,10 @@ impl health::Host for State {
 
     fn is_well(&mut self, slot: u32) -> bool {
         let is_in_use = self.fleet.health.condition() == Condition::InUse;
-        is_in_use && self.health(slot).is_some_and(|health| {
-            health.condition() == Condition::InUse && health.consecutive(Class::Any) == 0
-        })
+        is_in_use
+            && self
+                .health(slot)
+                .is_some_and(|health| health.condition() == Condition::InUse && health.consecutive(Class::Any) == 0)
     }
 
     fn consecutive_failures(&mut self, slot: u32) -> u32 {

@@ -102,7 +102,12 @@ impl Sending<'_> {
 
     /// One attempt, or two of which the better one counts. What ended is told, but for a response of which the end is not
     /// known yet.
-    async fn attempt(&self, mut visit: Box<Visit>, body: &mut Replay, retries: &Retries<'_>) -> (Box<Visit>, Exchanged) {
+    async fn attempt(
+        &self,
+        mut visit: Box<Visit>,
+        body: &mut Replay,
+        retries: &Retries<'_>,
+    ) -> (Box<Visit>, Exchanged) {
         if let Err(refusal) = self.tell_time_left(&mut visit) {
             let outcome = outcome::of_refusal(&refusal, false, Duration::ZERO);
             return (visit, Exchanged { result: Err(refusal), outcome });

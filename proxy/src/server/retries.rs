@@ -89,7 +89,8 @@ impl<'a> Retries<'a> {
             }
             Err(refusal) => refusal,
         };
-        let outcome = Outcome { replayable, elapsed: elapsed(), ..outcome::of_refusal(&refusal, false, Duration::ZERO) };
+        let outcome =
+            Outcome { replayable, elapsed: elapsed(), ..outcome::of_refusal(&refusal, false, Duration::ZERO) };
         let Some(delay) = self.decide(&mut facts, &outcome) else { return Pick::Refused(refusal) };
         facts.tried.truncate(tried);
         facts.attempt = facts.attempt.saturating_add(1);

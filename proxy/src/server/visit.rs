@@ -79,7 +79,11 @@ impl Visit {
     }
 
     /// What may be told when the response has ended whose head this outcome is of; none where nobody asks.
-    pub fn into_ending(mut self: Box<Self>, outcome: Outcome, service_probe: Option<ServiceProbe>) -> Option<Box<Ending>> {
+    pub fn into_ending(
+        mut self: Box<Self>,
+        outcome: Outcome,
+        service_probe: Option<ServiceProbe>,
+    ) -> Option<Box<Ending>> {
         if !self.local.has_breaker() {
             return None;
         }
