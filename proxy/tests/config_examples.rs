@@ -73,9 +73,13 @@ fn what_is_deployed_holds() {
 /// With what the benchmark puts in.
 #[test]
 fn every_template_of_the_benchmark_holds() {
-    let folder = project().join("examples/bench");
+    holds(&project().join("examples/bench"), &["h2c.toml", "http.toml", "lc.toml", "tcp.toml", "tls.toml"]);
+    holds(&project().join("examples/bench-policies"), &["http.toml"]);
+}
+
+fn holds(folder: &Path, expected: &[&str]) {
     let files = certificates();
-    let names = names(&folder);
+    let names = names(folder);
     for name in &names {
         let text = read(&folder.join(name))
             .replace("{listen_port}", "0")
@@ -85,7 +89,7 @@ fn every_template_of_the_benchmark_holds() {
         let parsed = config::parse(&text, &files.path().join(name), &[]);
         assert!(parsed.is_ok(), "{name}: {parsed:?}");
     }
-    assert_eq!(names, ["h2c.toml", "http.toml", "lc.toml", "tcp.toml", "tls.toml"]);
+    assert_eq!(names, expected);
 }
 
 /// What the reference writes out as defaults is what holds when nothing is written.

@@ -107,7 +107,7 @@ fn run_client(proxy: SocketAddr, number: u32, stop: &AtomicBool) -> Seen {
 
 /// The status of an answer. A connection that was used before and is closed before the first byte of an answer is one
 /// that the other side has given up in the meantime, and the request is sent again (RFC 9112, 9.3.1).
-fn ask(proxy: SocketAddr, kept: &mut Option<BufReader<TcpStream>>, path: &str) -> io::Result<u16> {
+pub fn ask(proxy: SocketAddr, kept: &mut Option<BufReader<TcpStream>>, path: &str) -> io::Result<u16> {
     if let Some(mut connection) = kept.take()
         && let Some(status) = exchange(&mut connection, path).or_else(|error| match error.kind() {
             io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Ok(None),

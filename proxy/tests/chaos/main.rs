@@ -4,7 +4,8 @@
 //! Eight servers run as processes of their own (this binary again, as `chaos serve`), registered in a real etcd; the proxy
 //! is the real binary with retry, circuit breaker and health checks. A minute long one server at a time is killed,
 //! stopped, made slow, broken and put right again, while the registry is killed, plugins are replaced by ones that trap,
-//! and the configuration is read anew. Another minute long three of the eight fail at once. Both print what they saw.
+//! and the configuration is read anew. Another minute long three of the eight fail at once, and slow requests are hedged.
+//! Both print what they saw.
 
 #![allow(
     clippy::disallowed_methods,
@@ -53,7 +54,7 @@ fn main() {
 }
 
 fn one_at_a_time() {
-    let mut stage = Stage::start("");
+    let mut stage = Stage::start("", "");
     for (number, fault) in Fault::ALL.into_iter().enumerate() {
         stage.with_fault(fault, &[number % SERVERS]);
     }
@@ -79,12 +80,9 @@ fn one_at_a_time() {
 
 fn three_of_eight() {
     let settings = "retry_budget = { percent = 100, min = 20 }\nejection = { max_percent = 50, panic_percent = 30 }\n";
-    let mut stage = Stage::start(settings);
-    for round in 0..2 {
-        for (number, fault) in Fault::ALL.into_iter().enumerate() {
-            let first = number + round;
-            stage.with_fault(fault, &[first % SERVERS, (first + 2) % SERVERS, (first + 5) % SERVERS]);
-        }
+    let mut stage = Stage::start(", hedge = \"p95\"", settings);
+    for (first, fault) in Fault::ALL.into_iter().cycle().take(12).enumerate() {
+        stage.with_fault(fault, &[first % SERVERS, (first + 2) % SERVERS, (first + 5) % SERVERS]);
     }
     stage.finish("three of eight");
 }
@@ -113,14 +111,14 @@ struct Stage {
 }
 
 impl Stage {
-    /// `settings` are keys of `[service.default]`.
-    fn start(settings: &str) -> Self {
+    /// `hedge` goes into the settings of the retry policy, `settings` are keys of `[service.default]`.
+    fn start(hedge: &str, settings: &str) -> Self {
         let etcd = Etcd::start();
         let servers: Vec<Server> = (0..SERVERS).map(|_| Server::start()).collect();
         for (number, server) in servers.iter().enumerate() {
             etcd.put(&format!("/services/users/{number}"), &format!(r#"{{"address":"{}"}}"#, server.address));
         }
-        let proxy = Proxy::start(&etcd.url(), settings, SERVERS);
+        let proxy = Proxy::start(&etcd.url(), hedge, settings, SERVERS);
         let load = Load::start(proxy.address);
         Self { servers, load, proxy, etcd, started: Instant::now() }
     }

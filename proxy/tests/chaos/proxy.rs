@@ -19,8 +19,9 @@ pub struct Proxy {
 }
 
 impl Proxy {
-    /// Starts it and waits until it knows all endpoints. `settings` are keys of `[service.default]`.
-    pub fn start(etcd: &str, settings: &str, endpoints: usize) -> Self {
+    /// Starts it and waits until it knows all endpoints. `hedge` goes into the settings of the retry
+    /// policy, `settings` are keys of `[service.default]`.
+    pub fn start(etcd: &str, hedge: &str, settings: &str, endpoints: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let plugins = folder.path().join("plugins");
         fs::create_dir(&plugins).unwrap();
@@ -36,7 +37,7 @@ endpoints = ["{etcd}"]
 [[registry.etcd.watch]]
 prefix = "/services/"
 [service.default]
-retry = {{ plugin = "retry", attempts = 5, timeout = "8s", per_try_timeout = "1s", statuses = [500, 502, 503, 504] }}
+retry = {{ plugin = "retry", attempts = 5, timeout = "8s", per_try_timeout = "1s", statuses = [500, 502, 503, 504]{hedge} }}
 breaker = {{ plugin = "circuit-breaker", consecutive_failures = 3 }}
 health_check = {{ type = "http", path = "/health", interval = "500ms", timeout = "500ms" }}
 {settings}"#
