@@ -55,8 +55,7 @@ fn main() {
     let load = Load::start(proxy.address);
     proxy.wait(|proxy| proxy.figure("heddle_endpoints_eligible") == SERVERS as f64);
     let (mut ejected, mut healed) = (Vec::new(), Vec::new());
-    for round in 0..ROUNDS {
-        let server = &mut servers[round];
+    for server in servers.iter_mut().take(ROUNDS) {
         let ejections = proxy.figure("heddle_ejections_total");
         server.behave(Behaviour::Errors);
         ejected.push(proxy.wait(|proxy| proxy.figure("heddle_ejections_total") > ejections));
