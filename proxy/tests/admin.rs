@@ -7,9 +7,10 @@ mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::net::SocketAddr;
 
-use process::{Heddle, ask, command, get, serve, wait_for};
+use process::{Heddle, ask, command, connect, get, serve, wait_for};
 use tempfile::TempDir;
 
 /// A proxy whose services come from a file that is not there yet.
@@ -65,6 +66,23 @@ fn it_is_ready_once_the_registry_has_answered() {
     assert_eq!(get(proxy.admin, "/live").status, 200);
     proxy.announce(&[]);
     wait_for("it is ready", || (get(proxy.admin, "/ready").status == 200).then_some(()));
+}
+
+/// More of them than may be open at once: for a probe of the kubelet it is no matter.
+#[test]
+fn connections_that_say_nothing_keep_nobody_out() {
+    let (proxy, _servers) = Proxy::start_with_servers();
+    let silent: Vec<_> = (0..200).map(|_| connect(proxy.admin).expect("accepted")).collect();
+    assert_eq!(get(proxy.admin, "/ready").status, 200);
+    // Nor do those that have asked once, or do not read.
+    let asked = silent.into_iter().map(|mut stream| {
+        let _it_may_be_closed = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: heddle\r\n\r\n");
+        stream
+    });
+    let more = (0..200).map(|_| connect(proxy.admin).expect("accepted"));
+    let held: Vec<_> = asked.chain(more).collect();
+    assert_eq!(get(proxy.admin, "/live").status, 200);
+    drop(held);
 }
 
 #[test]
