@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::Write;
 use std::net::SocketAddr;
+use std::process::Command;
 
 use process::{Heddle, ask, command, connect, get, serve, wait_for};
 use tempfile::TempDir;
@@ -83,6 +84,26 @@ fn connections_that_say_nothing_keep_nobody_out() {
     let held: Vec<_> = asked.chain(more).collect();
     assert_eq!(get(proxy.admin, "/live").status, 200);
     drop(held);
+}
+
+/// Descriptors beyond the soft limit are there for the taking, and too few of them are told of.
+#[test]
+fn the_limit_on_descriptors_is_raised() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("heddle.toml");
+    let start = |most: usize| {
+        let listener = format!("[[listener]]\naddress = '127.0.0.1:0'\nmax_connections = {most}\n");
+        fs::write(&path, format!("workers = 1\n{listener}")).expect("write");
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -S -n 200; ulimit -H -n 400; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_heddle")]);
+        limited.args(["run", "--config", path.to_str().expect("UTF-8")]);
+        let heddle = Heddle::start(limited);
+        heddle.address("listening on ");
+        heddle
+    };
+    assert_eq!(start(200).count("descriptors"), 0);
+    let heddle = start(201);
+    assert_eq!(heddle.count("may have 400 descriptors; max_connections may need 402"), 1, "{:#?}", heddle.said());
 }
 
 #[test]

@@ -11,6 +11,7 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::descriptors;
 use super::policies;
 use super::reload::Follower;
 use super::signals::Signals;
@@ -42,6 +43,7 @@ pub fn run(path: &Path, take_over: Option<Option<&Path>>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    descriptors::raise(&checked.config);
     let socket = take_over.map(|socket| socket.or(checked.config.admin_socket.as_deref()));
     let found = match socket {
         Some(Some(socket)) => Predecessor::ask(socket),
