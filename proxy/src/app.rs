@@ -254,7 +254,9 @@ impl App {
     }
 
     /// Goes on with another configuration: as a whole, or not at all. When this returns, every request that is begun is
-    /// treated by it, wherever it is under way; what was under way before is finished by the one before.
+    /// treated by its services, and every connection that is accepted by its listeners. A request that was under way
+    /// before is finished by the services before, and a connection that is open keeps the settings of the listener that
+    /// it was accepted by. While another process is taking over ([`State::handover`]) this waits until that is over.
     ///
     /// # Errors
     ///

@@ -4,7 +4,11 @@
 //! descriptor of every socket (`SCM_RIGHTS`, unix(7)). Both then have the same sockets, with one queue each, so that it
 //! does not matter which of the two accepts a connection. When the new one is ready it says which addresses it listens
 //! on. Only then the old one stops: it leaves those to the new one at once, empties the queues of all others, and
-//! finishes what is under way. Should the new process end before it has said so, nothing has happened.
+//! finishes what is under way. Should the new process end before it has said so, or take too long, nothing has happened.
+//! As long as it may still say so the old one opens and closes no listeners: the new one would not have them.
+//!
+//! Each side deals only with its own user and with root: the old one by whom it takes commands from, the new one by who
+//! has bound the Unix socket.
 //!
 //! What is said: the old process sends `commands` with the Unix socket, lines `KIND CONFIGURED ADDRESS COUNT` each with so
 //! many descriptors, and an empty line; the new one `ready`, with the addresses it listens on and maybe `commands`, and a
@@ -17,17 +21,18 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use rustix::net::sockopt::{socket_acceptconn, socket_peercred};
 use rustix::net::{
     RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, ReturnFlags, SendAncillaryBuffer, SendAncillaryMessage,
     SendFlags, recvmsg, sendmsg,
 };
-use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Interest};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Interest};
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::sync::{Semaphore, oneshot};
 
-use crate::admin::Socket;
+use crate::admin::{self, Socket};
 use crate::server::socket::Bound;
 
 /// Descriptors in one message; Linux takes 253 (unix(7)).
@@ -35,6 +40,16 @@ const BATCH: usize = 64;
 
 /// How long the other process may take for what it has to do at once.
 const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the old process waits for the new one to be ready: the new one compiles plugins, and waits a minute for its
+/// registry.
+const SUCCESSOR: Duration = Duration::from_secs(120);
+
+/// By so much earlier the new one gives up by itself, so that never both believe that the other one has.
+const MARGIN: Duration = Duration::from_secs(10);
+
+/// The longest line of a new process in bytes: more than a thousand addresses.
+const LINE: u64 = 1 << 16;
 
 /// The name of what is spoken after the request for it.
 pub const PROTOCOL: &str = "heddle-sockets";
@@ -113,32 +128,35 @@ impl Handover {
     ///
     /// # Errors
     ///
-    /// When it has not: it went away, or broke the protocol. Nothing has changed then.
-    pub async fn give(&self, mut stream: tokio::net::UnixStream) -> io::Result<()> {
+    /// When it has not: it went away, broke the protocol, or was not ready within 120 s. Nothing has changed then.
+    pub async fn give(&self, stream: tokio::net::UnixStream) -> io::Result<()> {
+        self.give_within(stream, SUCCESSOR).await
+    }
+
+    async fn give_within(&self, mut stream: tokio::net::UnixStream, patience: Duration) -> io::Result<()> {
         let only = self.taking.try_acquire();
         let _only = only.map_err(|_| io::Error::other("there is another one that takes over"))?;
         let (answer, sockets) = oneshot::channel();
-        let Sockets { passed, commands } = self.ask(Ask::Sockets(answer), sockets).await??;
-        send(&stream, format!("{COMMANDS}\n").as_bytes(), &[commands]).await?;
-        for passed in passed {
-            for sockets in passed.sockets.chunks(BATCH) {
-                let Passed { kind, wanted, address, .. } = &passed;
-                let line = format!("{} {wanted} {address} {}\n", kind.name(), sockets.len());
-                send(&stream, line.as_bytes(), sockets).await?;
-            }
-        }
-        stream.write_all(b"\n").await?;
-        let mut said = String::new();
-        BufReader::new(&mut stream).read_line(&mut said).await?;
-        let ready = parse_ready(&said).ok_or_else(|| match said.is_empty() {
-            true => io::Error::new(ErrorKind::UnexpectedEof, "it ended before it was ready"),
-            false => io::Error::new(ErrorKind::InvalidData, format!("it said {said:?}")),
-        })?;
+        let sockets = self.ask(Ask::Sockets(answer), sockets).await??;
+        let ready = tokio::time::timeout(patience, offer(&mut stream, sockets)).await;
+        let ready = ready.map_err(|_| {
+            io::Error::new(ErrorKind::TimedOut, format!("it was not ready within {} s", patience.as_secs()))
+        })??;
         let (answer, done) = oneshot::channel();
         self.ask(Ask::Leave(ready, answer), done).await?;
         // It has taken over, whether it hears this or not.
         let _ = stream.write_all(LEAVING).await;
         Ok(())
+    }
+
+    /// Whether another process is taking over, and may yet say that it has.
+    pub fn is_under_way(&self) -> bool {
+        self.taking.available_permits() == 0
+    }
+
+    /// Waits until none is.
+    pub async fn over(&self) {
+        drop(self.taking.acquire().await);
     }
 
     async fn ask<T>(&self, ask: Ask, answer: oneshot::Receiver<T>) -> io::Result<T> {
@@ -173,6 +191,26 @@ fn parse_ready(line: &str) -> Option<Ready> {
         }
     }
     Some(ready)
+}
+
+/// Sends all sockets, and waits until the other process is ready.
+async fn offer(stream: &mut tokio::net::UnixStream, sockets: Sockets) -> io::Result<Ready> {
+    let Sockets { passed, commands } = sockets;
+    send(stream, format!("{COMMANDS}\n").as_bytes(), &[commands]).await?;
+    for passed in passed {
+        for sockets in passed.sockets.chunks(BATCH) {
+            let Passed { kind, wanted, address, .. } = &passed;
+            let line = format!("{} {wanted} {address} {}\n", kind.name(), sockets.len());
+            send(stream, line.as_bytes(), sockets).await?;
+        }
+    }
+    stream.write_all(b"\n").await?;
+    let mut said = String::new();
+    BufReader::new(stream.take(LINE)).read_line(&mut said).await?;
+    parse_ready(&said).ok_or_else(|| match said.is_empty() {
+        true => io::Error::new(ErrorKind::UnexpectedEof, "it ended before it was ready"),
+        false => io::Error::new(ErrorKind::InvalidData, format!("it said {:?}", said.get(..80).unwrap_or(&said))),
+    })
 }
 
 async fn send(stream: &tokio::net::UnixStream, bytes: &[u8], sockets: &[OwnedFd]) -> io::Result<()> {
@@ -223,13 +261,14 @@ impl Inherited {
         let mut sockets = sockets.into_iter();
         for line in lines.lines().filter(|line| !line.is_empty()) {
             if line == COMMANDS {
-                let socket = sockets.next().ok_or_else(|| broken(line))?;
+                let socket = sockets.next().filter(listens).ok_or_else(|| broken(line))?;
                 inherited.commands = file.map(|file| (file, socket));
                 continue;
             }
             let Some((kind, wanted, address, count)) = parse_line(line) else { return Err(broken(line)) };
             let of_line: Vec<TcpListener> = sockets.by_ref().take(count).map(TcpListener::from).collect();
-            let is_there = |socket: &TcpListener| socket.local_addr().is_ok_and(|local| local == address);
+            let is_at = |socket: &TcpListener| socket.local_addr().is_ok_and(|local| local == address);
+            let is_there = |socket: &TcpListener| listens(socket) && is_at(socket);
             if of_line.len() != count || !of_line.iter().all(is_there) {
                 return Err(broken(line));
             }
@@ -247,6 +286,11 @@ impl Inherited {
     }
 }
 
+/// Whether a descriptor is one that connections are accepted from.
+fn listens(socket: &impl AsFd) -> bool {
+    socket_acceptconn(socket).unwrap_or(false)
+}
+
 fn parse_line(line: &str) -> Option<(Kind, SocketAddr, SocketAddr, usize)> {
     let mut words = line.split(' ');
     let kind = words.next().and_then(|name| Kind::ALL.into_iter().find(|kind| kind.name() == name))?;
@@ -257,7 +301,11 @@ fn parse_line(line: &str) -> Option<(Kind, SocketAddr, SocketAddr, usize)> {
 
 /// A process whose sockets have been handed over, and which goes on until it is told that this one is ready.
 #[derive(Debug)]
-pub struct Predecessor(UnixStream);
+pub struct Predecessor {
+    stream: UnixStream,
+    /// When it was asked.
+    since: Instant,
+}
 
 impl Predecessor {
     /// Asks the process that takes commands on this Unix socket for its sockets; none where no process does.
@@ -266,13 +314,17 @@ impl Predecessor {
     ///
     /// When it does not hand them over. It goes on then.
     pub fn ask(path: &Path) -> io::Result<Option<(Self, Inherited)>> {
-        let file = Socket::identity(path);
+        let (file, since) = (Socket::identity(path), Instant::now());
         let mut stream = match UnixStream::connect(path) {
             Err(error) if matches!(error.kind(), ErrorKind::NotFound | ErrorKind::ConnectionRefused) => {
                 return Ok(None);
             }
             stream => stream?,
         };
+        if !admin::is_trusted(socket_peercred(&stream)?.uid.as_raw()) {
+            let who = "who answers there is neither this user nor root";
+            return Err(io::Error::new(ErrorKind::PermissionDenied, who));
+        }
         stream.set_read_timeout(Some(PATIENCE))?;
         stream.set_write_timeout(Some(PATIENCE))?;
         let request = format!(
@@ -286,7 +338,12 @@ impl Predecessor {
         }
         let (lines, sockets) = receive(&stream)?;
         let inherited = Inherited::parse(&lines, sockets, file)?;
-        Ok(Some((Self(stream), inherited)))
+        Ok(Some((Self { stream, since }, inherited)))
+    }
+
+    /// How long it can still be relieved: after that it may have given this process up, and goes on.
+    pub fn time_left(&self) -> Duration {
+        SUCCESSOR.saturating_sub(MARGIN).saturating_sub(self.since.elapsed())
     }
 
     /// Has it leave what this process serves, and stop.
@@ -295,9 +352,9 @@ impl Predecessor {
     ///
     /// When it does not say that it does.
     pub fn relieve(mut self, ready: &Ready) -> io::Result<()> {
-        self.0.write_all(ready.line().as_bytes())?;
+        self.stream.write_all(ready.line().as_bytes())?;
         let mut answer = [0; LEAVING.len()];
-        self.0.read_exact(&mut answer)?;
+        self.stream.read_exact(&mut answer)?;
         if answer == LEAVING { Ok(()) } else { Err(ErrorKind::InvalidData.into()) }
     }
 }
@@ -370,9 +427,40 @@ mod tests {
             assert!(inherited.take(known_as).is_none(), "only once");
         }
         let other = format!("listener {wanted} 127.0.0.1:1 1\n");
+        // One that is bound there, and does not listen.
+        let deaf = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
+        deaf.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        let at = deaf.local_addr().unwrap().as_socket().unwrap();
+        assert!(
+            Inherited::parse(&format!("listener {at} {at} 1\n"), vec![deaf.try_clone().unwrap().into()], None).is_err()
+        );
+        assert!(Inherited::parse("commands\n", vec![deaf.into()], None).is_err());
         for (lines, count) in [(&lines, 2), (&other, 1), (&"listener\n".to_owned(), 0), (&"commands\n".to_owned(), 0)] {
             let sockets = sockets().into_iter().take(count).collect();
             assert!(Inherited::parse(lines, sockets, None).is_err(), "{lines:?}");
         }
+    }
+
+    /// What a process is answered that says this after it was sent the sockets, and no more.
+    async fn answered_to(handover: &Handover, asks: &mut UnboundedReceiver<Ask>, says: &[u8]) -> io::Error {
+        let (old, mut new) = tokio::net::UnixStream::pair().unwrap();
+        let (given, ()) = tokio::join!(handover.give_within(old, Duration::from_millis(50)), async {
+            let Some(Ask::Sockets(answer)) = asks.recv().await else { panic!("expected to be asked for sockets") };
+            assert!(handover.is_under_way());
+            let (commands, _) = UnixStream::pair().unwrap();
+            answer.send(Ok(Sockets { passed: Vec::new(), commands: commands.into() })).unwrap();
+            let _it_may_not_be_heard_to_the_end = new.write_all(says).await;
+        });
+        assert!(!handover.is_under_way() && asks.try_recv().is_err(), "nobody is told to leave");
+        given.unwrap_err()
+    }
+
+    #[tokio::test]
+    async fn a_process_that_is_not_ready_in_time_or_says_too_much_stands_in_nobodys_way() {
+        let (handover, mut asks) = Handover::new();
+        assert_eq!(answered_to(&handover, &mut asks, b"").await.kind(), ErrorKind::TimedOut);
+        assert_eq!(answered_to(&handover, &mut asks, b"ready 127.0.0.1:80").await.kind(), ErrorKind::TimedOut);
+        assert_eq!(answered_to(&handover, &mut asks, &[b'r'; 100_000]).await.kind(), ErrorKind::InvalidData);
+        handover.over().await;
     }
 }

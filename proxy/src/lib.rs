@@ -34,6 +34,7 @@ pub mod plugin;
 pub mod policy;
 pub mod proto;
 pub mod registry;
+mod seldom;
 pub mod server;
 pub mod service;
 pub mod timer;

@@ -7,9 +7,11 @@ mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Write;
 use std::net::SocketAddr;
+use std::process::Command;
 
-use process::{Heddle, ask, command, get, serve, wait_for};
+use process::{Heddle, ask, command, connect, get, serve, wait_for};
 use tempfile::TempDir;
 
 /// A proxy whose services come from a file that is not there yet.
@@ -65,6 +67,43 @@ fn it_is_ready_once_the_registry_has_answered() {
     assert_eq!(get(proxy.admin, "/live").status, 200);
     proxy.announce(&[]);
     wait_for("it is ready", || (get(proxy.admin, "/ready").status == 200).then_some(()));
+}
+
+/// More of them than may be open at once: for a probe of the kubelet it is no matter.
+#[test]
+fn connections_that_say_nothing_keep_nobody_out() {
+    let (proxy, _servers) = Proxy::start_with_servers();
+    let silent: Vec<_> = (0..200).map(|_| connect(proxy.admin).expect("accepted")).collect();
+    assert_eq!(get(proxy.admin, "/ready").status, 200);
+    // Nor do those that have asked once, or do not read.
+    let asked = silent.into_iter().map(|mut stream| {
+        let _it_may_be_closed = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: heddle\r\n\r\n");
+        stream
+    });
+    let more = (0..200).map(|_| connect(proxy.admin).expect("accepted"));
+    let held: Vec<_> = asked.chain(more).collect();
+    assert_eq!(get(proxy.admin, "/live").status, 200);
+    drop(held);
+}
+
+/// Descriptors beyond the soft limit are there for the taking, and too few of them are told of.
+#[test]
+fn the_limit_on_descriptors_is_raised() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("heddle.toml");
+    let start = |most: usize| {
+        let listener = format!("[[listener]]\naddress = '127.0.0.1:0'\nmax_connections = {most}\n");
+        fs::write(&path, format!("workers = 1\n{listener}")).expect("write");
+        let mut limited = Command::new("sh");
+        limited.args(["-c", "ulimit -S -n 200; ulimit -H -n 400; exec \"$0\" \"$@\"", env!("CARGO_BIN_EXE_heddle")]);
+        limited.args(["run", "--config", path.to_str().expect("UTF-8")]);
+        let heddle = Heddle::start(limited);
+        heddle.address("listening on ");
+        heddle
+    };
+    assert_eq!(start(200).count("descriptors"), 0);
+    let heddle = start(201);
+    assert_eq!(heddle.count("may have 400 descriptors; max_connections may need 402"), 1, "{:#?}", heddle.said());
 }
 
 #[test]

@@ -188,6 +188,27 @@ fn endpoints_in_the_configuration_change_one_by_one() {
     assert_eq!(proxy.client().get("/").status(), 503);
 }
 
+#[test]
+fn an_endpoint_that_is_put_first_changes_nothing_for_the_others() {
+    let (one, two, new) = (named("one"), named("two"), named("new"));
+    let config = |endpoints: &[&Endpoint]| format!("{}{}", one_listener(""), users(endpoints, ""));
+    let proxy = Proxy::start(&config(&[&one, &two]));
+    let address = one.address.to_string();
+    service(&proxy).fleet.set_endpoint_paused(&address, true).expect("it is there");
+    let before = endpoints(&proxy);
+    proxy.reload(&config(&[&new, &one, &two])).expect("in force");
+    let after = endpoints(&proxy);
+    assert_eq!(after.len(), 3);
+    for (before, after) in before.iter().zip(&after) {
+        assert_eq!((&before.registered.id, before.slot), (&after.registered.id, after.slot));
+        assert!(Arc::ptr_eq(&before.health, &after.health));
+        assert!(after.registered.order > before.registered.order);
+    }
+    assert!(after[0].pause().by_admin && !after[1].pause().by_admin && !after[2].pause().by_admin);
+    let mut client = proxy.client();
+    assert!((0..6).all(|_| client.get("/").text() != "one"), "it is still paused");
+}
+
 /// A registry that is asked elsewhere from now on: what the old one said holds until the new one has said something.
 #[test]
 fn a_source_that_changes_leaves_no_service_without_endpoints() {

@@ -7,12 +7,19 @@ mod support;
 
 use std::fs;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
 
 use heddle::plugin::{Instance, Origin};
+use heddle::policy::{Kind, Outcome, Terms};
 use heddle::server::decide::Choice;
-use support::{Host, balancers, component, facts, guest, log, module, registered};
+use heddle::service::{Condition, Service};
+use http::StatusCode;
+use support::{Host, balancers, component, facts, guest, log, module, registered, wait_until};
 
 const CORE_MODULE: &[u8] = include_bytes!("guests/v0.1/core-module.wasm");
+const RETRY: &[u8] = include_bytes!("guests/v0.1/retry.wasm");
+const BREAKER: &[u8] = include_bytes!("guests/v0.1/circuit-breaker.wasm");
 const COMPONENT: &[u8] = include_bytes!("guests/v0.1/component.wasm");
 
 /// The first 8 bytes of a core module.
@@ -74,6 +81,135 @@ fn a_finished_component_is_taken() {
     let service = host.service("users");
     let mut instance = Instance::new(&generation, &service.fleet, "{}", 0, &service.snapshot()).unwrap();
     assert_eq!(instance.pick(&mut facts("/")).unwrap(), Some(0));
+}
+
+fn response(status: u16) -> Outcome {
+    let status = StatusCode::from_u16(status).ok();
+    Outcome { status, sent: true, replayable: true, ..Outcome::of(Kind::Response, Duration::from_millis(1)) }
+}
+
+#[test]
+fn a_retry_policy_decides_by_the_request_and_its_outcome() {
+    let host = Host::new("", "[service.users]\nretry = \"test\"\n");
+    host.register("users", 3);
+    let generation = host.load(RETRY).unwrap();
+    let service = host.service("users");
+    let make = |config| Instance::new(&generation, &service.fleet, config, 7, &service.snapshot());
+    assert_eq!(make("{}").unwrap().terms(), Terms::default());
+    let mut retry = make(r#"{"timeout":"2s","per_try_timeout":"1s","hedge":"p95","backoff":"8ms"}"#).unwrap();
+    let (timeout, try_timeout) = (Some(Duration::from_secs(2)), Some(Duration::from_secs(1)));
+    assert_eq!(retry.terms(), Terms { timeout, try_timeout, hedging: Some(950) });
+    let fault = make(r#"{"attempts":17}"#).err().expect("refused");
+    assert!(fault.cause.contains("attempts = 17: expected 1 to 16"), "{}", fault.cause);
+
+    let mut decide = |method: &str, attempt: u32, outcome: Outcome| {
+        let mut facts = facts("/");
+        facts.head.method = method.parse().unwrap();
+        facts.attempt = attempt;
+        retry.decide(&mut facts, &outcome).unwrap()
+    };
+    assert!(decide("GET", 1, response(503)).is_some_and(|delay| delay <= 8));
+    assert!(decide("GET", 2, response(503)).is_some_and(|delay| delay <= 16));
+    assert_eq!(decide("GET", 3, response(503)), None, "the last attempt");
+    assert_eq!(decide("GET", 1, response(500)), None);
+    assert_eq!(decide("POST", 1, response(503)), None, "it may have been processed");
+    let refused = Outcome { replayable: true, ..Outcome::of(Kind::Refused, Duration::ZERO) };
+    assert!(decide("POST", 1, refused).is_some());
+    assert_eq!(decide("GET", 1, Outcome { replayable: false, ..refused }), None);
+    let unavailable = Outcome { grpc_status: Some(14), ..response(200) };
+    assert!(decide("PUT", 1, unavailable).is_some());
+    assert_eq!(decide("PUT", 1, response(200)), None);
+    let later = |millis| Outcome { retry_after: Some(Duration::from_millis(millis)), ..response(503) };
+    assert_eq!((decide("GET", 1, later(500)), decide("GET", 1, later(1500))), (Some(500), None));
+}
+
+/// A circuit breaker, and attempts that it is told of as a worker does.
+struct Breaker {
+    service: Arc<Service>,
+    instance: Instance,
+}
+
+impl Breaker {
+    fn new(endpoints: usize, config: &str) -> Self {
+        let host = Host::new("", "[service.users]\nbreaker = \"test\"\n");
+        host.register("users", endpoints);
+        let generation = host.load(BREAKER).unwrap();
+        let service = host.service("users");
+        let instance = Instance::new(&generation, &service.fleet, config, 7, &service.snapshot()).unwrap();
+        Self { service, instance }
+    }
+
+    fn attempt(&mut self, slot: u32, outcome: Outcome) {
+        let fleet = &self.service.fleet;
+        let snapshot = fleet.snapshot();
+        self.instance.update(&snapshot).unwrap();
+        if fleet.record(snapshot.endpoint(slot).unwrap(), outcome.health(), Duration::ZERO) {
+            self.instance.judge(&mut facts("/"), slot, &outcome).unwrap();
+        }
+    }
+
+    fn condition(&self, slot: u32) -> Condition {
+        self.service.snapshot().endpoint(slot).unwrap().health.condition()
+    }
+
+    /// Lets seconds pass until an endpoint is in this condition.
+    fn tick_until(&mut self, slot: u32, condition: Condition) {
+        wait_until("a tick changes it", || {
+            self.instance.tick().unwrap();
+            self.condition(slot) == condition
+        });
+    }
+}
+
+#[test]
+fn a_circuit_breaker_ejects_and_restores_by_failures_in_a_row() {
+    let mut breaker = Breaker::new(3, r#"{"consecutive_failures":3,"ejection_time":"1ms"}"#);
+    for outcome in [response(500), response(500), response(200), response(500), response(500)] {
+        breaker.attempt(1, outcome);
+    }
+    assert_eq!(breaker.condition(1), Condition::InUse, "never three in a row");
+    breaker.attempt(1, response(500));
+    assert_eq!((breaker.condition(1), breaker.service.fleet.ejections()), (Condition::Out, 1));
+    breaker.tick_until(1, Condition::HalfOpen);
+    breaker.attempt(1, response(500));
+    assert_eq!((breaker.condition(1), breaker.service.fleet.ejections()), (Condition::Out, 2));
+    breaker.tick_until(1, Condition::HalfOpen);
+    breaker.attempt(1, response(200));
+    assert_eq!((breaker.condition(1), breaker.condition(0)), (Condition::InUse, Condition::InUse));
+}
+
+#[test]
+fn a_circuit_breaker_compares_success_rates_in_its_ticks() {
+    let config = r#"{"consecutive_failures":0,"minimum_requests":20,"interval":"60s","ejection_time":"1h","max_ejection_time":"1d"}"#;
+    let mut breaker = Breaker::new(5, config);
+    for number in 0..20 {
+        for slot in 0..5 {
+            breaker.attempt(slot, response(if slot == 3 && number % 2 == 0 { 500 } else { 200 }));
+        }
+    }
+    assert_eq!(breaker.condition(3), Condition::InUse);
+    breaker.instance.tick().unwrap();
+    let conditions: Vec<Condition> = (0..5).map(|slot| breaker.condition(slot)).collect();
+    let in_use = Condition::InUse;
+    assert_eq!(conditions, [in_use, in_use, in_use, Condition::Out, in_use]);
+}
+
+#[test]
+fn a_circuit_breaker_opens_and_closes_a_service() {
+    let mut breaker = Breaker::new(1, r#"{"service_failures":3,"open_time":"1ms","open_probes":1}"#);
+    for _ in 0..3 {
+        breaker.attempt(0, response(500));
+    }
+    let fleet = breaker.service.fleet.clone();
+    assert_eq!((fleet.health.condition(), fleet.openings()), (Condition::Out, 1));
+    let mut probe = None;
+    wait_until("a probe is let through", || {
+        probe = fleet.enter().ok();
+        probe.is_some()
+    });
+    assert_eq!(fleet.health.condition(), Condition::HalfOpen);
+    breaker.attempt(0, response(200));
+    assert_eq!(fleet.health.condition(), Condition::InUse);
 }
 
 #[test]

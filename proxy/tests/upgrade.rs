@@ -8,9 +8,12 @@ mod process;
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::mpsc::channel;
 use std::thread::JoinHandle;
 
 use process::{Heddle, command, connect, get, serve, wait_for};
@@ -69,6 +72,22 @@ impl Stage {
         let path = self.path();
         let args = ["run", "--config", path.to_str().expect("UTF-8")];
         Heddle::start(command(&[&args, more].concat()))
+    }
+
+    /// A process that takes over with this in its configuration, in a file of its own.
+    fn start_other(&self, first: &str, last: &str) -> Heddle {
+        let good = fs::read_to_string(self.path()).expect("read");
+        let elsewhere = self.folder.path().join("other.toml");
+        fs::write(&elsewhere, format!("{first}\n{good}{last}\n")).expect("written");
+        Heddle::start(command(&["run", "--config", elsewhere.to_str().expect("UTF-8"), "--take-over"]))
+    }
+
+    /// One that has all sockets, and waits for a registry that does not answer.
+    fn start_waiting(&self) -> Heddle {
+        let etcd = "[registry.etcd]\nendpoints = ['http://127.0.0.1:1']\nwatch = [{ prefix = '/s/' }]";
+        let waits = self.start_other("", etcd);
+        waits.after("listening on ", 0);
+        waits
     }
 
     /// A process that takes over, and has done so.
@@ -224,25 +243,18 @@ fn a_process_that_does_not_start_changes_nothing() {
     wait_for("it serves", || connect(stage.proxy()).ok());
     let load = Load::start(stage.proxy());
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
-    let good = fs::read_to_string(stage.path()).expect("read");
-    let elsewhere = stage.folder.path().join("other.toml");
     for (more, why) in [
         (format!("[[listener]]\naddress = '{}'", taken.local_addr().expect("an address")), "Address already in use"),
         ("[service.x]\nbalancer = 'none-such'".to_owned(), "no policy is called"),
         ("nonsense".to_owned(), "other.toml:"),
     ] {
-        fs::write(&elsewhere, format!("{good}{more}\n")).expect("written");
-        let args = ["run", "--config", elsewhere.to_str().expect("UTF-8"), "--take-over"];
-        let (code, said) = Heddle::start(command(&args)).wait();
+        let (code, said) = stage.start_other("", &more).wait();
         assert_eq!(code, Some(1), "{said:#?}");
         assert!(said.iter().any(|line| line.contains(why)), "{why}: {said:#?}");
         load.go_on(20);
     }
-    // One that dies on its way: it waits for a registry that does not answer.
-    let etcd = "[registry.etcd]\nendpoints = ['http://127.0.0.1:1']\nwatch = [{ prefix = '/s/' }]";
-    fs::write(&elsewhere, format!("{good}{etcd}\n")).expect("written");
-    let waits = Heddle::start(command(&["run", "--config", elsewhere.to_str().expect("UTF-8"), "--take-over"]));
-    waits.after("listening on ", 0);
+    // One that dies on its way.
+    let waits = stage.start_waiting();
     waits.signal(Signal::KILL);
     waits.wait();
     heddle.after("takes over no more", 0);
@@ -258,6 +270,85 @@ fn a_process_that_does_not_start_changes_nothing() {
     assert_eq!(code, Some(1));
     assert!(said.iter().any(|line| line.contains("in use") || line.contains("answers there")), "{said:#?}");
     drop(next);
+}
+
+/// Whoever stops the new process before it has taken over stops only that one.
+#[test]
+fn a_signal_before_it_has_taken_over_stops_only_the_new_process() {
+    let stage = Stage::new();
+    stage.write(2, "");
+    let heddle = stage.start(&[]);
+    wait_for("it serves", || connect(stage.proxy()).ok());
+    let load = Load::start(stage.proxy());
+    let is_stopped = |(code, said): (Option<i32>, Vec<String>)| {
+        assert_eq!(code, Some(1), "{said:#?}");
+        assert!(said.iter().any(|line| line.contains("told to stop")), "{said:#?}");
+        assert!(said.iter().all(|line| !line.contains(TAKEN_OVER)), "{said:#?}");
+    };
+    for (before, signal) in [Signal::TERM, Signal::INT].into_iter().enumerate() {
+        let waits = stage.start_waiting();
+        waits.signal(signal);
+        is_stopped(waits.wait());
+        heddle.after("takes over no more", before);
+        load.go_on(20);
+    }
+
+    // Nor does it go on where nothing is left to be waited for: here it is still reading what it knew before.
+    let state = stage.folder.path().join("state");
+    let kept = state.join("registry.json");
+    fs::create_dir(&state).expect("a folder");
+    assert!(Command::new("mkfifo").arg(&kept).status().expect("mkfifo").success());
+    let next = stage.start_other(&format!("state = '{}'", state.display()), "");
+    let (opened, is_open) = channel();
+    std::thread::spawn(move || opened.send(fs::OpenOptions::new().write(true).open(kept)));
+    let pipe = is_open.recv_timeout(process::DEADLINE).expect("it reads").expect("opened");
+    next.signal(Signal::TERM);
+    drop(pipe);
+    is_stopped(next.wait());
+    heddle.after("takes over no more", 2);
+    load.go_on(20);
+    load.stop();
+    assert_eq!(get(stage.admin(), "/ready").status, 200);
+}
+
+/// The other process would not have the listeners that it opens.
+#[test]
+fn a_configuration_that_changes_while_another_process_takes_over_waits() {
+    let stage = Stage::new();
+    stage.write(2, "");
+    let heddle = stage.start(&[]);
+    wait_for("it serves", || connect(stage.proxy()).ok());
+    let waits = stage.start_waiting();
+    stage.write(2, "[[listener]]\naddress = '127.0.0.1:0'");
+    heddle.after("a changed configuration waits", 0);
+    assert_eq!((heddle.count(IN_FORCE), heddle.count(" listening on ")), (0, 1), "{:#?}", heddle.said());
+    waits.signal(Signal::KILL);
+    waits.wait();
+    heddle.after(IN_FORCE, 0);
+    assert_eq!(heddle.count(" listening on "), 2, "{:#?}", heddle.said());
+}
+
+/// Sockets are taken from this user's processes, and root's. Only root can be somebody else.
+#[test]
+fn sockets_of_somebody_else_are_not_taken() {
+    if !rustix::process::geteuid().is_root() {
+        return;
+    }
+    let stage = Stage::new();
+    stage.write(1, "");
+    fs::set_permissions(stage.folder.path(), fs::Permissions::from_mode(0o777)).expect("a mode");
+    let mut stranger = Command::new("python3");
+    stranger.args([
+        "-c",
+        "import os, socket, sys\nlistener = socket.socket(socket.AF_UNIX)\nos.setuid(65534)\n\
+         listener.bind(sys.argv[1])\nlistener.listen()\nprint('it listens', flush=True)\nlistener.accept()[0].recv(1)",
+    ]);
+    stranger.arg(stage.socket());
+    let stranger = Heddle::start(stranger);
+    stranger.after("it listens", 0);
+    let (code, said) = stage.start(&["--take-over"]).wait();
+    assert_eq!(code, Some(1), "{said:#?}");
+    assert!(said.iter().any(|line| line.contains("neither this user nor root")), "{said:#?}");
 }
 
 /// An address that the new configuration lacks is listened on until its queue is empty, and then no more; and what is

@@ -6,6 +6,7 @@
 
 mod command;
 mod metrics;
+mod open;
 mod process;
 mod routes;
 mod socket;
@@ -16,8 +17,9 @@ use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
@@ -31,18 +33,22 @@ use serde::Serialize;
 use serde_json::Value;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
-use tokio::sync::Semaphore;
 
+use self::open::Open;
 use self::routes::{Action, Asked};
 use crate::app::State;
 use crate::drain::Phase;
 use crate::handover::PROTOCOL;
+use crate::seldom::Seldom;
 use crate::server::socket::BindError;
 
-pub use self::socket::{Socket, SocketError};
+pub use self::socket::{Socket, SocketError, is_trusted};
 
-/// Connections at once at each door; further ones wait.
+/// Connections at once at each door; for a further one another has to go (see [`open`]).
 const CONNECTIONS: usize = 64;
+
+/// How long a client may take for the head of a request, the next one on its connection included.
+const HEAD: Duration = Duration::from_secs(2);
 
 /// A connection ends after this long, so that nobody holds one for good.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -137,29 +143,27 @@ impl Entrance for UnixListener {
 
 /// Serves for ever.
 async fn serve<E: Entrance>(entrance: E, state: Arc<State>) {
-    let permits = Arc::new(Semaphore::new(CONNECTIONS));
-    while let Ok(permit) = permits.clone().acquire_owned().await {
+    let mut open = Open::new(CONNECTIONS);
+    let mut errors = Seldom::default();
+    loop {
         match entrance.accept().await {
-            Ok(stream) => {
-                let state = state.clone();
-                tokio::spawn(async move {
-                    serve_connection::<E>(stream, state).await;
-                    drop(permit);
-                });
-            }
+            Ok(stream) => open.begin(|has_asked| serve_connection::<E>(stream, state.clone(), has_asked)),
             Err(error) => {
-                tracing::warn!(target: "heddle::admin", "cannot accept: {error}");
+                if let Some(count) = errors.count(Instant::now()) {
+                    tracing::warn!(target: "heddle::admin", "cannot accept: {error}; {count} times since this was said last");
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         }
     }
 }
 
-async fn serve_connection<E: Entrance>(stream: E::Stream, state: Arc<State>) {
+async fn serve_connection<E: Entrance>(stream: E::Stream, state: Arc<State>, has_asked: Arc<AtomicBool>) {
     let then = Arc::new(OnceLock::new());
     let service = {
         let (state, then) = (state.clone(), then.clone());
         service_fn(move |mut request: http::Request<Incoming>| {
+            has_asked.store(true, Relaxed);
             let (state, then) = (state.clone(), then.clone());
             async move {
                 let answer = answer(&request, &state, &E::door(&state));
@@ -175,7 +179,7 @@ async fn serve_connection<E: Entrance>(stream: E::Stream, state: Arc<State>) {
     };
     let served = Builder::new()
         .timer(TokioTimer::new())
-        .header_read_timeout(PATIENCE)
+        .header_read_timeout(HEAD)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     // A client that goes away, or does not read, is no event.

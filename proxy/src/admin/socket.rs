@@ -6,13 +6,16 @@
 //!
 //! A process that dies leaves its file behind, which nobody answers on; that one is replaced. One on which somebody
 //! answers is left alone. Between the look and the replacement the folder is locked, so that of two processes that
-//! start at once only one finds nobody there.
+//! start at once only one finds nobody there. Whoever may read the folder may lock it, so nobody waits for the lock for
+//! good: a folder of the proxy's own, of mode 0700, is the place for the socket.
 
-use std::fs::{self, File, Metadata, Permissions};
+use std::fs::{self, File, Metadata, Permissions, TryLockError};
 use std::io::{self, ErrorKind};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Type};
 use tokio::net::{UnixListener, UnixStream};
@@ -22,6 +25,9 @@ const MODE: u32 = 0o600;
 
 /// Connections that wait to be accepted.
 const BACKLOG: i32 = 64;
+
+/// How long another process may hold the folder's lock: it does so for a few system calls.
+const LOCK: Duration = Duration::from_secs(5);
 
 /// Why there is no socket for commands.
 #[derive(Debug, thiserror::Error)]
@@ -46,15 +52,16 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// When somebody answers there, something other than a socket is there, or none may be made.
+    /// When somebody answers there, something other than a socket is there, none may be made, or another process holds
+    /// the lock of the folder for 5 s.
     pub fn bind(path: &Path) -> Result<Self, SocketError> {
-        Self::claim(path).map_err(|source| SocketError { path: path.to_owned(), source })
+        Self::claim(path, LOCK).map_err(|source| SocketError { path: path.to_owned(), source })
     }
 
-    fn claim(path: &Path) -> io::Result<Self> {
+    fn claim(path: &Path, patience: Duration) -> io::Result<Self> {
         let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let folder = File::open(folder)?;
-        folder.lock()?;
+        lock(&folder, patience)?;
         let listener = match bind(path) {
             Err(error) if error.kind() == ErrorKind::AddrInUse => {
                 remove_if_dead(path)?;
@@ -124,6 +131,22 @@ fn identity(of: &Metadata) -> (u64, u64) {
     (of.dev(), of.ino())
 }
 
+/// Locks a folder until it is closed.
+fn lock(folder: &File, patience: Duration) -> io::Result<()> {
+    let deadline = Instant::now() + patience;
+    loop {
+        match folder.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::Error(error)) => return Err(error),
+            Err(TryLockError::WouldBlock) if Instant::now() >= deadline => {
+                return Err(io::Error::new(ErrorKind::TimedOut, "another process holds the lock of its folder"));
+            }
+            #[expect(clippy::disallowed_methods, reason = "at the start nothing is served yet")]
+            Err(TryLockError::WouldBlock) => thread::sleep(Duration::from_millis(10)),
+        }
+    }
+}
+
 /// A socket that is bound and does not listen. On Linux its file is given the mode that the socket has.
 fn bind(path: &Path) -> io::Result<socket2::Socket> {
     let file = File::from(OwnedFd::from(socket()?));
@@ -157,7 +180,12 @@ fn remove_if_dead(path: &Path) -> io::Result<()> {
 
 /// Whether commands of this peer are taken.
 pub fn is_allowed(stream: &UnixStream) -> io::Result<bool> {
-    Ok(may_command(stream.peer_cred()?.uid(), rustix::process::geteuid().as_raw()))
+    Ok(is_trusted(stream.peer_cred()?.uid()))
+}
+
+/// Whether this user may tell this process what to do, or hand something over to it: its own, and root.
+pub fn is_trusted(uid: u32) -> bool {
+    may_command(uid, rustix::process::geteuid().as_raw())
 }
 
 fn may_command(peer: u32, own: u32) -> bool {
@@ -216,6 +244,18 @@ mod tests {
         let error = Socket::bind(&path).err().unwrap().to_string();
         assert!(error.ends_with("what is there is no socket"), "{error}");
         assert_eq!(fs::read(&path).unwrap(), b"precious");
+    }
+
+    #[test]
+    fn a_folder_that_somebody_keeps_locked_is_waited_for_only_so_long() {
+        let (folder, path) = place();
+        let held = File::open(folder.path()).unwrap();
+        held.lock().unwrap();
+        let error = Socket::claim(&path, Duration::from_millis(20)).err().unwrap();
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert!(error.to_string().contains("holds the lock"), "{error}");
+        drop(held);
+        Socket::claim(&path, Duration::ZERO).unwrap();
     }
 
     #[test]

@@ -158,13 +158,23 @@ impl Control {
             registries.wait_ready().await;
             directory.settle();
         });
+        let handover = self.state.handover.clone();
+        let mut postponed = None;
         loop {
             tokio::select! {
                 _ = &mut until_stopped => break,
                 // Who does not wait for an answer is being stopped.
-                Some(request) = requests.recv() => match request {
+                Some(request) = requests.recv(), if postponed.is_none() => match request {
                     Request::Open => self.open(),
+                    // It would open listeners that the other process does not have, which would refuse connections then.
+                    Request::Reload(config, answer) if handover.is_under_way() => {
+                        tracing::warn!(target: "heddle", "another process is taking over; a changed configuration waits until it is over");
+                        postponed = Some((config, answer));
+                    }
                     Request::Reload(config, answer) => drop(answer.send(self.reload(*config).await)),
+                },
+                () = handover.over(), if postponed.is_some() => if let Some((config, answer)) = postponed.take() {
+                    drop(answer.send(self.reload(*config).await));
                 },
                 Some(ask) = asks.recv() => match ask {
                     Ask::Sockets(answer) => drop(answer.send(self.sockets().await)),

@@ -2,6 +2,7 @@
 
 pub mod check;
 mod demo;
+mod descriptors;
 mod policies;
 mod reload;
 mod run;

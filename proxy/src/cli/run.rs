@@ -11,11 +11,13 @@ use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::registry::Registry;
 use tracing_subscriber::util::SubscriberInitExt;
 
+use super::descriptors;
 use super::policies;
 use super::reload::Follower;
 use super::signals::Signals;
 use crate::app::{App, StartError};
 use crate::config::{self, Checked};
+use crate::drain::Phase;
 use crate::handover::{Inherited, Predecessor, Ready};
 
 /// How long a process that takes over may take until it knows the endpoints.
@@ -42,6 +44,7 @@ pub fn run(path: &Path, take_over: Option<Option<&Path>>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    descriptors::raise(&checked.config);
     let socket = take_over.map(|socket| socket.or(checked.config.admin_socket.as_deref()));
     let found = match socket {
         Some(Some(socket)) => Predecessor::ask(socket),
@@ -60,8 +63,10 @@ pub fn run(path: &Path, take_over: Option<Option<&Path>>) -> ExitCode {
         }
     };
     if let Some(predecessor) = predecessor
-        && let Err(error) = signals.block_on(relieve(&app, predecessor))
+        && let Err(error) = signals.block_on(relieve(&app, predecessor, &signals))
     {
+        // Nothing was accepted that would have to be finished.
+        app.state.stop.advance(Phase::Finishing);
         app.stop();
         return failed(&error);
     }
@@ -85,10 +90,23 @@ fn failed(why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// Takes the place of another process, once requests can be served here.
-async fn relieve(app: &App, predecessor: Predecessor) -> Result<(), String> {
-    if tokio::time::timeout(PATIENCE, app.state.registry.wait_ready()).await.is_err() {
-        return Err(format!("endpoints were not known within {} s; the other process goes on", PATIENCE.as_secs()));
+/// Takes the place of another process, once requests can be served here. Whoever stops this process before that stops
+/// only this one.
+async fn relieve(app: &App, predecessor: Predecessor, signals: &Signals) -> Result<(), String> {
+    let goes_on = |why: &str| Err(format!("{why}; the other process goes on"));
+    let patience = PATIENCE.min(predecessor.time_left());
+    tokio::select! {
+        biased;
+        () = signals.wait() => return goes_on("told to stop before it has taken over"),
+        known = tokio::time::timeout(patience, app.state.registry.wait_ready()) => if known.is_err() {
+            return goes_on(&format!("endpoints were not known within {} s", patience.as_secs()));
+        }
+    }
+    if signals.has_come().await {
+        return goes_on("told to stop before it has taken over");
+    }
+    if predecessor.time_left().is_zero() {
+        return goes_on("the start took too long");
     }
     app.open();
     let addresses = app.listeners.iter().copied().chain(app.admin).collect();

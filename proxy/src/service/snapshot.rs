@@ -195,7 +195,9 @@ impl Builder {
             self.free.insert(slot);
             kept.insert(id, slot);
         }
-        for registered in added {
+        // Those that stay come first: nobody new is given a slot that is somebody's, however the order has changed.
+        let (staying, new): (Vec<_>, Vec<_>) = added.into_iter().partition(|added| kept.contains_key(&added.id));
+        for registered in staying.into_iter().chain(new) {
             let slot = match self.by_id.get(&registered.id) {
                 Some(&slot) => slot,
                 None => self.take_slot(kept.get(&registered.id).copied(), now),
@@ -378,6 +380,25 @@ mod tests {
         let (removed, added) = after.since(&before);
         assert_eq!(removed, [1]);
         assert_eq!((added[0].slot, added[0].registered.weight), (1, 5));
+    }
+
+    /// As where one is put first in a list whose order is that of registration.
+    #[test]
+    fn endpoints_keep_their_slots_whoever_comes_before_them() {
+        let mut builder = builder();
+        let before = builder.apply(change(&[], &[("a", 1), ("b", 1)]));
+        before.endpoint(0).unwrap().health.paused.store(true, Relaxed);
+        let _busy = before.endpoint(1).unwrap().load.begin();
+        let after = builder.apply(change(&["a", "b"], &[("new", 1), ("a", 1), ("b", 1)]));
+        let ids: Vec<_> = after.endpoints().map(|endpoint| endpoint.registered.id.as_str()).collect();
+        assert_eq!(ids, ["a", "b", "new"]);
+        assert!(after.endpoints().map(|endpoint| endpoint.pause().by_admin).eq([true, false, false]));
+        assert_eq!(after.in_flight(), [0, 1, 0]);
+        // The same where one of them goes at the same time.
+        let after = builder.apply(change(&["a", "b", "new"], &[("newer", 1), ("new", 1), ("b", 1)]));
+        let ids: Vec<_> = after.endpoints().map(|endpoint| endpoint.registered.id.as_str()).collect();
+        assert_eq!(ids, ["newer", "b", "new"]);
+        assert!(!after.endpoint(0).unwrap().pause().is_paused());
     }
 
     #[test]
