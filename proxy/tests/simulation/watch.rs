@@ -148,7 +148,8 @@ impl Watch {
             let condition = endpoint.health.condition();
             let before = self.conditions.insert(machine, condition).unwrap_or(Condition::InUse);
             is_newly_ejected |= before == Condition::InUse && condition == Condition::Out;
-            out += usize::from(condition != Condition::InUse);
+            let would_be_picked = registration.weight > 0 && !registration.check_fails;
+            out += usize::from(condition != Condition::InUse && would_be_picked);
             self.loads.entry(machine).or_insert_with(|| endpoint.load.clone());
         }
         must!(snapshot.is_in_panic() == self.panic, "panic is {} and not {}", snapshot.is_in_panic(), self.panic);
