@@ -173,7 +173,7 @@ impl State {
         }
     }
 
-    /// Takes the endpoint out of use for some time, in whole milliseconds.
+    /// Takes the endpoint out of use for some time, in whole milliseconds, and never for longer than an hour.
     pub fn eject(&self, time: Duration) -> bool {
         host::verdicts::eject(self.slot.0, self.seen, whole_millis(time))
     }
@@ -183,7 +183,7 @@ impl State {
         host::verdicts::probe(self.slot.0, self.seen, permits)
     }
 
-    /// Puts the endpoint back into use.
+    /// Puts the endpoint back into use. Has no effect on one that is in use.
     pub fn restore(&self) -> bool {
         host::verdicts::restore(self.slot.0, self.seen)
     }
@@ -207,13 +207,13 @@ impl ServiceState {
         }
     }
 
-    /// Refuses all requests for the service for some time, in whole milliseconds; then at most `permits` at once are let
-    /// through, until the circuit is closed, or opened again.
+    /// Refuses all requests for the service for some time, in whole milliseconds, and never for longer than five minutes;
+    /// then at most `permits` at once are let through, until the circuit is closed, or opened again.
     pub fn open(&self, time: Duration, permits: u32) -> bool {
         host::verdicts::open_service(self.seen, whole_millis(time), permits)
     }
 
-    /// Lets requests through again.
+    /// Lets requests through again. Has no effect where they are.
     pub fn close(&self) -> bool {
         host::verdicts::close_service(self.seen)
     }

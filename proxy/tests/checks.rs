@@ -357,7 +357,8 @@ fn a_passing_check_ends_an_ejection_early() {
     });
     let well = Endpoint::saying(OK);
     // Out because of its traffic only: no number of failed checks takes it out.
-    let proxy = proxy_to(&[ejected.address, well.address], "type = \"http\", fall = 100", "");
+    let check = "type = \"http\", fall = 100";
+    let proxy = proxy_to(&[ejected.address, well.address], check, "breaker = \"circuit-breaker\"");
     wait_for_checks(&proxy, 6, 0);
     status.store(500, Ordering::Relaxed);
     wait_for_checks(&proxy, 0, 2);

@@ -278,6 +278,14 @@ pub(crate) mod health {
 pub(crate) mod verdicts {
     use super::{CURRENT, Circuit, Condition, Duration, EndpointHealth, ServiceHealth};
 
+    /// The proxy's bounds.
+    const LONGEST_EJECTION: Duration = Duration::from_secs(60 * 60);
+    const LONGEST_OPENING: Duration = Duration::from_secs(5 * 60);
+
+    fn is_in_use(seen: u64) -> bool {
+        seen & 0xff == 0
+    }
+
     fn apply(slot: u32, seen: u64, change: impl FnOnce(&mut EndpointHealth, Duration)) -> bool {
         CURRENT.with_borrow_mut(|host| {
             let Some(Some(health)) = host.health.get_mut(slot as usize) else { return false };
@@ -309,7 +317,7 @@ pub(crate) mod verdicts {
         apply(slot, seen, |health, now| {
             health.condition = Condition::Ejected;
             health.ejections += 1;
-            health.ejected_until = Some(now.saturating_add(Duration::from_millis(millis)));
+            health.ejected_until = Some(now.saturating_add(Duration::from_millis(millis).min(LONGEST_EJECTION)));
         })
     }
 
@@ -323,22 +331,23 @@ pub(crate) mod verdicts {
     }
 
     pub fn restore(slot: u32, seen: u64) -> bool {
-        apply(slot, seen, |health, _| {
-            health.condition = Condition::InUse;
-            health.forget();
-        })
+        !is_in_use(seen)
+            && apply(slot, seen, |health, _| {
+                health.condition = Condition::InUse;
+                health.forget();
+            })
     }
 
     pub fn open_service(seen: u64, millis: u64, permits: u32) -> bool {
         apply_to_service(seen, |service, now| {
             service.circuit = Circuit::Open;
-            service.open_until = Some(now.saturating_add(Duration::from_millis(millis)));
+            service.open_until = Some(now.saturating_add(Duration::from_millis(millis).min(LONGEST_OPENING)));
             service.permits = permits;
         })
     }
 
     pub fn close_service(seen: u64) -> bool {
-        apply_to_service(seen, |service, _| service.circuit = Circuit::Closed)
+        !is_in_use(seen) && apply_to_service(seen, |service, _| service.circuit = Circuit::Closed)
     }
 }
 

@@ -35,7 +35,9 @@
 //! retries. So it takes failures at nearly all of the endpoints that were in use lately: at four fifths of them, at least
 //! at four (at all, where there are fewer). While one of five endpoints is well, retries find it. Of a large service with
 //! few requests most endpoints have not been asked since they were well: there, that none has succeeded for a second or
-//! two counts for the same.
+//! two counts for the same. And where a balancer sends all requests to one endpoint, or those of a key, hardly more than
+//! that one are ever asked: two are enough where, on top of that, every endpoint fails that was in use lately. One is
+//! not, as it is ejected, and then the next is asked.
 //!
 //! # Memory
 //!
@@ -59,6 +61,9 @@ const MARGIN: f64 = 0.1;
 
 /// Fewer failing endpoints are not taken for the whole service, unless it has no more.
 const FEW: usize = 4;
+
+/// The same where no endpoint that was in use lately is well, and the service is silent.
+const FEWEST: usize = 2;
 
 /// A large service is looked at as a whole once in a number of failures, so that one of them costs no more than reading
 /// so many endpoints.
@@ -207,9 +212,12 @@ impl Breaker {
         let is_failing = |endpoint: &&Endpoint| health.consecutive_failures(endpoint) > 0;
         let failing = endpoints.iter().filter(is_failing).count();
         let is_well = |endpoint: &&Endpoint| !is_failing(endpoint) && health.attempts(endpoint, LATELY).successes > 0;
-        let no_other_is_well = || failing >= 4 * endpoints.iter().filter(is_well).count();
+        let well = || endpoints.iter().filter(is_well).count();
         let is_silent = || health.service_attempts(RECENTLY).successes == 0;
-        failing >= FEW.min(endpoints.len()) && (is_silent() || no_other_is_well())
+        if failing >= FEW.min(endpoints.len()) {
+            return is_silent() || failing >= 4 * well();
+        }
+        failing >= FEWEST && is_silent() && well() == 0
     }
 
     /// A time between two, each as likely.

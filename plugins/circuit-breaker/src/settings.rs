@@ -35,7 +35,7 @@ pub struct Settings {
     pub probes: u32,
     /// Failures in a row of the whole service that open it, where nearly all of its endpoints fail.
     pub service_failures: u32,
-    /// For how long a service is open at first; half as much again at random and twice as long after a failed probe.
+    /// For how long a service is open at first: up to a quarter longer, at random, and twice as long after a failed probe.
     #[serde(with = "duration")]
     pub open_time: Duration,
     /// Requests at once that find out whether a service is well again. More than one, as the first may hang.
@@ -72,7 +72,7 @@ impl Settings {
     pub fn read(config: Config<'_>) -> Result<Self, String> {
         let settings: Self = config.parse()?;
         let millisecond = Duration::from_millis(1);
-        let hour = Duration::from_secs(60 * 60);
+        let (hour, two_minutes) = (Duration::from_secs(60 * 60), Duration::from_secs(2 * 60));
         let rules = [
             (
                 settings.interval.subsec_nanos() == 0 && (1..=60).contains(&settings.interval.as_secs()),
@@ -83,11 +83,12 @@ impl Settings {
             (settings.minimum_endpoints >= 2, "minimum_endpoints: expected at least 2"),
             ((millisecond..=hour).contains(&settings.ejection_time), "ejection_time: expected \"1ms\" to \"1h\""),
             (
-                (settings.ejection_time..=24 * hour).contains(&settings.max_ejection_time),
-                "max_ejection_time: expected at least ejection_time, and at most \"1d\"",
+                (settings.ejection_time..=hour).contains(&settings.max_ejection_time),
+                "max_ejection_time: expected at least ejection_time, and at most \"1h\"",
             ),
             (settings.probes > 0, "probes: expected at least 1"),
-            ((millisecond..=hour).contains(&settings.open_time), "open_time: expected \"1ms\" to \"1h\""),
+            // Twice that and a quarter more is the longest that the proxy keeps a service open.
+            ((millisecond..=two_minutes).contains(&settings.open_time), "open_time: expected \"1ms\" to \"2m\""),
             (settings.open_probes > 0, "open_probes: expected at least 1"),
         ];
         match rules.iter().find(|(holds, _)| !holds) {

@@ -389,9 +389,9 @@ impl LocalService {
 
     /// Takes note of how an attempt ended, and has the breaker judge it.
     pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome) {
-        let (fleet, health) = (&self.service.fleet, outcome.health());
-        let Some(breaker) = &self.breaker else { return fleet.measure(endpoint, health, outcome.latency) };
-        if !fleet.record(endpoint, health, outcome.latency) {
+        let fleet = &self.service.fleet;
+        let Some(breaker) = &self.breaker else { return fleet.measure(endpoint, outcome.health(), outcome.latency) };
+        if !fleet.record(endpoint, outcome) {
             return;
         }
         let mut seat = breaker.borrow_mut();

@@ -137,6 +137,9 @@ impl Directory {
         for (name, service) in &mut services {
             if let Some(changed) = service.changed(given.settings.get(name), &given.policy_of) {
                 changed.fleet.set_ejection(changed.settings.ejection);
+                if changed.breaker.is_none() {
+                    changed.fleet.forget_verdicts();
+                }
                 *service = Arc::new(changed);
             }
         }

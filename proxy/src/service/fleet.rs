@@ -13,8 +13,16 @@ use super::snapshot::{Builder, Endpoint, Snapshot};
 use super::stats::Checks;
 use crate::clock::Clock;
 use crate::config::checked::Ejection;
-use crate::policy;
+use crate::policy::{self, Outcome};
 use crate::registry::Change;
+
+/// The longest that one verdict takes an endpoint out of use. To try it once an hour costs nothing, and what a policy has
+/// reckoned wrongly is over in a time that an operator can wait for.
+const LONGEST_EJECTION: Duration = Duration::from_secs(60 * 60);
+
+/// The longest that one verdict refuses all requests for a service. Few probes are all that it costs to learn that it is
+/// back; and nobody is served before.
+const LONGEST_OPENING: Duration = Duration::from_secs(5 * 60);
 
 /// The endpoints of one service, whatever is decided about them by whom. It stays when the service's settings change.
 #[derive(Debug)]
@@ -121,16 +129,23 @@ impl Fleet {
         }
     }
 
-    /// Counts an attempt that has ended after this time. True when it is to be judged: one that began before the
-    /// endpoint's state changed says nothing of what the endpoint is like now.
-    pub fn record(&self, endpoint: &Endpoint, health: policy::Health, time: Duration) -> bool {
-        let now = self.clock.now();
+    /// Counts an attempt that has ended. True when it is to be judged: one that began before the endpoint's state changed
+    /// says nothing of what the endpoint is like now, and is not counted for it; nor is a failure counted for the service
+    /// that began before the service's state changed.
+    pub fn record(&self, endpoint: &Endpoint, outcome: &Outcome) -> bool {
+        let (now, health, time) = (self.clock.now(), outcome.health(), outcome.latency);
         if self.reads_peaks.load(Ordering::Relaxed) {
             endpoint.load.observe_peak(time, health, now);
         }
-        endpoint.health.record(health, now);
-        self.health.record(health, now);
-        endpoint.health.is_unchanged_since(now.saturating_sub(time))
+        let began = now.saturating_sub(time);
+        let (of_endpoint, of_service) = (endpoint.health.is_unchanged_since(began), self.health.is_news(health, began));
+        if of_endpoint {
+            endpoint.health.record(outcome, now);
+        }
+        if of_service {
+            self.health.record(health, now);
+        }
+        of_endpoint && of_service
     }
 
     /// Lets a request through, as a probe where the service is half-open.
@@ -147,8 +162,10 @@ impl Fleet {
         }
     }
 
-    /// Ejects an endpoint, if it is still in the state that was seen, and no more than the share that may be ejected are.
+    /// Ejects an endpoint for this time, an hour at most, if it is still in the state that was seen, and no more than the
+    /// share that may be ejected are.
     pub fn eject(&self, slot: u32, seen: u64, time: Duration) -> bool {
+        let time = time.min(LONGEST_EJECTION);
         let mut builder = self.lock();
         let Some(endpoint) = builder.endpoint(slot).cloned() else { return false };
         // One that is out of use already is counted.
@@ -170,21 +187,16 @@ impl Fleet {
         self.publish_if(changed, &mut builder)
     }
 
-    /// Puts an endpoint back into use.
+    /// Puts an endpoint back into use; false for one that is in use.
     pub fn restore(&self, slot: u32, seen: u64) -> bool {
         let mut builder = self.lock();
-        let now = self.clock.now();
-        let Some(endpoint) = builder.endpoint(slot).cloned() else { return false };
-        let changed = endpoint.health.restore(seen, now);
-        if changed {
-            tracing::info!(target: "heddle::health", service = %self.name, endpoint = %endpoint.registered.address,
-                "back in use");
-        }
+        let changed = builder.endpoint(slot).is_some_and(|endpoint| self.put_back(endpoint, seen));
         self.publish_if(changed, &mut builder)
     }
 
-    /// Refuses all requests for a time, then lets so many probes at once through.
+    /// Refuses all requests for this time, five minutes at most, then lets so many probes at once through.
     pub fn open(&self, seen: u64, time: Duration, permits: u32) -> bool {
+        let time = time.min(LONGEST_OPENING);
         let _builder = self.lock();
         let was_in_use = self.health.condition() == Condition::InUse;
         let opened = self.health.open(seen, time, permits, self.clock.now());
@@ -195,14 +207,48 @@ impl Fleet {
         opened
     }
 
-    /// Lets requests through again.
+    /// Lets requests through again; false for a service that lets them through.
     pub fn close(&self, seen: u64) -> bool {
         let _builder = self.lock();
-        let closed = self.health.close(seen);
+        let closed = self.health.close(seen, self.clock.now());
         if closed {
             tracing::info!(target: "heddle::health", service = %self.name, "answers again");
         }
         closed
+    }
+
+    /// Decides in the stead of a breaker that does not: what was out of use for its time, or is half-open, is back in use.
+    pub fn decide_natively(&self) {
+        let now = self.clock.now();
+        self.end_verdicts(|until| until.is_none_or(|until| until <= now));
+    }
+
+    /// There is no breaker any more: nothing is out of use for what one has said.
+    pub fn forget_verdicts(&self) {
+        self.end_verdicts(|_| true);
+    }
+
+    /// Ends verdicts by when they would end; what is half-open has no such time.
+    fn end_verdicts(&self, is_over: impl Fn(Option<Duration>) -> bool) {
+        let mut builder = self.lock();
+        let mut changed = false;
+        for endpoint in builder.endpoints() {
+            let health = &endpoint.health;
+            changed |= is_over(health.ejected_until()) && self.put_back(endpoint, health.seen());
+        }
+        self.publish_if(changed, &mut builder);
+        if is_over(self.health.open_until()) && self.health.close(self.health.seen(), self.clock.now()) {
+            tracing::info!(target: "heddle::health", service = %self.name, "requests are let through again");
+        }
+    }
+
+    fn put_back(&self, endpoint: &Endpoint, seen: u64) -> bool {
+        let changed = endpoint.health.restore(seen, self.clock.now());
+        if changed {
+            tracing::info!(target: "heddle::health", service = %self.name, endpoint = %endpoint.registered.address,
+                "back in use");
+        }
+        changed
     }
 
     /// Says whether an endpoint's active check fails. Nothing happens to one that is not registered any more.

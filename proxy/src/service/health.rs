@@ -4,13 +4,21 @@
 //! changes who may be picked (an ejection, its end, a failed check) is rare, goes through the lock of its
 //! [`Fleet`](super::Fleet), and publishes a new snapshot, so that all workers see one truth. A verdict names the state that
 //! it was made on: of two workers that saw the same failures, one ejects.
+//!
+//! A response counts as a success when its head is there, and as a failure as well when it breaks after that. Where all
+//! responses break, no row of failures would ever be longer than one: so each that breaks takes a success back, and the
+//! next one does not end the row.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::AcqRel, Ordering::Acquire, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::window::Window;
-use crate::policy;
+use crate::policy::{self, Kind, Outcome};
+
+/// The most successes at an endpoint that are still to be taken back: more than responses that break beside each other
+/// need to be a row, and few enough for an endpoint that is well again to be known as such.
+const MOST_TAKEN_BACK: u32 = 32;
 
 /// Whether something is in use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,6 +35,15 @@ pub enum Condition {
 pub(super) struct State(AtomicU64);
 
 impl Condition {
+    /// That of a state as verdicts name it.
+    fn of(state: u64) -> Self {
+        match state & 0xff {
+            0 => Self::InUse,
+            1 => Self::Out,
+            _ => Self::HalfOpen,
+        }
+    }
+
     /// The name in figures: `in_use`, `out` or `half_open`.
     pub fn name(self) -> &'static str {
         match self {
@@ -43,11 +60,7 @@ impl State {
     }
 
     pub fn condition(&self) -> Condition {
-        match self.seen() & 0xff {
-            0 => Condition::InUse,
-            1 => Condition::Out,
-            _ => Condition::HalfOpen,
-        }
+        Condition::of(self.seen())
     }
 
     /// Changes the condition, if the state is still the one that was seen.
@@ -100,6 +113,8 @@ impl Probes {
 pub struct Health {
     pub(super) state: State,
     consecutive: [AtomicU32; 4],
+    /// Successes to come that do not end a row of failures.
+    taken_back: AtomicU32,
     /// When the state changed last; how often it was ejected, and for how long the last time: microseconds.
     changed: AtomicU64,
     ejections: AtomicU32,
@@ -171,17 +186,33 @@ impl Health {
         self.changed.load(Relaxed) <= micros(time)
     }
 
-    /// Counts an attempt that has ended.
-    pub(super) fn record(&self, health: policy::Health, now: Duration) {
+    /// Counts an attempt that has ended, or whose response has its head.
+    pub(super) fn record(&self, outcome: &Outcome, now: Duration) {
+        let health = outcome.health();
         let classes = match health {
             policy::Health::Unknown => return,
             policy::Health::Success => [false; 4],
             policy::Health::Failure(failure) => [failure.connect, failure.timeout, failure.gateway, true],
         };
-        for (count, counts) in self.consecutive.iter().zip(classes) {
-            count_in_a_row(count, counts);
+        let ends_no_row = health == policy::Health::Success && self.take_back();
+        if !ends_no_row {
+            for (count, counts) in self.consecutive.iter().zip(classes) {
+                count_in_a_row(count, counts);
+            }
+        }
+        let has_told_of_success = || Outcome { kind: Kind::Response, ..*outcome }.health() == policy::Health::Success;
+        if outcome.kind == Kind::Broken && has_told_of_success() {
+            let one_more = |taken_back| (taken_back < MOST_TAKEN_BACK).then_some(taken_back + 1);
+            let _as_many_as_count = self.taken_back.fetch_update(Relaxed, Relaxed, one_more);
         }
         self.window.get_or_init(Box::default).add(health == policy::Health::Success, now);
+    }
+
+    /// Whether a success is one of those to be taken back; it is then one less.
+    fn take_back(&self) -> bool {
+        // Nearly always there is none, and the line is left alone.
+        self.taken_back.load(Relaxed) > 0
+            && self.taken_back.fetch_update(Relaxed, Relaxed, |left| left.checked_sub(1)).is_ok()
     }
 
     /// The right to send it an attempt although it is half-open.
@@ -215,14 +246,16 @@ impl Health {
         changed
     }
 
-    /// What was counted so far is over: it was what the endpoint was taken out of use for.
+    /// What was counted so far is over: it was what the endpoint was taken out of use for. Nothing happens to one that is
+    /// in use.
     pub(super) fn restore(&self, seen: u64, now: Duration) -> bool {
-        let changed = self.state.change(seen, Condition::InUse);
+        let changed = Condition::of(seen) != Condition::InUse && self.state.change(seen, Condition::InUse);
         if changed {
             self.changed.store(micros(now), Relaxed);
             for count in &self.consecutive {
                 count.store(0, Relaxed);
             }
+            self.taken_back.store(0, Relaxed);
             if let Some(window) = self.window.get() {
                 window.clear();
             }
@@ -236,6 +269,8 @@ impl Health {
 pub struct ServiceHealth {
     state: State,
     consecutive: AtomicU32,
+    /// When the state changed last: microseconds.
+    changed: AtomicU64,
     open_until: AtomicU64,
     probes: Probes,
     window: OnceLock<Box<Window>>,
@@ -272,6 +307,19 @@ impl ServiceHealth {
         self.window.get().map_or((0, 0), |window| window.sum(seconds, now))
     }
 
+    /// When it lets probes through; none where it is not open.
+    pub(super) fn open_until(&self) -> Option<Duration> {
+        let until = Duration::from_micros(self.open_until.load(Relaxed));
+        (self.condition() == Condition::Out).then_some(until)
+    }
+
+    /// Whether an attempt that began at this time, and has just ended so, says anything of what the service is like now.
+    /// A success always does. A failure may be of long ago, when the attempt then waited for what did not come: were it to
+    /// count, it would open a service anew that is half-open or has been closed since.
+    pub(super) fn is_news(&self, health: policy::Health, began: Duration) -> bool {
+        !matches!(health, policy::Health::Failure(_)) || self.changed.load(Relaxed) <= micros(began)
+    }
+
     pub(super) fn record(&self, health: policy::Health, now: Duration) {
         if health != policy::Health::Unknown {
             count_in_a_row(&self.consecutive, health != policy::Health::Success);
@@ -280,19 +328,21 @@ impl ServiceHealth {
     }
 
     /// Whether a request may pass. A probe that was admitted has to be ended.
-    pub(super) fn enter(&self, now: impl FnOnce() -> Duration) -> Door {
-        match self.state.condition() {
-            Condition::InUse => Door::Closed,
-            Condition::HalfOpen => Door::HalfOpen { admitted: self.probes.begin() },
-            Condition::Out => {
-                let seen = self.state.seen();
-                let left = self.open_until.load(Relaxed).saturating_sub(micros(now()));
-                if left > 0 {
-                    return Door::Open(Duration::from_micros(left));
+    pub(super) fn enter(&self, now: impl Fn() -> Duration) -> Door {
+        loop {
+            let seen = self.state.seen();
+            match Condition::of(seen) {
+                Condition::InUse => return Door::Closed,
+                Condition::HalfOpen => return Door::HalfOpen { admitted: self.probes.begin() },
+                Condition::Out => {
+                    let now = now();
+                    let left = self.open_until.load(Relaxed).saturating_sub(micros(now));
+                    if left > 0 {
+                        return Door::Open(Duration::from_micros(left));
+                    }
+                    // Where another worker was faster, it may be closed by now, or open anew.
+                    self.change(seen, Condition::HalfOpen, now);
                 }
-                // Another worker may have been faster.
-                self.state.change(seen, Condition::HalfOpen);
-                Door::HalfOpen { admitted: self.probes.begin() }
             }
         }
     }
@@ -308,11 +358,21 @@ impl ServiceHealth {
         }
         self.open_until.store(micros(now.saturating_add(time)), Relaxed);
         self.probes.allow(permits);
-        self.state.change(seen, Condition::Out)
+        self.change(seen, Condition::Out, now)
     }
 
-    pub(super) fn close(&self, seen: u64) -> bool {
-        self.state.change(seen, Condition::InUse)
+    /// Nothing happens to one that is in use.
+    pub(super) fn close(&self, seen: u64, now: Duration) -> bool {
+        Condition::of(seen) != Condition::InUse && self.change(seen, Condition::InUse, now)
+    }
+
+    fn change(&self, seen: u64, to: Condition, now: Duration) -> bool {
+        let changed = self.state.change(seen, to);
+        if changed {
+            // A request that enters holds no lock: who was first may be here last.
+            self.changed.fetch_max(micros(now), Relaxed);
+        }
+        changed
     }
 }
 

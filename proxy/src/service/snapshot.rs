@@ -173,10 +173,19 @@ impl Builder {
     }
 
     /// Whether the share of endpoints that may be ejected leaves room for one more; one may always be.
+    ///
+    /// Only those count that would be picked if they were not out of use. One that is paused, or whose check fails, gets
+    /// no probe that could put it back: it would hold its place in the share for as long, and others would not be ejected
+    /// whatever they do. The share never bounded how many checks fail, so that no fewer endpoints are left than if the
+    /// check had failed first; and where fewer than `panic_percent` are, all are used. One whose check passes again
+    /// counts again, beside the one that was ejected in its place, until its probe.
     pub fn may_eject_one_more(&self) -> bool {
-        let registered = self.slots.iter().flatten().count();
-        let out =
-            self.slots.iter().flatten().filter(|endpoint| endpoint.health.condition() != Condition::InUse).count();
+        let registered = self.endpoints().count();
+        let is_counted = |endpoint: &&Arc<Endpoint>| {
+            let health = &endpoint.health;
+            endpoint.is_offered() && !health.check_fails() && health.condition() != Condition::InUse
+        };
+        let out = self.endpoints().filter(is_counted).count();
         let most = registered.saturating_mul(usize::from(self.ejection.max_percent)) / 100;
         out < most.max(1)
     }

@@ -1,4 +1,7 @@
 //! The seconds of circuit breakers: comparisons between endpoints, and the end of ejections, once for the whole proxy.
+//!
+//! A verdict outlives the instance that gave it, and must not outlive the breaker: where there is none that answers, the
+//! proxy ends verdicts by itself, and keeps the endpoint.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -44,8 +47,9 @@ impl Breakers {
             return;
         }
         let Some((breaker, policy)) = service.breaker.as_ref().zip(service.settings.breaker.as_ref()) else {
-            // It had one before its settings changed.
             self.seats.remove(name);
+            // Its settings have changed, and a request that began before may have been judged since.
+            service.fleet.forget_verdicts();
             return;
         };
         let is_replaced = self.seats.get(name).is_some_and(|(of, _)| !Arc::ptr_eq(of, service));
@@ -61,12 +65,14 @@ impl Breakers {
             seat.make_instance();
         }
         seat.refresh();
-        let _native_changes_nothing = seat.ask(|policy| policy.tick());
+        if seat.ask(|policy| policy.tick()).is_none() {
+            service.fleet.decide_natively();
+        }
     }
 }
 
 fn has_something_to_judge(service: &Service) -> bool {
     let fleet = &service.fleet;
     let is_out = || fleet.snapshot().endpoints().any(|endpoint| endpoint.health.condition() != Condition::InUse);
-    fleet.health.window(MEMORY, fleet.clock.now()) != (0, 0) || is_out()
+    fleet.health.window(MEMORY, fleet.clock.now()) != (0, 0) || fleet.health.condition() != Condition::InUse || is_out()
 }

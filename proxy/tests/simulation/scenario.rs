@@ -202,8 +202,11 @@ pub enum What {
     },
     /// Another generation comes into force.
     Replaced(Role),
-    /// The proxy decides by itself until the end, if there was only one generation yet.
-    Condemned(Role),
+    /// The proxy decides by itself until the end, or until the policy is replaced, if there was only one generation yet.
+    Condemned {
+        role: Role,
+        for_good: bool,
+    },
 }
 
 /// The moments at which the parts of a run end.
@@ -338,7 +341,9 @@ impl Scenario {
             9 if random.percent(50) => What::Added(random.between(1, 5) as usize),
             9 => What::Reweighted { whom: few(random), weight: random.between(0, 5) as u32 },
             10 => What::Replaced(role(random)),
-            _ => What::Condemned(role(random)),
+            // The others have to spread the load, and to try again, in the end.
+            _ if random.percent(30) => What::Condemned { role: Role::CircuitBreaker, for_good: true },
+            _ => What::Condemned { role: role(random), for_good: false },
         };
         Fault { time: begin..end, what }
     }

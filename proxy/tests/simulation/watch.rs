@@ -76,6 +76,8 @@ pub struct Watch {
     retries: u32,
     /// Whether the retry policy was out of force at some time.
     pub was_condemned: bool,
+    /// Whether the breaker was, not only for a while.
+    pub is_unjudged: bool,
     pub answers: u64,
 }
 
@@ -98,6 +100,7 @@ impl Watch {
             active: 0,
             retries: 0,
             was_condemned: false,
+            is_unjudged: false,
             answers: 0,
         }
     }
@@ -148,7 +151,8 @@ impl Watch {
             let condition = endpoint.health.condition();
             let before = self.conditions.insert(machine, condition).unwrap_or(Condition::InUse);
             is_newly_ejected |= before == Condition::InUse && condition == Condition::Out;
-            out += usize::from(condition != Condition::InUse);
+            let would_be_picked = registration.weight > 0 && !registration.check_fails;
+            out += usize::from(condition != Condition::InUse && would_be_picked);
             self.loads.entry(machine).or_insert_with(|| endpoint.load.clone());
         }
         must!(snapshot.is_in_panic() == self.panic, "panic is {} and not {}", snapshot.is_in_panic(), self.panic);
@@ -317,6 +321,7 @@ impl Watch {
         }
         let Some(outage) = self.outage.take_if(|_| !is_down) else { return Ok(()) };
         let opens = scenario.reaches_all()
+            && !self.is_unjudged
             && scenario.breaker.is_some_and(|breaker| (1..=10).contains(&breaker.service_failures))
             && scenario.retry.is_none_or(|retry| retry.percent <= 20 && retry.min <= 3);
         let (attempts, requests) = (self.attempts - outage.attempts, self.requests - outage.requests);
@@ -330,8 +335,15 @@ impl Watch {
         Ok(())
     }
 
-    /// The service has had time to recover.
-    pub fn recovered(&self, fleet: &Fleet) -> Held {
+    /// The service has had time to recover. Where its breaker is out of force for good, nothing is left of what it said.
+    pub fn recovered(&self, service: &Service) -> Held {
+        let (fleet, breaker) = (&service.fleet, service.breaker.as_ref());
+        if breaker.is_none_or(|breaker| breaker.current().is_none()) {
+            must!(fleet.health.condition() == Condition::InUse, "the service is kept from use: {:?}", fleet.health);
+            let snapshot = fleet.snapshot();
+            let out = snapshot.endpoints().find(|endpoint| endpoint.health.condition() != Condition::InUse);
+            must!(out.is_none(), "nobody puts it back: {:?}", out.map(|out| shown(out)));
+        }
         must!(fleet.health.condition() != Condition::Out, "the service is still open: {:?}", fleet.health);
         for endpoint in fleet.snapshot().endpoints() {
             let registration = self.registered[&machine(endpoint)];

@@ -236,7 +236,7 @@ impl<'a> World<'a> {
     fn part_ends(&mut self, part: Part) -> Held {
         match part {
             Part::Calm => self.watch.end_of_calm(self.scenario),
-            Part::Recovery => self.watch.recovered(&self.service.fleet),
+            Part::Recovery => self.watch.recovered(&self.service),
             Part::End => self.watch.end_of_calm(self.scenario),
         }
     }
@@ -271,10 +271,11 @@ impl<'a> World<'a> {
                     self.note(Note::policy(role, true));
                 }
             }
-            What::Condemned(role) => {
+            What::Condemned { role, for_good } => {
                 if let Some(plugin) = plugin_of(&self.service, role) {
                     plugins::condemn(plugin);
                     let in_force = plugin.current().is_some();
+                    self.watch.is_unjudged |= for_good && !in_force;
                     self.watch.was_condemned |= role == Role::RetryPolicy;
                     self.note(Note::policy(role, in_force));
                 }
@@ -314,8 +315,8 @@ impl<'a> World<'a> {
                 let weights = &self.scenario.weights;
                 self.reweigh(&whom, |machine| weights[machine]);
             }
-            What::Replaced(_) => {}
-            What::Condemned(role) => {
+            What::Replaced(_) | What::Condemned { for_good: true, .. } => {}
+            What::Condemned { role, for_good: false } => {
                 if let Some(plugin) = plugin_of(&self.service, role)
                     && plugin.current().is_none()
                 {

@@ -1,7 +1,9 @@
 use std::thread;
 
 use super::*;
-use crate::policy::{Failure, Health};
+use http::StatusCode;
+
+use crate::policy::Kind;
 use crate::registry::Registered;
 use crate::service::Class;
 
@@ -43,8 +45,22 @@ fn eligible(fleet: &Fleet) -> Vec<u32> {
     all.filter(|slot| snapshot.eligible_endpoint(*slot).is_some()).collect()
 }
 
-fn failure() -> Health {
-    Health::Failure(Failure { connect: false, timeout: true, gateway: false })
+/// An attempt that was answered so, after no time.
+fn answer(status: u16) -> Outcome {
+    Outcome { status: StatusCode::from_u16(status).ok(), ..Outcome::of(Kind::Response, Duration::ZERO) }
+}
+
+/// One that was not answered in this time.
+fn timeout(time: Duration) -> Outcome {
+    Outcome::of(Kind::Timeout, time)
+}
+
+fn endpoint(fleet: &Fleet, slot: u32) -> Arc<Endpoint> {
+    fleet.snapshot().endpoint(slot).unwrap().clone()
+}
+
+fn condition(fleet: &Fleet, slot: u32) -> Condition {
+    endpoint(fleet, slot).health.condition()
 }
 
 #[test]
@@ -172,23 +188,23 @@ fn failures_are_told_apart_and_forgotten_after_a_success() {
     let fleet = fleet(2, 100, 0);
     let endpoint = fleet.snapshot().endpoint(0).unwrap().clone();
     for _ in 0..3 {
-        fleet.record(&endpoint, failure(), Duration::ZERO);
+        fleet.record(&endpoint, &timeout(Duration::ZERO));
     }
     let classes = [Class::Connect, Class::Timeout, Class::Gateway, Class::Any];
     assert_eq!(classes.map(|class| endpoint.health.consecutive(class)), [0, 3, 0, 3]);
     assert_eq!((fleet.health.consecutive(), endpoint.health.window(1, fleet.clock.now())), (3, (0, 3)));
-    fleet.record(&endpoint, Health::Unknown, Duration::ZERO);
+    fleet.record(&endpoint, &Outcome::of(Kind::ClientGone, Duration::ZERO));
     assert_eq!(fleet.health.consecutive(), 3);
-    fleet.record(&endpoint, Health::Success, Duration::ZERO);
+    fleet.record(&endpoint, &answer(200));
     assert_eq!(classes.map(|class| endpoint.health.consecutive(class)), [0; 4]);
     assert_eq!((fleet.health.consecutive(), fleet.health.window(1, fleet.clock.now())), (0, (1, 3)));
 }
 
 #[test]
-fn what_began_before_the_state_changed_is_counted_and_not_judged() {
+fn what_began_before_the_state_changed_is_neither_counted_nor_judged() {
     let fleet = fleet(2, 100, 0);
-    let endpoint = fleet.snapshot().endpoint(0).unwrap().clone();
-    let is_judged = |time| fleet.record(&endpoint, failure(), time);
+    let endpoint = endpoint(&fleet, 0);
+    let is_judged = |time| fleet.record(&endpoint, &timeout(time));
     fleet.clock.advance(9 * SECOND);
     assert!(is_judged(9 * SECOND));
     assert!(eject(&fleet, 0));
@@ -197,17 +213,91 @@ fn what_began_before_the_state_changed_is_counted_and_not_judged() {
     assert!(fleet.probe(0, seen(&fleet, 0), 1));
     fleet.clock.advance(SECOND);
     assert!(is_judged(SECOND) && !is_judged(2 * SECOND));
-    assert_eq!(endpoint.health.consecutive(Class::Any), 5);
+    assert_eq!(endpoint.health.consecutive(Class::Any), 3);
     assert!(fleet.restore(0, seen(&fleet, 0)));
-    assert!(is_judged(Duration::ZERO) && !is_judged(SECOND));
+    assert!(!is_judged(SECOND));
+    let counted = || (endpoint.health.consecutive(Class::Any), endpoint.health.window(60, fleet.clock.now()));
+    assert_eq!(counted(), (0, (0, 0)));
+    assert!(is_judged(Duration::ZERO));
+    assert_eq!(counted(), (1, (0, 1)));
+    assert_eq!(fleet.health.consecutive(), 7, "the service has always been in use");
+}
+
+#[test]
+fn a_failure_of_before_the_service_changed_does_not_open_it_anew() {
+    let fleet = fleet(2, 100, 0);
+    let endpoint = endpoint(&fleet, 0);
+    let is_judged = |outcome| fleet.record(&endpoint, &outcome);
+    fleet.clock.advance(9 * SECOND);
+    assert!(fleet.open(fleet.health.seen(), SECOND, 1));
+    fleet.clock.advance(2 * SECOND);
+    let probe = fleet.enter().unwrap();
+    assert!(probe.is_some());
+    assert!(!is_judged(timeout(SECOND)));
+    assert_eq!((fleet.health.consecutive(), endpoint.health.consecutive(Class::Any)), (0, 1));
+    assert!(is_judged(timeout(Duration::ZERO)));
+    // A success is of now, whenever it began.
+    assert!(is_judged(Outcome { latency: 5 * SECOND, ..answer(200) }));
+    assert!(fleet.close(fleet.health.seen()));
+    fleet.clock.advance(SECOND);
+    assert!(!is_judged(timeout(2 * SECOND)) && is_judged(timeout(SECOND)));
+    assert_eq!(fleet.health.consecutive(), 1);
+}
+
+#[test]
+fn responses_that_break_are_a_row_although_their_heads_arrive() {
+    let broken = Outcome { kind: Kind::Broken, ..answer(200) };
+    for at_once in [1, 2, 3, 10] {
+        let fleet = fleet(2, 100, 0);
+        let endpoint = endpoint(&fleet, 0);
+        let record = |outcome: &Outcome, times: u32| {
+            for _ in 0..times {
+                fleet.record(&endpoint, outcome);
+            }
+            endpoint.health.consecutive(Class::Any)
+        };
+        for row in 1..=4 {
+            record(&answer(200), at_once);
+            assert_eq!(record(&broken, at_once), row * at_once);
+        }
+        // As many as have broken take back what came before them; the first that is more was well.
+        record(&answer(200), at_once);
+        assert_eq!(record(&answer(200), 1), 0);
+        // Each that is well ends a row, and so does the end of an ejection.
+        record(&broken, 1);
+        record(&answer(200), 1);
+        assert_eq!((record(&broken, 1), record(&answer(200), 2)), (2, 0));
+        record(&broken, 1);
+        assert!(eject(&fleet, 0) && fleet.restore(0, seen(&fleet, 0)));
+        record(&timeout(Duration::ZERO), 1);
+        assert_eq!(record(&answer(200), 1), 0);
+    }
+}
+
+#[test]
+fn an_endpoint_is_not_thought_ill_of_for_long_after_many_responses_broke_at_once() {
+    let fleet = fleet(2, 100, 0);
+    let endpoint = endpoint(&fleet, 0);
+    for _ in 0..1_000 {
+        fleet.record(&endpoint, &Outcome { kind: Kind::Broken, ..answer(200) });
+    }
+    assert_eq!(endpoint.health.consecutive(Class::Any), 1_000);
+    for _ in 0..=32 {
+        fleet.record(&endpoint, &answer(200));
+    }
+    assert_eq!(endpoint.health.consecutive(Class::Any), 0);
+    // One that was a failure by its head has no success to take back.
+    fleet.record(&endpoint, &Outcome { kind: Kind::Broken, ..answer(500) });
+    fleet.record(&endpoint, &answer(200));
+    assert_eq!(endpoint.health.consecutive(Class::Any), 0);
 }
 
 #[test]
 fn what_an_endpoint_was_ejected_for_is_over_when_it_is_back() {
     let fleet = fleet(2, 100, 0);
     let endpoint = fleet.snapshot().endpoint(0).unwrap().clone();
-    for health in [failure(), Health::Success, failure()] {
-        fleet.record(&endpoint, health, Duration::ZERO);
+    for outcome in [timeout(Duration::ZERO), answer(200), timeout(Duration::ZERO)] {
+        fleet.record(&endpoint, &outcome);
     }
     assert!(eject(&fleet, 0) && fleet.probe(0, seen(&fleet, 0), 1));
     let counted = || (endpoint.health.consecutive(Class::Any), endpoint.health.window(60, fleet.clock.now()));
@@ -250,4 +340,84 @@ fn a_service_that_is_open_refuses_and_then_probes() {
     assert!(fleet.close(fleet.health.seen()));
     assert!(fleet.enter().unwrap().is_none());
     drop(probe);
+}
+
+#[test]
+fn a_verdict_is_bounded_and_changes_nothing_that_is_so_already() {
+    let fleet = fleet(2, 100, 0);
+    let (hour, five_minutes) = (3_600 * SECOND, 300 * SECOND);
+    assert!(fleet.eject(0, seen(&fleet, 0), Duration::MAX));
+    assert_eq!(endpoint(&fleet, 0).health.ejected_until(), Some(hour));
+    assert!(fleet.open(fleet.health.seen(), Duration::from_millis(u64::MAX), 1));
+    assert_eq!(fleet.enter().unwrap_err(), five_minutes);
+
+    assert!(fleet.close(fleet.health.seen()) && !fleet.close(fleet.health.seen()));
+    assert!(fleet.restore(0, seen(&fleet, 0)));
+    fleet.record(&endpoint(&fleet, 0), &timeout(Duration::ZERO));
+    let before = (fleet.version(), seen(&fleet, 0), fleet.health.seen());
+    assert!(!fleet.restore(0, seen(&fleet, 0)) && !fleet.close(fleet.health.seen()));
+    assert_eq!((fleet.version(), seen(&fleet, 0), fleet.health.seen()), before);
+    assert_eq!(endpoint(&fleet, 0).health.consecutive(Class::Any), 1);
+}
+
+/// One whose check fails, or that is paused, can have no probe.
+#[test]
+fn one_that_nobody_would_pick_leaves_room_in_the_share() {
+    let fleet = fleet(8, 10, 0);
+    assert!(eject(&fleet, 0) && !eject(&fleet, 1));
+    let first = endpoint(&fleet, 0);
+    fleet.set_check_fails(&first, true);
+    assert!(fleet.probe(0, seen(&fleet, 0), 1), "half-open is as much out as ejected");
+    assert!(eject(&fleet, 1) && !eject(&fleet, 2));
+    assert_eq!(eligible(&fleet), [2, 3, 4, 5, 6, 7]);
+    fleet.set_endpoint_paused("10.0.0.1:80", true);
+    assert!(eject(&fleet, 2) && !eject(&fleet, 3));
+    // Whoever can be picked again counts again.
+    fleet.set_check_fails(&first, false);
+    assert!(fleet.restore(2, seen(&fleet, 2)) && !eject(&fleet, 3));
+    assert!(fleet.restore(0, seen(&fleet, 0)) && eject(&fleet, 3));
+}
+
+#[test]
+fn what_no_breaker_decides_the_proxy_does() {
+    let fleet = fleet(4, 100, 0);
+    let conditions = || [0, 1, 2, 3].map(|slot| condition(&fleet, slot));
+    assert!(eject(&fleet, 0) && fleet.eject(1, seen(&fleet, 1), 3 * SECOND));
+    assert!(eject(&fleet, 2) && fleet.probe(2, seen(&fleet, 2), 1));
+    assert!(fleet.open(fleet.health.seen(), 2 * SECOND, 1));
+    fleet.decide_natively();
+    assert_eq!(conditions(), [Condition::Out, Condition::Out, Condition::InUse, Condition::InUse]);
+    assert_eq!(fleet.health.condition(), Condition::Out);
+    fleet.clock.advance(SECOND);
+    fleet.decide_natively();
+    assert_eq!(conditions(), [Condition::InUse, Condition::Out, Condition::InUse, Condition::InUse]);
+    assert_eq!((eligible(&fleet), fleet.enter().unwrap_err()), (vec![0, 2, 3], SECOND));
+    // It is half-open for nobody but a breaker.
+    fleet.clock.advance(SECOND);
+    let probe = fleet.enter().unwrap();
+    assert!(probe.is_some() && fleet.enter().is_err());
+    fleet.decide_natively();
+    assert!(fleet.enter().unwrap().is_none());
+    drop(probe);
+    fleet.forget_verdicts();
+    assert_eq!((conditions(), eligible(&fleet)), ([Condition::InUse; 4], vec![0, 1, 2, 3]));
+    assert!(fleet.open(fleet.health.seen(), 2 * SECOND, 1));
+    fleet.forget_verdicts();
+    assert!(fleet.enter().unwrap().is_none());
+    let version = fleet.version();
+    fleet.forget_verdicts();
+    fleet.decide_natively();
+    assert_eq!(fleet.version(), version, "nothing has changed");
+}
+
+#[test]
+fn a_service_that_is_closed_while_a_request_enters_lets_it_in() {
+    let health = ServiceHealth::default();
+    assert!(health.open(health.seen(), SECOND, 1, Duration::ZERO));
+    let meanwhile = || {
+        health.close(health.seen(), SECOND);
+        SECOND
+    };
+    assert!(matches!(health.enter(meanwhile), Door::Closed));
+    assert_eq!(health.condition(), Condition::InUse);
 }
