@@ -439,3 +439,22 @@ fn a_call_has_its_outcome_at_its_end() {
         wait_until("the outcome", || fleet.health.window(60, fleet.clock.now()) == expected);
     }
 }
+
+#[test]
+fn a_host_that_is_none_reaches_no_endpoint() {
+    let turn = Arc::new(AtomicUsize::new(0));
+    let endpoint = http2_endpoint(&turn, |_, frames, stream| answer_call(frames, stream, "0"));
+    let listener = one_listener("service = \"users\"");
+    let service = users(&[&endpoint.address.to_string()], "protocol = \"http2\"");
+    let proxy = Proxy::start(&format!("{listener}{service}"));
+    let ask = |host: &str| {
+        let mut client = proxy.client();
+        client.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        client.response()
+    };
+    for host in ["[", "users%"] {
+        ask(host).assert_refused(400, "router", "http_request_error");
+    }
+    assert_eq!((stats(&proxy).failed_attempts, turn.load(Ordering::SeqCst)), (0, 0));
+    assert_eq!(ask("").status(), 200, "one who knows no host");
+}

@@ -9,6 +9,7 @@ use super::refusal::Refusal;
 use crate::policy::{Kind, Outcome};
 use crate::proto::{Response, grpc};
 use crate::upstream::Failure;
+use crate::upstream::h1::Malformed;
 
 /// What a response says by its head. The gRPC status is there where there will be nothing else, and in a call only.
 pub(super) fn of_response(response: &Response, is_grpc: bool, latency: Duration) -> Outcome {
@@ -45,7 +46,10 @@ fn kind_of_failure(failure: &Failure) -> Kind {
         Failure::ConnectTimeout { .. } => Kind::ConnectTimeout,
         Failure::Tls { .. } => Kind::Tls,
         Failure::Timeout { .. } => Kind::Timeout,
-        Failure::ClientBody(_) => Kind::ClientGone,
+        // What is no WebSocket is none, and no worse for being asked for one.
+        Failure::ClientBody(_) | Failure::Request { .. } | Failure::Malformed { what: Malformed::NoUpgrade, .. } => {
+            Kind::ClientGone
+        }
         Failure::Closed { .. }
         | Failure::Broken { .. }
         | Failure::Malformed { .. }
@@ -110,6 +114,14 @@ mod tests {
         assert_eq!(of(Failure::ClientBody(BodyError::Idle)), Kind::ClientGone);
         assert_eq!(kind(&Refusal::Deadline), Kind::Timeout);
         assert_eq!(kind(&Refusal::NoEndpoint { service: "users".into() }), Kind::NoEndpoint);
+    }
+
+    #[test]
+    fn what_clients_ask_for_is_no_fault_of_the_endpoint() {
+        let malformed = |what| kind_of_failure(&Failure::Malformed { address: "10.0.0.1:80".to_owned(), what });
+        assert_eq!(malformed(Malformed::NoUpgrade), Kind::ClientGone);
+        assert_eq!(malformed(Malformed::Upgrade), Kind::Closed);
+        assert_eq!(kind_of_failure(&Failure::Request { what: "its host".to_owned() }), Kind::ClientGone);
     }
 
     #[test]

@@ -227,6 +227,7 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
         Failure::Malformed { .. } | Failure::Http2 { .. } => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
         Failure::Reset { .. } => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
         Failure::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
+        Failure::Request { .. } => (StatusCode::BAD_REQUEST, "http_request_error"),
         Failure::ClientBody(BodyError::Idle) => (StatusCode::REQUEST_TIMEOUT, "http_request_error"),
         Failure::ClientBody(BodyError::TooLarge) => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_error"),
         Failure::ClientBody(_) => (StatusCode::BAD_REQUEST, "http_request_error"),
@@ -238,6 +239,7 @@ fn grpc_code_of_failure(failure: &Failure) -> Code {
     match failure {
         Failure::Timeout { .. } | Failure::ClientBody(BodyError::Idle) => Code::DeadlineExceeded,
         Failure::Denied { .. } => Code::PermissionDenied,
+        Failure::Request { .. } => Code::Internal,
         Failure::Reset { code, .. } => Code::of_reset(*code),
         Failure::ClientBody(BodyError::TooLarge) => Code::ResourceExhausted,
         Failure::ClientBody(_) => Code::Cancelled,

@@ -55,6 +55,9 @@ pub enum Failure {
     Reset { address: String, code: u32 },
     #[error("no response from {address} in time")]
     Timeout { address: String },
+    /// What the client asks for has no form in which endpoints could be asked.
+    #[error("a request that cannot be sent over HTTP/2: {what}")]
+    Request { what: String },
     #[error("{0}")]
     ClientBody(BodyError),
 }
