@@ -27,7 +27,7 @@
 //! | name | default | meaning |
 //! |---|---|---|
 //! | `attempts` | 3 | tries in all, the first counted (1 to 16) |
-//! | `timeout` | none | for all of them together, delays counted |
+//! | `timeout` | none | for all of them together, delays and the wait in the service's queue counted |
 //! | `per_try_timeout` | the service's `request_timeout` | for each, up to the response's head |
 //! | `backoff`, `max_backoff` | 25ms, 250ms | see above |
 //! | `statuses` | 502, 503, 504 | HTTP statuses that are tried again |

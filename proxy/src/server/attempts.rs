@@ -30,7 +30,7 @@ use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::Body;
 use crate::service::{Active, Admitted, InFlight, Retry};
 use crate::timer::Deadline;
-use crate::upstream::Reply;
+use crate::upstream::{Reply, Stage};
 
 /// A response's head, and what is under way with it.
 pub(super) struct Answered {
@@ -78,9 +78,10 @@ impl Sending<'_> {
         let Self { connection, local, call } = self;
         let service_probe = local.enter()?;
         let until = call.deadline.as_ref().map(Deadline::tick);
+        let mut retries = Retries::begin(local, &connection.worker.timers, call.started, until);
         // After the door: for a service that is open nobody waits.
-        let (admitted, at) = admit(&local.service, &connection.worker.timers, call.started, until).await?;
-        let mut retries = Retries::begin(local, &connection.worker.timers, call.started, at, until);
+        let (admitted, at) = admit(&local.service, &connection.worker.timers, call.started, retries.until).await?;
+        retries.admitted(at);
         let settings = &local.service.settings;
         let mut body = Replay::new(body, retries.are_on().then_some(settings.max_replay_bytes));
         loop {
@@ -109,7 +110,7 @@ impl Sending<'_> {
         retries: &Retries<'_>,
     ) -> (Box<Visit>, Exchanged) {
         if let Err(refusal) = self.tell_time_left(&mut visit) {
-            let outcome = outcome::of_refusal(&refusal, false, Duration::ZERO);
+            let outcome = outcome::of_refusal(&refusal, Stage::Waiting, Duration::ZERO, self.call.started.elapsed());
             return (visit, Exchanged { result: Err(refusal), outcome });
         }
         let (mut visit, exchanged) = match self.hedges_after(&visit, retries) {
@@ -136,7 +137,7 @@ impl Sending<'_> {
         let Self { connection, local, call } = self;
         let settings = &local.service.settings;
         let pool = local.pool(&visit.endpoint, &connection.worker);
-        let sent = Cell::new(false);
+        let stage = Cell::default();
         let attempt = Attempt {
             pool: &pool,
             stats: &local.stats,
@@ -144,7 +145,7 @@ impl Sending<'_> {
             body_timeout: settings.stream_idle_timeout.min(connection.listener.settings.body_timeout),
             idle_timeout: settings.stream_idle_timeout,
             until: retries.until,
-            sent: &sent,
+            stage: &stage,
         };
         let result = attempt.run(&connection.worker.timers, &visit.facts.head, body).await;
         let result = result.and_then(|(reply, upload)| Ok((call.checked(reply, &pool)?, upload)));
@@ -154,7 +155,7 @@ impl Sending<'_> {
             Ok((reply, _)) => outcome::of_response(&reply.response, call.is_grpc, latency),
             // Else a caller could have endpoints ejected by waiting for none of them.
             Err(Refusal::Deadline) if call.is_own_deadline(retries.until) => Outcome::of(Kind::ClientGone, latency),
-            Err(refusal) => outcome::of_refusal(refusal, sent.get(), latency),
+            Err(refusal) => outcome::of_refusal(refusal, stage.get(), latency, elapsed),
         };
         Exchanged { result, outcome: Outcome { elapsed, ..outcome } }
     }

@@ -139,6 +139,7 @@ impl Refusal {
                 Reply::HostUnreachable
             }
             Self::Unsupported(_) => Reply::CommandNotSupported,
+            Self::Deadline => Reply::TimedOut,
             Self::Upstream(failure) => reply_to_failure(failure),
             _ => Reply::Failed,
         }
@@ -370,6 +371,7 @@ mod tests {
             (Refusal::UnknownService { host: "nobody".to_owned() }, Reply::NotAllowed),
             (Refusal::Unsupported("a tunnel within a tunnel"), Reply::CommandNotSupported),
             (Refusal::BadRequest("no host"), Reply::Failed),
+            (Refusal::Deadline, Reply::TimedOut),
             (Refusal::Full { service: "users".to_owned(), limit: Limit::Requests }, Reply::Failed),
             (Failure::NoPermit { address: address() }.into(), Reply::Failed),
         ] {

@@ -15,7 +15,7 @@ use std::io;
 
 pub use connect::{ConnectSettings, Offer, Opening, connect, open};
 pub use h2::LocalExecutor;
-pub use pool::{Pool, Pools, Reply, Target};
+pub use pool::{Pool, Pools, Reply, Stage, Target};
 pub use reach::Reach;
 
 use crate::proto::BodyError;

@@ -94,7 +94,8 @@ impl<'a> World<'a> {
             self.watch.entered(self.scenario)?;
         }
         let now = Instant::now();
-        let retries = Retries::begin(&self.workers[worker], self.timers, now, now, None);
+        let mut retries = Retries::begin(&self.workers[worker], self.timers, now, None);
+        retries.admitted(now);
         if retries.are_on() {
             self.watch.active += 1;
         }
