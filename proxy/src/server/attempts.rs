@@ -76,7 +76,7 @@ impl Sending<'_> {
     /// Makes attempts until one brings what is wanted, or no more are to be made.
     pub async fn run(self, mut facts: Facts, body: Body) -> Result<Answered, Refusal> {
         let Self { connection, local, call } = self;
-        let service_probe = local.enter()?;
+        let _service_probe = local.enter()?;
         let until = call.deadline.as_ref().map(Deadline::tick);
         let mut retries = Retries::begin(local, &connection.worker.timers, call.started, until);
         // After the door: for a service that is open nobody waits.
@@ -91,7 +91,7 @@ impl Sending<'_> {
                 let (reply, upload) = result?;
                 let (in_flight, active) = (visit.take_in_flight(), retries.into_active());
                 let has_ended = !matches!(reply.response.body(), Body::Stream(_));
-                let ending = if has_ended { None } else { visit.into_ending(outcome, service_probe) };
+                let ending = if has_ended { None } else { visit.into_ending(outcome) };
                 return Ok(Answered { reply, upload, held: Held { in_flight, admitted, _active: active, ending } });
             };
             // The response that is not wanted, and its place at the endpoint, are given up before the wait.
@@ -164,13 +164,14 @@ impl Sending<'_> {
     fn settle(&self, visit: &mut Visit, mut exchanged: Exchanged, body: &Replay) -> Exchanged {
         exchanged.outcome.replayable = body.is_replayable();
         let outcome = &exchanged.outcome;
-        // The head says it all, but of a gRPC call, whose status comes at the end; and that is too late for a probe, as a
-        // stream may last for hours.
+        // The head says it all, but of a gRPC call, whose status comes at the end. To a breaker, that is: nobody else asks;
+        // and it is too late for a probe, as a stream may last for hours.
         let is_told_at_end = match &exchanged.result {
             Ok((reply, _)) => {
                 let micros = u32::try_from(outcome.latency.as_micros()).unwrap_or(u32::MAX);
                 visit.endpoint.load.observe_latency(micros);
-                self.call.is_grpc && !visit.is_probe() && matches!(reply.response.body(), Body::Stream(_))
+                let is_streamed_call = self.call.is_grpc && matches!(reply.response.body(), Body::Stream(_));
+                is_streamed_call && self.local.has_breaker() && !visit.is_probe()
             }
             Err(_) => {
                 self.local.stats.failed_attempts.add(1);

@@ -387,11 +387,13 @@ impl LocalService {
         }
     }
 
-    /// Takes note of how an attempt ended, and has the breaker judge it.
-    pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome) {
+    /// Takes note of how an attempt ended that began when the endpoint's health was in this state, and has the breaker
+    /// judge it. Without a breaker it is measured, if anybody looks at that.
+    pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome, seen: u64) {
         let (fleet, health) = (&self.service.fleet, outcome.health());
         let Some(breaker) = &self.breaker else { return fleet.measure(endpoint, health, outcome.latency) };
-        if !fleet.record(endpoint, health, outcome.latency) {
+        // The latency is that of the head, and the end may come long after.
+        if !fleet.record(endpoint, health, outcome.latency) || endpoint.health.seen() != seen {
             return;
         }
         let mut seat = breaker.borrow_mut();

@@ -325,7 +325,7 @@ impl<'a> World<'a> {
             self.watch.left();
         }
         let (in_flight, active) = (visit.take_in_flight(), sending.retries.into_active());
-        let ending = visit.into_ending(outcome, sending.door);
+        let ending = visit.into_ending(outcome);
         let (arrived, attempts) = (request.arrived, sending.attempts);
         request.held = Some(Answered { machine, ending, _in_flight: in_flight, active });
         self.requests.insert(id, request);
