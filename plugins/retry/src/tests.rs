@@ -128,6 +128,8 @@ fn settings_that_make_no_sense_are_refused_with_the_reason() {
         (r#"{"backoff": "1s"}"#, "backoff is longer than max_backoff"),
         (r#"{"statuses": [200]}"#, "statuses has 200"),
         (r#"{"grpc_statuses": ["gone"]}"#, "grpc_statuses has \"gone\""),
+        (r#"{"max_backoff": "61s"}"#, "max_backoff is too long: expected at most 60s"),
+        (r#"{"retry_after_max": "2m"}"#, "retry_after_max is too long"),
         (r#"{"hedge": "95"}"#, "hedge = \"95\""),
         (r#"{"hedge": "p100"}"#, "hedge = \"p100\""),
         (r#"{"hedge": "p10"}"#, "hedge = \"p10\""),

@@ -10,6 +10,9 @@ use super::{Kind, Outcome};
 /// Attempts of one request in all, hedges counted: no policy gets more.
 pub const MAX_ATTEMPTS: u32 = 16;
 
+/// The longest delay before another attempt. A client that had to wait for longer is better told so.
+pub const MAX_DELAY: Duration = Duration::from_secs(60);
+
 impl Outcome {
     /// Whether another attempt might bring something better: a failure, a status from 400, or a gRPC status other than
     /// OK. A response that broke after its head has begun to reach the client, and one that nobody waits for is of no
@@ -32,9 +35,9 @@ pub fn may_follow(outcome: &Outcome, attempts: u32, left: Option<Duration>) -> b
     outcome.is_unwanted() && outcome.replayable && attempts < MAX_ATTEMPTS && fits(Duration::ZERO, left)
 }
 
-/// Whether anything is left after a delay.
+/// Whether a delay is one that may be waited for, with anything left after it.
 pub fn fits(delay: Duration, left: Option<Duration>) -> bool {
-    left.is_none_or(|left| delay < left)
+    delay <= MAX_DELAY && left.is_none_or(|left| delay < left)
 }
 
 /// How many retries may be under way while there are so many requests: a share of them, in percent, and always `min`.
@@ -79,6 +82,7 @@ mod tests {
         assert!(!may_follow(&outcome(Kind::ClientGone), 1, None));
         assert!(fits(Duration::from_secs(1), None) && fits(Duration::from_secs(1), Some(Duration::from_secs(2))));
         assert!(!fits(Duration::from_secs(2), Some(Duration::from_secs(2))));
+        assert!(fits(MAX_DELAY, None) && !fits(MAX_DELAY + Duration::from_millis(1), None));
     }
 
     #[test]

@@ -21,7 +21,7 @@ use super::refusal::{Limit, Refusal};
 use super::route::{normalized, without_suffix};
 use crate::config::checked::{Policy, TlsClient};
 use crate::drain::Phase;
-use crate::plugin::{Instance, Plugin, Seat};
+use crate::plugin::{Plugin, Seat};
 use crate::policy::{Facts, Latencies, Outcome, Role, Terms};
 use crate::proto::h1::{Date, Scratch};
 use crate::proto::headers::Signature;
@@ -404,12 +404,12 @@ impl LocalService {
         }
     }
 
-    /// What the retry policy asked for; nothing where there is none.
+    /// What the retry policy asked for, but for times of zero; nothing where there is none.
     pub fn terms(&self) -> Terms {
         let Some(retry) = &self.retry else { return Terms::default() };
         let mut seat = retry.borrow_mut();
         seat.refresh();
-        seat.instance().map(Instance::terms).unwrap_or_default()
+        seat.instance().map(|policy| policy.terms().without_zeros()).unwrap_or_default()
     }
 
     /// After how long the retry policy wants another attempt; none where it gives up, and where there is none.
