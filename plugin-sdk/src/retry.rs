@@ -13,7 +13,8 @@ pub struct Terms {
     /// nothing.
     pub try_timeout: Option<Duration>,
     /// Sends a second attempt beside a first that is slower than this share of the service's recent ones, in thousandths
-    /// (950 for the 95th percentile); the first answer wins. Only requests that may be sent twice have one.
+    /// (950 for the 95th percentile); the first answer that is no failure wins. Only requests that may be sent twice have
+    /// one, beside their first attempt. It is their second: where both fail, what follows is a third.
     pub hedging: Option<u32>,
 }
 

@@ -26,7 +26,7 @@
 //!
 //! | name | default | meaning |
 //! |---|---|---|
-//! | `attempts` | 3 | tries in all, the first counted (1 to 16) |
+//! | `attempts` | 3 | tries in all, the first and a hedge counted (1 to 16) |
 //! | `timeout` | none | for all of them together, delays and the wait in the service's queue counted |
 //! | `per_try_timeout` | the service's `request_timeout` | for each, up to the response's head |
 //! | `backoff`, `max_backoff` | 25ms, 250ms | see above (up to 60s) |
@@ -34,7 +34,7 @@
 //! | `grpc_statuses` | unavailable | gRPC statuses that are tried again |
 //! | `retry_after_max` | 1s | the longest `Retry-After` that is waited for (up to 60s) |
 //! | `non_idempotent` | false | whether what is not idempotent is tried again though it was sent |
-//! | `hedge` | off | `p95`: a second try beside one that is slower than the 95th percentile of late |
+//! | `hedge` | off | `p95`: a second try beside a first one that is slower than the 95th percentile of late (from 2 `attempts` on) |
 
 mod settings;
 

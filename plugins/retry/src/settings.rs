@@ -89,6 +89,10 @@ impl Settings {
                 return Err(format!("{name} is too long: expected at most 60s"));
             }
         }
+        let hedge = hedge(&written.hedge)?;
+        if hedge.is_some() && written.attempts == 1 {
+            return Err("hedge with attempts = 1: expected at least 2, as a hedge is one of them".to_owned());
+        }
         for (name, time) in [("timeout", written.timeout), ("per_try_timeout", written.per_try_timeout)] {
             if time.is_some_and(|time| time < Duration::from_millis(1)) {
                 return Err(format!("{name} is too short: expected at least 1ms"));
@@ -104,7 +108,7 @@ impl Settings {
             statuses: written.statuses,
             retry_after_max: written.retry_after_max,
             non_idempotent: written.non_idempotent,
-            hedge: hedge(&written.hedge)?,
+            hedge,
         })
     }
 }

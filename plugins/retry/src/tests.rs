@@ -130,6 +130,7 @@ fn settings_that_make_no_sense_are_refused_with_the_reason() {
         (r#"{"grpc_statuses": ["gone"]}"#, "grpc_statuses has \"gone\""),
         (r#"{"max_backoff": "61s"}"#, "max_backoff is too long: expected at most 60s"),
         (r#"{"retry_after_max": "2m"}"#, "retry_after_max is too long"),
+        (r#"{"attempts": 1, "hedge": "p95"}"#, "hedge with attempts = 1: expected at least 2"),
         (r#"{"hedge": "95"}"#, "hedge = \"95\""),
         (r#"{"hedge": "p100"}"#, "hedge = \"p100\""),
         (r#"{"hedge": "p10"}"#, "hedge = \"p10\""),

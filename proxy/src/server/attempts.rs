@@ -26,6 +26,7 @@ use super::replay::Replay;
 use super::retries::{Retries, pause};
 use super::visit::{Ending, Visit};
 use super::worker::LocalService;
+use crate::policy::retry::first_counts;
 use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::Body;
 use crate::service::{Active, Admitted, InFlight, Retry};
@@ -57,12 +58,6 @@ pub(super) struct Held {
 struct Exchanged {
     result: Result<(Reply, Option<Upload>), Refusal>,
     outcome: Outcome,
-}
-
-impl Exchanged {
-    fn is_wanted(&self) -> bool {
-        !self.outcome.is_unwanted()
-    }
 }
 
 /// A request to a service, as all of its attempts see it.
@@ -113,15 +108,17 @@ impl Sending<'_> {
             let outcome = outcome::of_refusal(&refusal, Stage::Waiting, Duration::ZERO, self.call.started.elapsed());
             return (visit, Exchanged { result: Err(refusal), outcome });
         }
-        let (mut visit, exchanged) = match self.hedges_after(&visit, retries) {
+        // What is to become another protocol is asked for once.
+        let after = if self.call.upgrade.is_none() { retries.hedges_after(&visit) } else { None };
+        let (visit, exchanged) = match after {
+            Some(after) => self.hedged(visit, body, retries, after).await,
             None => {
                 let exchanged = self.exchange(&visit, body.body(), retries).await;
+                let exchanged = self.settle(&mut visit, exchanged, body);
                 (visit, exchanged)
             }
-            Some(after) => self.hedged(visit, body, retries, after).await,
         };
-        let exchanged = self.settle(&mut visit, exchanged, body);
-        if retries.terms.hedging.is_some() && exchanged.is_wanted() {
+        if retries.terms.hedging.is_some() && exchanged.outcome.settles() {
             self.local.latencies().add(exchanged.outcome.latency);
         }
         (visit, exchanged)
@@ -184,16 +181,10 @@ impl Sending<'_> {
         exchanged
     }
 
-    /// When a second attempt begins beside this one; none where there will be none.
-    fn hedges_after(&self, visit: &Visit, retries: &Retries<'_>) -> Option<Duration> {
-        let permille = retries.terms.hedging?;
-        let may_be_sent_twice = visit.facts.head.method.is_idempotent() && self.call.upgrade.is_none();
-        if may_be_sent_twice { self.local.latencies().percentile(permille) } else { None }
-    }
-
+    /// An attempt, and another one beside it where it takes longer than this.
     async fn hedged(
         &self,
-        first: Box<Visit>,
+        mut first: Box<Visit>,
         body: &mut Replay,
         retries: &Retries<'_>,
         after: Duration,
@@ -216,13 +207,20 @@ impl Sending<'_> {
         };
         let (second, Raced { first_won, won, lost }) = match exchanged {
             Ok(raced) => raced,
-            Err(alone) => return (first, alone),
+            Err(alone) => {
+                let alone = self.settle(&mut first, alone, body);
+                return (first, alone);
+            }
         };
-        let (winner, mut loser) = if first_won { (first, second) } else { (second, first) };
+        let (mut winner, mut loser) = if first_won { (first, second) } else { (second, first) };
         match lost {
             Some(exchanged) => drop(self.settle(&mut loser, exchanged, body)),
             None if !first_won => self.local.latencies().add(loser.started.elapsed()),
             None => {}
+        }
+        let won = self.settle(&mut winner, won, body);
+        if first_won {
+            winner.count(&loser);
         }
         (winner, won)
     }
@@ -247,7 +245,8 @@ struct Raced {
     lost: Option<Exchanged>,
 }
 
-/// The first of two exchanges that brings what is wanted; the second where neither does.
+/// The first of two exchanges that settles it. Where neither does, a response counts more than none, and the second one
+/// more than the first.
 async fn race(
     mut first: Pin<&mut impl Future<Output = Exchanged>>,
     mut second: Pin<&mut impl Future<Output = Exchanged>>,
@@ -264,12 +263,15 @@ async fn race(
         {
             of_second = Some(exchanged);
         }
-        if let Some(won) = of_first.take_if(|exchanged| exchanged.is_wanted()) {
-            return Poll::Ready(Raced { first_won: true, won, lost: of_second.take() });
-        }
-        let is_first_over = of_first.is_some();
-        match of_second.take_if(|exchanged| is_first_over || exchanged.is_wanted()) {
-            Some(won) => Poll::Ready(Raced { first_won: false, won, lost: of_first.take() }),
+        let first_won = match (&of_first, &of_second) {
+            (Some(first), _) if first.outcome.settles() => true,
+            (_, Some(second)) if second.outcome.settles() => false,
+            (Some(first), Some(second)) => first_counts(&first.outcome, &second.outcome),
+            (Some(_), None) | (None, _) => return Poll::Pending,
+        };
+        let (won, lost) = if first_won { (&mut of_first, &mut of_second) } else { (&mut of_second, &mut of_first) };
+        match won.take() {
+            Some(won) => Poll::Ready(Raced { first_won, won, lost: lost.take() }),
             None => Poll::Pending,
         }
     })

@@ -7,7 +7,7 @@ use super::outcome;
 use super::refusal::Refusal;
 use super::visit::Visit;
 use super::worker::LocalService;
-use crate::policy::retry::{MAX_ATTEMPTS, fits, may_follow};
+use crate::policy::retry::{fits, may_follow};
 use crate::policy::{Facts, Outcome, Terms};
 use crate::service::{Active, Condition, Retry};
 use crate::timer::Timers;
@@ -96,9 +96,21 @@ impl<'a> Retries<'a> {
         Pick::Wait(delay, Box::new(facts))
     }
 
+    /// When a second attempt begins beside this one; none where there will be none. Only a first attempt has one, as a
+    /// service whose answers fail needs no more of them; and none that is a probe, which could be given up for it.
+    pub fn hedges_after(&self, visit: &Visit) -> Option<Duration> {
+        let permille = self.terms.hedging?;
+        let may_be_sent_twice = visit.facts.head.method.is_idempotent();
+        if visit.facts.attempt > 1 || !may_be_sent_twice || visit.is_probe() {
+            return None;
+        }
+        self.local.latencies().percentile(permille)
+    }
+
     /// An attempt beside this one, at another endpoint, if the budget allows it.
     pub fn beside(&self, first: &Visit) -> Option<(Box<Visit>, Retry)> {
-        if first.facts.attempt >= MAX_ATTEMPTS {
+        // The service may have been opened in the meantime.
+        if first.is_probe() {
             return None;
         }
         let retry = self.take()?;

@@ -68,6 +68,14 @@ impl Visit {
         }
     }
 
+    /// Takes note that another attempt was made beside this one: it counts as one of the request's.
+    pub fn count(&mut self, beside: &Self) {
+        self.facts.attempt = self.facts.attempt.max(beside.facts.attempt);
+        self.facts.tried.truncate(self.tried);
+        self.facts.tried.push(beside.endpoint.slot);
+        self.tried = self.facts.tried.len();
+    }
+
     /// What counts it as under way at the endpoint, to be held for longer than this.
     pub fn take_in_flight(&mut self) -> Option<InFlight> {
         self.in_flight.take()
