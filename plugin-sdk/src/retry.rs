@@ -6,13 +6,15 @@ use crate::{Config, Outcome, Request, host};
 /// settings hold.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Terms {
-    /// From a request's head to its response's, all attempts and delays counted; then the client is answered with what
-    /// there is. Whole milliseconds.
+    /// From a request's head to its response's, all attempts and delays counted, and the wait for a place among the
+    /// service's requests; then the client is answered with what there is. Whole milliseconds; less than one says nothing.
     pub timeout: Option<Duration>,
-    /// From the end of the request to the response's head, for each attempt. Whole milliseconds.
+    /// From the end of the request to the response's head, for each attempt. Whole milliseconds; less than one says
+    /// nothing.
     pub try_timeout: Option<Duration>,
     /// Sends a second attempt beside a first that is slower than this share of the service's recent ones, in thousandths
-    /// (950 for the 95th percentile); the first answer wins. Only requests that may be sent twice have one.
+    /// (950 for the 95th percentile); the first answer that is no failure wins. Only requests that may be sent twice have
+    /// one, beside their first attempt. It is their second: where both fail, what follows is a third.
     pub hedging: Option<u32>,
 }
 
@@ -45,8 +47,8 @@ pub trait RetryPolicy: Sized {
         Terms::default()
     }
 
-    /// The delay before the next attempt (whole milliseconds, at most 49 days), or none to give up and answer the
-    /// client with what there is.
+    /// The delay before the next attempt (whole milliseconds), or none to give up and answer the client with what there
+    /// is. One of more than 60 seconds gives up, too.
     ///
     /// It is called after each attempt that ended with a failure or a status from 400. The proxy's own bounds
     /// (deadline, budget, what can be replayed) still hold.

@@ -77,6 +77,40 @@ fn peak_ewma_leaves_a_slow_endpoint_with_its_first_slow_answer() {
 }
 
 #[test]
+fn what_takes_long_is_measured_though_nobody_judges_it() {
+    const CALLED: &str = "HTTP/1.1 200 OK\r\ncontent-type: application/grpc\r\ntransfer-encoding: chunked\r\n\r\n";
+    let endpoint = Endpoint::start(|_, mut wire| {
+        while let Some(request) = wire.request() {
+            if request.start.contains("/call") {
+                thread::sleep(Duration::from_millis(300));
+                wire.send(CALLED);
+            }
+        }
+    });
+    let call = "POST /call HTTP/1.1\r\nHost: users\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\n\r\n";
+    let given_up = "GET /never HTTP/1.1\r\nHost: users\r\n\r\n";
+    for (request, has_head) in [(call, true), (given_up, false)] {
+        let proxy = Proxy::to(&endpoint);
+        let fleet = proxy.app().state.directory.get("users").expect("a service").fleet.clone();
+        fleet.read_peaks();
+        let registered = fleet.snapshot().endpoints().next().expect("an endpoint").clone();
+        let peak = || registered.load.peak_micros(fleet.clock.now());
+        assert!(peak() <= 30_000);
+        let mut client = proxy.client();
+        client.send(request);
+        if has_head {
+            assert_eq!(client.head().expect("a head").status(), 200, "the call goes on");
+        } else {
+            wait_until("it is under way", || proxy.in_flight() == 1);
+            let since = fleet.clock.now();
+            wait_until("it takes long", || fleet.clock.now() > since + Duration::from_millis(300));
+            drop(client);
+        }
+        wait_until("it is measured", || peak() > 100_000);
+    }
+}
+
+#[test]
 fn the_leader_takes_everything_and_the_next_oldest_stands_in() {
     let endpoints = [(); 3].map(|()| Endpoint::saying(OK));
     let [a, b, c] = &endpoints;

@@ -7,7 +7,7 @@ mod http;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, Receiver};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
 use heddle::service::StatsTotal;
@@ -75,16 +75,16 @@ fn the_first_answer_wins_and_the_other_attempt_is_given_up() {
 #[test]
 fn nothing_is_sent_twice_before_it_is_known_what_is_slow() {
     let pair = pair();
-    let retry = "retry = { plugin = \"retry\", hedge = \"p95\", attempts = 1, per_try_timeout = \"300ms\" }";
+    let retry = "retry = { plugin = \"retry\", hedge = \"p95\", per_try_timeout = \"300ms\" }";
     let proxy = proxy(&pair, retry);
-    assert_eq!(proxy.client().get("/slow").status(), 504);
-    assert_eq!(stats(&proxy).hedges, 0);
+    assert_eq!(proxy.client().get("/slow").status(), 200);
+    assert_eq!((stats(&proxy).hedges, stats(&proxy).retries), (0, 1));
 }
 
 #[test]
 fn only_what_is_idempotent_is_sent_twice() {
     let pair = pair();
-    let retry = "retry = { plugin = \"retry\", hedge = \"p95\", attempts = 1, per_try_timeout = \"300ms\" }";
+    let retry = "retry = { plugin = \"retry\", hedge = \"p95\", per_try_timeout = \"300ms\" }";
     let proxy = proxy(&pair, retry);
     let mut client = proxy.client();
     as_usual(&mut client);
@@ -105,4 +105,69 @@ fn a_hedge_takes_from_the_budget() {
     assert_eq!(client.get("/slow").status(), 504);
     let stats = stats(&proxy);
     assert!(stats.hedges == 0 && stats.over_budget > 0, "{stats:?}");
+}
+
+/// Two endpoints that answer at once, but for `/slow`: the first request for it is answered so once a second one is there,
+/// and all others get no answer. Also how many there were.
+fn overtaken(answer: &'static str) -> ([Endpoint; 2], Arc<(Mutex<usize>, Condvar)>) {
+    let slow = Arc::new((Mutex::new(0), Condvar::new()));
+    let endpoints = [slow.clone(), slow.clone()].map(|slow| {
+        Endpoint::start(move |_, mut wire| {
+            while let Some(request) = wire.request() {
+                let mut answered = OK;
+                if request.start.contains("/slow") {
+                    let (count, changed) = &*slow;
+                    let mut number = count.lock().unwrap();
+                    *number += 1;
+                    changed.notify_all();
+                    if *number > 1 {
+                        drop(number);
+                        return wire.expect_end();
+                    }
+                    drop(changed.wait_timeout_while(number, DEADLINE, |number| *number < 2));
+                    answered = answer;
+                }
+                if wire.try_send(answered).is_err() {
+                    return;
+                }
+            }
+        })
+    });
+    (endpoints, slow)
+}
+
+#[test]
+fn an_answer_that_is_no_failure_waits_for_no_other() {
+    let (endpoints, _) = overtaken("HTTP/1.1 404 Not Found\r\ncontent-length: 4\r\n\r\nnone");
+    let retry = "request_timeout = \"1h\"\nretry = { plugin = \"retry\", hedge = \"p95\" }";
+    let proxy = Proxy::with(&endpoints.each_ref(), "", retry);
+    let mut client = proxy.client();
+    as_usual(&mut client);
+    assert_eq!(client.get("/slow").text(), "none");
+    wait_until("nothing is under way", || proxy.in_flight() == 0);
+}
+
+/// Both are counted: there is no third attempt.
+#[test]
+fn a_failure_is_better_than_no_answer() {
+    let (endpoints, slow) = overtaken("HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy");
+    let retry = "retry = { plugin = \"retry\", hedge = \"p95\", attempts = 2, per_try_timeout = \"300ms\" }";
+    let proxy = Proxy::with(&endpoints.each_ref(), "", retry);
+    let mut client = proxy.client();
+    as_usual(&mut client);
+    assert_eq!(client.get("/slow").text(), "busy");
+    assert_eq!(*slow.0.lock().unwrap(), 2);
+}
+
+#[test]
+fn a_probe_has_no_other_beside_it() {
+    let pair = pair();
+    let proxy = proxy(&pair, "retry = { plugin = \"retry\", hedge = \"p95\", per_try_timeout = \"300ms\" }");
+    let mut client = proxy.client();
+    as_usual(&mut client);
+    let before = stats(&proxy).hedges;
+    let fleet = proxy.app().state.directory.get("users").expect("a service").fleet.clone();
+    assert!(fleet.open(fleet.health.seen(), Duration::ZERO, 1));
+    assert_eq!(client.get("/slow").status(), 504);
+    assert_eq!(stats(&proxy).hedges, before);
 }

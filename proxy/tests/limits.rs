@@ -7,15 +7,17 @@ mod http1;
 #[path = "support/http2.rs"]
 mod http2;
 
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use heddle::service::{Fleet, Limit};
+use heddle::service::{Class, Fleet, Limit};
 use http::Request;
 use http1::{DEADLINE, Endpoint, Message, OK, Proxy, Wire, one_listener, users, wait_until};
 use http2::{Http2Client, Http2Endpoint, Manners, body};
+use socket2::{Domain, Socket, Type};
 
 /// Answers once told to, so that requests are under way at the same time.
 fn gated() -> (Endpoint, mpsc::Sender<()>) {
@@ -349,6 +351,66 @@ fn tunnels_wait_for_connections_and_count_as_requests() {
     assert_eq!(tunnel.get("/").status(), 200);
     assert_full(&proxy.client().get("/"));
     proxy.client_of(1).expect_end();
+}
+
+/// An address that is listened on by nobody who accepts: the queue of one is full, and connecting takes for ever. For as
+/// long as what else is returned is held.
+fn stuck() -> (SocketAddr, (Socket, Wire)) {
+    let full = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    full.bind(&"127.0.0.1:0".parse::<SocketAddr>().expect("an address").into()).expect("bound");
+    full.listen(0).expect("listening");
+    let stuck = full.local_addr().expect("an address").as_socket().expect("of IP");
+    (stuck, (full, Wire::connect(stuck)))
+}
+
+#[test]
+fn an_attempt_that_is_late_says_what_it_waited_for() {
+    let endpoint = Endpoint::saying(OK);
+    let listeners = format!("{}{}", one_listener(""), one_listener("protocol = \"tcp\"\nservice = \"users\""));
+    let late = "connect_timeout = \"1h\"\nbreaker = \"circuit-breaker\"\n\
+                retry = { plugin = \"retry\", attempts = 1, per_try_timeout = \"200ms\" }\n";
+    let service = users(&[&endpoint], &format!("{late}pool = {{ max_connections = 1 }}"));
+    let proxy = Proxy::start(&format!("{listeners}{service}"));
+    let mut tunnel = proxy.client_of(1);
+    assert_eq!(tunnel.get("/").status(), 200);
+    let refused = proxy.client().get("/");
+    refused.assert_refused(503, "upstream", "connection_limit_reached");
+    assert_eq!(refused.header("retry-after").as_deref(), Some("1"));
+    assert_eq!(fleet(&proxy).health.consecutive(), 0, "no fault of the endpoint");
+
+    let (stuck, _held) = stuck();
+    let proxy = Proxy::start(&format!("{}[service.users]\nendpoints = [\"{stuck}\"]\n{late}", one_listener("")));
+    proxy.client().get("/").assert_refused(504, "upstream", "connection_timeout");
+    let endpoint = fleet(&proxy).snapshot().endpoints().next().expect("an endpoint").clone();
+    assert_eq!(endpoint.health.consecutive(Class::Connect), 1);
+}
+
+#[test]
+fn a_retry_policys_time_is_for_waiting_too() {
+    let endpoint = Endpoint::saying(OK);
+    let listeners = format!("{}{}", one_listener(""), one_listener("protocol = \"tcp\"\nservice = \"users\""));
+    let service = "max_requests = 1\nmax_pending = 9\nmax_pending_time = \"1h\"\n\
+                   retry = { plugin = \"retry\", timeout = \"200ms\" }";
+    let proxy = Proxy::start(&format!("{listeners}{}", users(&[&endpoint], service)));
+    let mut tunnel = proxy.client_of(1);
+    assert_eq!(tunnel.get("/").status(), 200);
+    proxy.client().get("/").assert_refused(504, "deadline", "http_response_timeout");
+    // So it is with tunnels.
+    proxy.client_of(1).expect_end();
+    assert_eq!(fleet(&proxy).requests.pending(), 0);
+}
+
+#[test]
+fn a_tunnel_by_socks_is_opened_within_the_deadline() {
+    let (stuck, _held) = stuck();
+    let proxy = Proxy::start(&one_listener("request_deadline = \"200ms\""));
+    let mut client = proxy.client();
+    client.send([5, 1, 0]);
+    assert_eq!(client.exactly(2).expect("a method"), [5, 0]);
+    client.send([&[5, 1, 0, 1, 127, 0, 0, 1][..], &stuck.port().to_be_bytes()].concat());
+    assert_eq!(client.exactly(2).expect("a reply"), [5, 6], "timed out");
+    let failed = proxy.app().state.workers.passed_through[0].failed_attempts.get();
+    assert_eq!(failed, 0, "not by the time for connecting");
 }
 
 /// What a gRPC endpoint was told, in microseconds.

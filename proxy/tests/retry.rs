@@ -14,15 +14,15 @@ mod http2;
 
 use std::fs;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use frames::{DATA, END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, RST_STREAM, STATUS_200, literal};
 use guests::module;
-use heddle::service::StatsTotal;
+use heddle::service::{Class, Condition, StatsTotal};
 use http::Request;
-use http1::{Endpoint, Message, OK, Proxy, Wire, bytes, one_listener, wait_until};
+use http1::{DEADLINE, Endpoint, Message, OK, Proxy, Wire, bytes, one_listener, wait_until};
 use http2::{Http2Client, body};
 
 /// Nobody listens there.
@@ -438,4 +438,90 @@ fn a_call_has_its_outcome_at_its_end() {
         assert!(answer.trailers.is_some(), "{answer:?}");
         wait_until("the outcome", || fleet.health.window(60, fleet.clock.now()) == expected);
     }
+}
+
+#[test]
+fn a_host_that_is_none_reaches_no_endpoint() {
+    let turn = Arc::new(AtomicUsize::new(0));
+    let endpoint = http2_endpoint(&turn, |_, frames, stream| answer_call(frames, stream, "0"));
+    let listener = one_listener("service = \"users\"");
+    let service = users(&[&endpoint.address.to_string()], "protocol = \"http2\"");
+    let proxy = Proxy::start(&format!("{listener}{service}"));
+    let ask = |host: &str| {
+        let mut client = proxy.client();
+        client.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        client.response()
+    };
+    for host in ["[", "users%"] {
+        ask(host).assert_refused(400, "router", "http_request_error");
+    }
+    assert_eq!((stats(&proxy).failed_attempts, turn.load(Ordering::SeqCst)), (0, 0));
+    assert_eq!(ask("").status(), 200, "one who knows no host");
+}
+
+/// A proxy with a breaker that judges nothing; and the folder that it is in.
+fn with_idle_breaker(address: SocketAddr, settings: &str) -> (Proxy, tempfile::TempDir) {
+    let folder = tempfile::tempdir().expect("a folder");
+    fs::write(folder.path().join("idle.wasm"), guest("circuit-breaker", IDLE_BREAKER)).expect("written");
+    let plugins = format!("plugins = {:?}\n", folder.path());
+    let service = users(&[&address.to_string()], &format!("breaker = \"idle\"\n{settings}"));
+    (Proxy::start(&format!("{plugins}{}{service}", one_listener(""))), folder)
+}
+
+/// A stream may last for hours.
+#[test]
+fn a_call_holds_no_place_among_probes_once_the_service_is_back() {
+    let (release, released) = mpsc::channel();
+    let released = Mutex::new(released);
+    let endpoint = Endpoint::start(move |_, wire| {
+        let mut frames = Frames::server(wire);
+        while let Some(frame) = frames.next() {
+            if frame.kind == HEADERS {
+                let _no_answer_without = released.lock().unwrap().recv_timeout(DEADLINE);
+                let head = [vec![STATUS_200], literal("content-type", "application/grpc")].concat();
+                frames.send(HEADERS, END_HEADERS, frame.stream, &head);
+            }
+        }
+    });
+    let (proxy, _folder) = with_idle_breaker(endpoint.address, "protocol = \"http2\"");
+    let fleet = proxy.app().state.directory.get("users").expect("a service").fleet.clone();
+    assert!(fleet.open(fleet.health.seen(), Duration::ZERO, 1));
+    let mut call = proxy.client();
+    call.send("POST / HTTP/1.1\r\nHost: users\r\nContent-Type: application/grpc\r\nContent-Length: 0\r\n\r\n");
+    wait_until("it is under way", || proxy.in_flight() == 1);
+    assert_eq!(proxy.client().get("/").status(), 503, "there is one probe at once");
+    assert!(fleet.close(fleet.health.seen()));
+    release.send(()).expect("an endpoint");
+    assert_eq!(call.head().expect("a head").status(), 200);
+    assert!(fleet.open(fleet.health.seen(), Duration::ZERO, 1));
+    let mut next = proxy.client();
+    next.send("GET / HTTP/1.1\r\nHost: users\r\n\r\n");
+    release.send(()).expect("an endpoint");
+    assert_eq!(next.head().expect("a head").status(), 200);
+}
+
+#[test]
+fn a_download_from_before_says_nothing_of_an_endpoint_that_is_half_open() {
+    let (cut, cuts) = mpsc::channel();
+    let cuts = Mutex::new(cuts);
+    let endpoint = Endpoint::start(move |_, mut wire| {
+        wire.request();
+        wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n");
+        let _it_breaks_then = cuts.lock().unwrap().recv_timeout(DEADLINE);
+    });
+    let proxy = proxy(&[endpoint.address], "breaker = { plugin = \"circuit-breaker\", consecutive_failures = 1 }");
+    let fleet = proxy.app().state.directory.get("users").expect("a service").fleet.clone();
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.1\r\nHost: users\r\n\r\n");
+    assert_eq!(client.head().expect("a head").status(), 200);
+    let registered = fleet.snapshot().endpoints().next().expect("an endpoint").clone();
+    let health = &registered.health;
+    assert!(fleet.eject(registered.slot, health.seen(), Duration::from_secs(3600)));
+    assert!(fleet.probe(registered.slot, health.seen(), 1));
+    let since = fleet.clock.now();
+    wait_until("more time than its head took", || fleet.clock.now() > since + Duration::from_millis(500));
+    cut.send(()).expect("an endpoint");
+    wait_until("it is over", || proxy.in_flight() == 0);
+    assert_eq!(health.consecutive(Class::Any), 1, "it was told");
+    assert_eq!(health.condition(), Condition::HalfOpen);
 }

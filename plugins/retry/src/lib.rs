@@ -26,15 +26,15 @@
 //!
 //! | name | default | meaning |
 //! |---|---|---|
-//! | `attempts` | 3 | tries in all, the first counted (1 to 16) |
-//! | `timeout` | none | for all of them together, delays counted |
+//! | `attempts` | 3 | tries in all, the first and a hedge counted (1 to 16) |
+//! | `timeout` | none | for all of them together, delays and the wait in the service's queue counted |
 //! | `per_try_timeout` | the service's `request_timeout` | for each, up to the response's head |
-//! | `backoff`, `max_backoff` | 25ms, 250ms | see above |
+//! | `backoff`, `max_backoff` | 25ms, 250ms | see above (up to 60s) |
 //! | `statuses` | 502, 503, 504 | HTTP statuses that are tried again |
 //! | `grpc_statuses` | unavailable | gRPC statuses that are tried again |
-//! | `retry_after_max` | 1s | the longest `Retry-After` that is waited for |
+//! | `retry_after_max` | 1s | the longest `Retry-After` that is waited for (up to 60s) |
 //! | `non_idempotent` | false | whether what is not idempotent is tried again though it was sent |
-//! | `hedge` | off | `p95`: a second try beside one that is slower than the 95th percentile of late |
+//! | `hedge` | off | `p95`: a second try beside a first one that is slower than the 95th percentile of late (from 2 `attempts` on) |
 
 mod settings;
 

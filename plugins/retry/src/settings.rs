@@ -46,6 +46,9 @@ impl Default for Written {
 /// The proxy makes no more attempts than this, whatever a policy says.
 const MOST_ATTEMPTS: u32 = 16;
 
+/// Nor does it wait for longer than this before one.
+const LONGEST_DELAY: Duration = Duration::from_secs(60);
+
 /// Settings that make sense.
 pub struct Settings {
     /// 1 to 16.
@@ -81,6 +84,15 @@ impl Settings {
         if written.backoff > written.max_backoff {
             return Err("backoff is longer than max_backoff".to_owned());
         }
+        for (name, time) in [("max_backoff", written.max_backoff), ("retry_after_max", written.retry_after_max)] {
+            if time > LONGEST_DELAY {
+                return Err(format!("{name} is too long: expected at most 60s"));
+            }
+        }
+        let hedge = hedge(&written.hedge)?;
+        if hedge.is_some() && written.attempts == 1 {
+            return Err("hedge with attempts = 1: expected at least 2, as a hedge is one of them".to_owned());
+        }
         for (name, time) in [("timeout", written.timeout), ("per_try_timeout", written.per_try_timeout)] {
             if time.is_some_and(|time| time < Duration::from_millis(1)) {
                 return Err(format!("{name} is too short: expected at least 1ms"));
@@ -96,7 +108,7 @@ impl Settings {
             statuses: written.statuses,
             retry_after_max: written.retry_after_max,
             non_idempotent: written.non_idempotent,
-            hedge: hedge(&written.hedge)?,
+            hedge,
         })
     }
 }

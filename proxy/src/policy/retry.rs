@@ -5,10 +5,13 @@
 
 use std::time::Duration;
 
-use super::{Kind, Outcome};
+use super::{Health, Kind, Outcome};
 
 /// Attempts of one request in all, hedges counted: no policy gets more.
 pub const MAX_ATTEMPTS: u32 = 16;
+
+/// The longest delay before another attempt. A client that had to wait for longer is better told so.
+pub const MAX_DELAY: Duration = Duration::from_secs(60);
 
 impl Outcome {
     /// Whether another attempt might bring something better: a failure, a status from 400, or a gRPC status other than
@@ -24,6 +27,18 @@ impl Outcome {
             _ => true,
         }
     }
+
+    /// Whether of two attempts beside each other the other one is given up for this: an answer that does not speak against
+    /// its endpoint would be the same at another one, whether or not the client likes it.
+    pub fn settles(&self) -> bool {
+        self.kind == Kind::Response && !matches!(self.health(), Health::Failure(_))
+    }
+}
+
+/// Whether of two attempts that are over, neither of which settles it, the first one's end counts: only where it has brought
+/// an answer, and the second one has not.
+pub fn first_counts(first: &Outcome, second: &Outcome) -> bool {
+    first.kind == Kind::Response && second.kind != Kind::Response
 }
 
 /// Whether a policy is to be asked for another attempt after `attempts` of which the last one ended so, with so much
@@ -32,9 +47,9 @@ pub fn may_follow(outcome: &Outcome, attempts: u32, left: Option<Duration>) -> b
     outcome.is_unwanted() && outcome.replayable && attempts < MAX_ATTEMPTS && fits(Duration::ZERO, left)
 }
 
-/// Whether anything is left after a delay.
+/// Whether a delay is one that may be waited for, with anything left after it.
 pub fn fits(delay: Duration, left: Option<Duration>) -> bool {
-    left.is_none_or(|left| delay < left)
+    delay <= MAX_DELAY && left.is_none_or(|left| delay < left)
 }
 
 /// How many retries may be under way while there are so many requests: a share of them, in percent, and always `min`.
@@ -79,6 +94,26 @@ mod tests {
         assert!(!may_follow(&outcome(Kind::ClientGone), 1, None));
         assert!(fits(Duration::from_secs(1), None) && fits(Duration::from_secs(1), Some(Duration::from_secs(2))));
         assert!(!fits(Duration::from_secs(2), Some(Duration::from_secs(2))));
+        assert!(fits(MAX_DELAY, None) && !fits(MAX_DELAY + Duration::from_millis(1), None));
+    }
+
+    #[test]
+    fn an_answer_that_is_no_failure_ends_a_race_and_any_answer_is_better_than_none() {
+        let of = |status, grpc_status| {
+            let status = StatusCode::from_u16(status).ok();
+            Outcome { status, grpc_status, ..outcome(Kind::Response) }
+        };
+        for settles in [of(200, None), of(304, None), of(404, None), of(429, None), of(200, Some(0)), of(200, Some(5))]
+        {
+            assert!(settles.settles(), "{settles:?}");
+        }
+        for fails in [of(500, None), of(503, None), of(200, Some(14)), outcome(Kind::Closed), outcome(Kind::ClientGone)]
+        {
+            assert!(!fails.settles(), "{fails:?}");
+        }
+        let (failed, none) = (of(503, None), outcome(Kind::Timeout));
+        assert!(first_counts(&failed, &none) && !first_counts(&none, &failed));
+        assert!(!first_counts(&failed, &failed) && !first_counts(&none, &none), "else the later one's");
     }
 
     #[test]

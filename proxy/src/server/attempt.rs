@@ -21,7 +21,7 @@ use crate::proto::body::Stream;
 use crate::proto::{Body, BodyError};
 use crate::service::ServiceStats;
 use crate::timer::Timers;
-use crate::upstream::{Failure, Pool, Reply};
+use crate::upstream::{Failure, Pool, Reply, Stage};
 
 /// One attempt of a request.
 pub(super) struct Attempt<'a> {
@@ -36,15 +36,15 @@ pub(super) struct Attempt<'a> {
     pub idle_timeout: Duration,
     /// Tick at which there must be a response, whatever else is allowed.
     pub until: Option<u64>,
-    /// Says at any time whether a byte of the request may have reached the endpoint.
-    pub sent: &'a Cell<bool>,
+    /// Says at any time how far the attempt has come.
+    pub stage: &'a Cell<Stage>,
 }
 
 impl Attempt<'_> {
     /// The response, and the request's body where that is still under way.
     pub async fn run(self, timers: &Rc<Timers>, head: &Parts, body: Body) -> Result<(Reply, Option<Upload>), Refusal> {
         let (body, upload) = follow(body, timers);
-        let mut attempt = pin!(self.pool.attempt(head, body, self.sent, || self.stats.resent.add(1)));
+        let mut attempt = pin!(self.pool.attempt(head, body, self.stage, || self.stats.resent.add(1)));
         // Looked at as often as the client's time may be over: when that begins is not told to this task.
         let most = if upload.is_some() { self.timeout.min(self.body_timeout) } else { self.timeout };
         let mut limit = timers.deadline(most);
@@ -80,8 +80,7 @@ impl Attempt<'_> {
                     None => break,
                 }
             }
-            let address = self.pool.target.address.to_string();
-            Poll::Ready(Err(Refusal::Upstream(Failure::Timeout { address })))
+            Poll::Ready(Err(self.pool.late(self.stage.get()).into()))
         })
         .await?;
         Ok((reply, upload))

@@ -26,11 +26,12 @@ use super::replay::Replay;
 use super::retries::{Retries, pause};
 use super::visit::{Ending, Visit};
 use super::worker::LocalService;
+use crate::policy::retry::first_counts;
 use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::Body;
 use crate::service::{Active, Admitted, InFlight, Retry};
 use crate::timer::Deadline;
-use crate::upstream::Reply;
+use crate::upstream::{Reply, Stage};
 
 /// A response's head, and what is under way with it.
 pub(super) struct Answered {
@@ -59,12 +60,6 @@ struct Exchanged {
     outcome: Outcome,
 }
 
-impl Exchanged {
-    fn is_wanted(&self) -> bool {
-        !self.outcome.is_unwanted()
-    }
-}
-
 /// A request to a service, as all of its attempts see it.
 pub(super) struct Sending<'a> {
     pub connection: &'a Connection,
@@ -76,11 +71,12 @@ impl Sending<'_> {
     /// Makes attempts until one brings what is wanted, or no more are to be made.
     pub async fn run(self, mut facts: Facts, body: Body) -> Result<Answered, Refusal> {
         let Self { connection, local, call } = self;
-        let service_probe = local.enter()?;
+        let _service_probe = local.enter()?;
         let until = call.deadline.as_ref().map(Deadline::tick);
+        let mut retries = Retries::begin(local, &connection.worker.timers, call.started, until);
         // After the door: for a service that is open nobody waits.
-        let (admitted, at) = admit(&local.service, &connection.worker.timers, call.started, until).await?;
-        let mut retries = Retries::begin(local, &connection.worker.timers, call.started, at, until);
+        let (admitted, at) = admit(&local.service, &connection.worker.timers, call.started, retries.until).await?;
+        retries.admitted(at);
         let settings = &local.service.settings;
         let mut body = Replay::new(body, retries.are_on().then_some(settings.max_replay_bytes));
         loop {
@@ -90,7 +86,7 @@ impl Sending<'_> {
                 let (reply, upload) = result?;
                 let (in_flight, active) = (visit.take_in_flight(), retries.into_active());
                 let has_ended = !matches!(reply.response.body(), Body::Stream(_));
-                let ending = if has_ended { None } else { visit.into_ending(outcome, service_probe) };
+                let ending = if has_ended { None } else { visit.into_ending(outcome) };
                 return Ok(Answered { reply, upload, held: Held { in_flight, admitted, _active: active, ending } });
             };
             // The response that is not wanted, and its place at the endpoint, are given up before the wait.
@@ -109,18 +105,20 @@ impl Sending<'_> {
         retries: &Retries<'_>,
     ) -> (Box<Visit>, Exchanged) {
         if let Err(refusal) = self.tell_time_left(&mut visit) {
-            let outcome = outcome::of_refusal(&refusal, false, Duration::ZERO);
+            let outcome = outcome::of_refusal(&refusal, Stage::Waiting, Duration::ZERO, self.call.started.elapsed());
             return (visit, Exchanged { result: Err(refusal), outcome });
         }
-        let (mut visit, exchanged) = match self.hedges_after(&visit, retries) {
+        // What is to become another protocol is asked for once.
+        let after = if self.call.upgrade.is_none() { retries.hedges_after(&visit) } else { None };
+        let (visit, exchanged) = match after {
+            Some(after) => self.hedged(visit, body, retries, after).await,
             None => {
                 let exchanged = self.exchange(&visit, body.body(), retries).await;
+                let exchanged = self.settle(&mut visit, exchanged, body);
                 (visit, exchanged)
             }
-            Some(after) => self.hedged(visit, body, retries, after).await,
         };
-        let exchanged = self.settle(&mut visit, exchanged, body);
-        if retries.terms.hedging.is_some() && exchanged.is_wanted() {
+        if retries.terms.hedging.is_some() && exchanged.outcome.settles() {
             self.local.latencies().add(exchanged.outcome.latency);
         }
         (visit, exchanged)
@@ -136,7 +134,7 @@ impl Sending<'_> {
         let Self { connection, local, call } = self;
         let settings = &local.service.settings;
         let pool = local.pool(&visit.endpoint, &connection.worker);
-        let sent = Cell::new(false);
+        let stage = Cell::default();
         let attempt = Attempt {
             pool: &pool,
             stats: &local.stats,
@@ -144,7 +142,7 @@ impl Sending<'_> {
             body_timeout: settings.stream_idle_timeout.min(connection.listener.settings.body_timeout),
             idle_timeout: settings.stream_idle_timeout,
             until: retries.until,
-            sent: &sent,
+            stage: &stage,
         };
         let result = attempt.run(&connection.worker.timers, &visit.facts.head, body).await;
         let result = result.and_then(|(reply, upload)| Ok((call.checked(reply, &pool)?, upload)));
@@ -154,7 +152,7 @@ impl Sending<'_> {
             Ok((reply, _)) => outcome::of_response(&reply.response, call.is_grpc, latency),
             // Else a caller could have endpoints ejected by waiting for none of them.
             Err(Refusal::Deadline) if call.is_own_deadline(retries.until) => Outcome::of(Kind::ClientGone, latency),
-            Err(refusal) => outcome::of_refusal(refusal, sent.get(), latency),
+            Err(refusal) => outcome::of_refusal(refusal, stage.get(), latency, elapsed),
         };
         Exchanged { result, outcome: Outcome { elapsed, ..outcome } }
     }
@@ -163,13 +161,14 @@ impl Sending<'_> {
     fn settle(&self, visit: &mut Visit, mut exchanged: Exchanged, body: &Replay) -> Exchanged {
         exchanged.outcome.replayable = body.is_replayable();
         let outcome = &exchanged.outcome;
-        // The head says it all, but of a gRPC call, whose status comes at the end; and that is too late for a probe, as a
-        // stream may last for hours.
+        // The head says it all, but of a gRPC call, whose status comes at the end. To a breaker, that is: nobody else asks;
+        // and it is too late for a probe, as a stream may last for hours.
         let is_told_at_end = match &exchanged.result {
             Ok((reply, _)) => {
                 let micros = u32::try_from(outcome.latency.as_micros()).unwrap_or(u32::MAX);
                 visit.endpoint.load.observe_latency(micros);
-                self.call.is_grpc && !visit.is_probe() && matches!(reply.response.body(), Body::Stream(_))
+                let is_streamed_call = self.call.is_grpc && matches!(reply.response.body(), Body::Stream(_));
+                is_streamed_call && self.local.has_breaker() && !visit.is_probe()
             }
             Err(_) => {
                 self.local.stats.failed_attempts.add(1);
@@ -182,16 +181,10 @@ impl Sending<'_> {
         exchanged
     }
 
-    /// When a second attempt begins beside this one; none where there will be none.
-    fn hedges_after(&self, visit: &Visit, retries: &Retries<'_>) -> Option<Duration> {
-        let permille = retries.terms.hedging?;
-        let may_be_sent_twice = visit.facts.head.method.is_idempotent() && self.call.upgrade.is_none();
-        if may_be_sent_twice { self.local.latencies().percentile(permille) } else { None }
-    }
-
+    /// An attempt, and another one beside it where it takes longer than this.
     async fn hedged(
         &self,
-        first: Box<Visit>,
+        mut first: Box<Visit>,
         body: &mut Replay,
         retries: &Retries<'_>,
         after: Duration,
@@ -214,13 +207,20 @@ impl Sending<'_> {
         };
         let (second, Raced { first_won, won, lost }) = match exchanged {
             Ok(raced) => raced,
-            Err(alone) => return (first, alone),
+            Err(alone) => {
+                let alone = self.settle(&mut first, alone, body);
+                return (first, alone);
+            }
         };
-        let (winner, mut loser) = if first_won { (first, second) } else { (second, first) };
+        let (mut winner, mut loser) = if first_won { (first, second) } else { (second, first) };
         match lost {
             Some(exchanged) => drop(self.settle(&mut loser, exchanged, body)),
             None if !first_won => self.local.latencies().add(loser.started.elapsed()),
             None => {}
+        }
+        let won = self.settle(&mut winner, won, body);
+        if first_won {
+            winner.count(&loser);
         }
         (winner, won)
     }
@@ -245,7 +245,8 @@ struct Raced {
     lost: Option<Exchanged>,
 }
 
-/// The first of two exchanges that brings what is wanted; the second where neither does.
+/// The first of two exchanges that settles it. Where neither does, a response counts more than none, and the second one
+/// more than the first.
 async fn race(
     mut first: Pin<&mut impl Future<Output = Exchanged>>,
     mut second: Pin<&mut impl Future<Output = Exchanged>>,
@@ -262,12 +263,15 @@ async fn race(
         {
             of_second = Some(exchanged);
         }
-        if let Some(won) = of_first.take_if(|exchanged| exchanged.is_wanted()) {
-            return Poll::Ready(Raced { first_won: true, won, lost: of_second.take() });
-        }
-        let is_first_over = of_first.is_some();
-        match of_second.take_if(|exchanged| is_first_over || exchanged.is_wanted()) {
-            Some(won) => Poll::Ready(Raced { first_won: false, won, lost: of_first.take() }),
+        let first_won = match (&of_first, &of_second) {
+            (Some(first), _) if first.outcome.settles() => true,
+            (_, Some(second)) if second.outcome.settles() => false,
+            (Some(first), Some(second)) => first_counts(&first.outcome, &second.outcome),
+            (Some(_), None) | (None, _) => return Poll::Pending,
+        };
+        let (won, lost) = if first_won { (&mut of_first, &mut of_second) } else { (&mut of_second, &mut of_first) };
+        match won.take() {
+            Some(won) => Poll::Ready(Raced { first_won, won, lost: lost.take() }),
             None => Poll::Pending,
         }
     })

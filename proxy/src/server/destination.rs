@@ -39,7 +39,8 @@ pub fn find(connection: &Connection, host: &str, port: Option<u16>) -> Result<De
     }
 }
 
-/// Opens a tunnel. One to a service is looked into before an endpoint is chosen; the other end of one to a host is there.
+/// Opens a tunnel, within the listener's deadline for requests. One to a service is looked into before an endpoint is
+/// chosen; the other end of one to a host is there.
 ///
 /// # Errors
 ///
@@ -52,6 +53,14 @@ pub async fn open(connection: &Connection, host: &str, port: u16) -> Result<Next
         Destination::Service(service) => {
             Ok(Next::Inside(Inside { service: service.service.name().clone(), host: normalized(host).into() }))
         }
-        Destination::Host(pool) => Ok(Next::Relay(Box::new(tunnel::to_host(connection, &pool).await?))),
+        Destination::Host(pool) => {
+            let Connection { worker, listener, .. } = connection;
+            let opening = tunnel::to_host(connection, &pool);
+            let opened = match listener.settings.request_deadline {
+                Some(limit) => worker.timers.within(limit, opening).await.unwrap_or(Err(Refusal::Deadline)),
+                None => opening.await,
+            };
+            Ok(Next::Relay(Box::new(opened?)))
+        }
     }
 }

@@ -69,17 +69,11 @@ pub async fn serve(connection: Rc<Connection>, request: Request) -> Answer {
     }
 }
 
-/// Opens a tunnel (RFC 9110, 9.3.6), within the listener's deadline for requests.
+/// Opens a tunnel (RFC 9110, 9.3.6).
 async fn connect(connection: &Connection, head: &Parts, body: &Body, call: &Call) -> Answer {
     let opened = match target(head, body) {
         Ok(_) if connection.worker.common().signature.is_on(&head.headers) => Err(Refusal::Loop),
-        Ok((host, port)) => {
-            let open = destination::open(connection, host, port);
-            match connection.listener.settings.request_deadline {
-                Some(limit) => connection.worker.timers.within(limit, open).await.unwrap_or(Err(Refusal::Deadline)),
-                None => open.await,
-            }
-        }
+        Ok((host, port)) => destination::open(connection, host, port).await,
         Err(refusal) => Err(refusal),
     };
     match opened {
@@ -145,7 +139,7 @@ async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body
         body_timeout: target.stream_idle_timeout.min(connection.listener.settings.body_timeout),
         idle_timeout: target.stream_idle_timeout,
         until: call.deadline.as_ref().map(Deadline::tick),
-        sent: &Cell::default(),
+        stage: &Cell::default(),
     };
     let result = attempt.run(&connection.worker.timers, &head, body).await;
     match result.and_then(|(reply, upload)| Ok((call.checked(reply, pool)?, upload))) {

@@ -8,7 +8,8 @@ use http::header::RETRY_AFTER;
 use super::refusal::Refusal;
 use crate::policy::{Kind, Outcome};
 use crate::proto::{Response, grpc};
-use crate::upstream::Failure;
+use crate::upstream::h1::Malformed;
+use crate::upstream::{Failure, Stage};
 
 /// What a response says by its head. The gRPC status is there where there will be nothing else, and in a call only.
 pub(super) fn of_response(response: &Response, is_grpc: bool, latency: Duration) -> Outcome {
@@ -22,17 +23,26 @@ pub(super) fn of_response(response: &Response, is_grpc: bool, latency: Duration)
     }
 }
 
-/// What it means that there is no response. `sent` is whether a byte of the request may have reached the endpoint.
-pub(super) fn of_refusal(refusal: &Refusal, sent: bool, latency: Duration) -> Outcome {
-    Outcome { sent, ..Outcome::of(kind(refusal), latency) }
+/// What it means that there is no response to an attempt that has come so far in this time, so long after the request
+/// arrived.
+pub(super) fn of_refusal(refusal: &Refusal, stage: Stage, latency: Duration, elapsed: Duration) -> Outcome {
+    let kind = match refusal {
+        Refusal::Upstream(failure) => kind_of_failure(failure),
+        Refusal::Deadline => kind_at_deadline(stage, latency, elapsed),
+        _ => Kind::NoEndpoint,
+    };
+    Outcome { sent: stage == Stage::Sent, elapsed, ..Outcome::of(kind, latency) }
 }
 
-fn kind(refusal: &Refusal) -> Kind {
-    match refusal {
-        Refusal::Upstream(failure) => kind_of_failure(failure),
-        // By the operator's settings.
-        Refusal::Deadline => Kind::Timeout,
-        _ => Kind::NoEndpoint,
+/// What it means that the time that the operator gives a whole request is over, all of which has `elapsed` by then. An
+/// endpoint that had less than half of it is not to blame for what went by in queues and at others; nor is one that the
+/// attempt did not get to.
+fn kind_at_deadline(stage: Stage, latency: Duration, elapsed: Duration) -> Kind {
+    match stage {
+        Stage::Waiting => Kind::ClientGone,
+        Stage::Connecting | Stage::Sent if latency < elapsed / 2 => Kind::ClientGone,
+        Stage::Connecting => Kind::ConnectTimeout,
+        Stage::Sent => Kind::Timeout,
     }
 }
 
@@ -45,7 +55,10 @@ fn kind_of_failure(failure: &Failure) -> Kind {
         Failure::ConnectTimeout { .. } => Kind::ConnectTimeout,
         Failure::Tls { .. } => Kind::Tls,
         Failure::Timeout { .. } => Kind::Timeout,
-        Failure::ClientBody(_) => Kind::ClientGone,
+        // What is no WebSocket is none, and no worse for being asked for one.
+        Failure::ClientBody(_) | Failure::Request { .. } | Failure::Malformed { what: Malformed::NoUpgrade, .. } => {
+            Kind::ClientGone
+        }
         Failure::Closed { .. }
         | Failure::Broken { .. }
         | Failure::Malformed { .. }
@@ -95,7 +108,7 @@ mod tests {
     #[test]
     fn failures_are_told_apart() {
         let address = || "10.0.0.1:80".to_owned();
-        let of = |failure: Failure| kind(&failure.into());
+        let of = |failure: Failure| kind_of_failure(&failure);
         let refused = || ErrorKind::ConnectionRefused.into();
         assert_eq!(of(Failure::Connect { address: address(), source: refused() }), Kind::Refused);
         assert_eq!(of(Failure::Resolve { address: address(), source: refused() }), Kind::Refused);
@@ -108,8 +121,26 @@ mod tests {
         assert_eq!(of(Failure::Reset { address: address(), code: 8 }), Kind::Closed);
         assert_eq!(of(Failure::GoingAway { address: address() }), Kind::NotProcessed);
         assert_eq!(of(Failure::ClientBody(BodyError::Idle)), Kind::ClientGone);
-        assert_eq!(kind(&Refusal::Deadline), Kind::Timeout);
-        assert_eq!(kind(&Refusal::NoEndpoint { service: "users".into() }), Kind::NoEndpoint);
+        let none = Refusal::NoEndpoint { service: "users".into() };
+        assert_eq!(of_refusal(&none, Stage::Waiting, Duration::ZERO, Duration::ZERO).kind, Kind::NoEndpoint);
+    }
+
+    #[test]
+    fn what_clients_ask_for_is_no_fault_of_the_endpoint() {
+        let malformed = |what| kind_of_failure(&Failure::Malformed { address: "10.0.0.1:80".to_owned(), what });
+        assert_eq!(malformed(Malformed::NoUpgrade), Kind::ClientGone);
+        assert_eq!(malformed(Malformed::Upgrade), Kind::Closed);
+        assert_eq!(kind_of_failure(&Failure::Request { what: "its host".to_owned() }), Kind::ClientGone);
+    }
+
+    #[test]
+    fn the_deadline_of_a_request_blames_who_had_at_least_half_of_it() {
+        let millis = Duration::from_millis;
+        let at = |stage, had| of_refusal(&Refusal::Deadline, stage, millis(had), millis(1000)).kind;
+        assert_eq!((at(Stage::Sent, 1000), at(Stage::Sent, 500)), (Kind::Timeout, Kind::Timeout));
+        assert_eq!((at(Stage::Sent, 499), at(Stage::Sent, 0)), (Kind::ClientGone, Kind::ClientGone));
+        assert_eq!((at(Stage::Connecting, 900), at(Stage::Connecting, 50)), (Kind::ConnectTimeout, Kind::ClientGone));
+        assert_eq!(at(Stage::Waiting, 1000), Kind::ClientGone);
     }
 
     #[test]

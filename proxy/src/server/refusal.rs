@@ -139,6 +139,7 @@ impl Refusal {
                 Reply::HostUnreachable
             }
             Self::Unsupported(_) => Reply::CommandNotSupported,
+            Self::Deadline => Reply::TimedOut,
             Self::Upstream(failure) => reply_to_failure(failure),
             _ => Reply::Failed,
         }
@@ -227,6 +228,7 @@ fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static st
         Failure::Malformed { .. } | Failure::Http2 { .. } => (StatusCode::BAD_GATEWAY, "http_protocol_error"),
         Failure::Reset { .. } => (StatusCode::BAD_GATEWAY, "http_response_incomplete"),
         Failure::Timeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout"),
+        Failure::Request { .. } => (StatusCode::BAD_REQUEST, "http_request_error"),
         Failure::ClientBody(BodyError::Idle) => (StatusCode::REQUEST_TIMEOUT, "http_request_error"),
         Failure::ClientBody(BodyError::TooLarge) => (StatusCode::PAYLOAD_TOO_LARGE, "http_request_error"),
         Failure::ClientBody(_) => (StatusCode::BAD_REQUEST, "http_request_error"),
@@ -238,6 +240,7 @@ fn grpc_code_of_failure(failure: &Failure) -> Code {
     match failure {
         Failure::Timeout { .. } | Failure::ClientBody(BodyError::Idle) => Code::DeadlineExceeded,
         Failure::Denied { .. } => Code::PermissionDenied,
+        Failure::Request { .. } => Code::Internal,
         Failure::Reset { code, .. } => Code::of_reset(*code),
         Failure::ClientBody(BodyError::TooLarge) => Code::ResourceExhausted,
         Failure::ClientBody(_) => Code::Cancelled,
@@ -368,6 +371,7 @@ mod tests {
             (Refusal::UnknownService { host: "nobody".to_owned() }, Reply::NotAllowed),
             (Refusal::Unsupported("a tunnel within a tunnel"), Reply::CommandNotSupported),
             (Refusal::BadRequest("no host"), Reply::Failed),
+            (Refusal::Deadline, Reply::TimedOut),
             (Refusal::Full { service: "users".to_owned(), limit: Limit::Requests }, Reply::Failed),
             (Failure::NoPermit { address: address() }.into(), Reply::Failed),
         ] {

@@ -2,8 +2,9 @@
 //!
 //! What is here already is lent to each attempt as it is. A body that arrives while it is sent is kept on the way, up to a
 //! bound: the next attempt gets what was kept, and then what is yet to come. One that has outgrown the bound is kept no
-//! longer, and can be sent again only while nothing of it was taken. Data is shared and not copied, but for small pieces:
-//! each could hold on to a whole buffer of which it is a part.
+//! longer, and can be sent again only while nothing of it was taken. What is kept is a copy: a piece could hold on to the
+//! whole block of which it is a part. Only what is a large part of any block is shared, so that the memory held on to is four
+//! times the bound at most.
 
 use std::cell::RefCell;
 use std::pin::Pin;
@@ -17,8 +18,9 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use crate::proto::body::Stream;
 use crate::proto::{Body, BodyError};
 
-/// Smaller pieces are copied together.
-const SMALL: usize = 1024;
+/// Smaller pieces are copied together. The largest blocks are those that connections are read with, of 256 KiB: four times
+/// as much.
+const LARGE: usize = 64 * 1024;
 
 /// The body of a request that may have several attempts.
 pub(super) enum Replay {
@@ -33,7 +35,7 @@ pub(super) enum Replay {
 pub(super) struct Kept {
     stream: Stream,
     pieces: Vec<Bytes>,
-    /// Small pieces that come after these.
+    /// Copies of the smaller pieces that come after these.
     small: BytesMut,
     /// Bytes of all of them.
     length: usize,
@@ -51,8 +53,9 @@ impl Replay {
         let Some(limit) = limit else { return Self::Once(body) };
         let stream: Stream = match body {
             Body::Empty => return Self::Empty,
-            Body::Full(bytes) if bytes.len() <= limit => return Self::Full(bytes),
-            Body::Full(bytes) => Box::pin(Body::Full(bytes)),
+            Body::Full(bytes) if bytes.len() > limit => Box::pin(Body::Full(bytes)),
+            Body::Full(bytes) if bytes.len() < LARGE => return Self::Full(Bytes::copy_from_slice(&bytes)),
+            Body::Full(bytes) => return Self::Full(bytes),
             Body::Stream(stream) => stream,
         };
         Self::Stream(Rc::new(RefCell::new(Kept {
@@ -104,7 +107,7 @@ impl Kept {
         self.length += data.len();
         if self.lost || self.length > self.limit {
             self.lose();
-        } else if data.len() < SMALL {
+        } else if data.len() < LARGE {
             self.small.extend_from_slice(data);
         } else {
             if !self.small.is_empty() {

@@ -7,10 +7,11 @@ use super::outcome;
 use super::refusal::Refusal;
 use super::visit::Visit;
 use super::worker::LocalService;
-use crate::policy::retry::{MAX_ATTEMPTS, fits, may_follow};
+use crate::policy::retry::{fits, may_follow};
 use crate::policy::{Facts, Outcome, Terms};
 use crate::service::{Active, Condition, Retry};
 use crate::timer::Timers;
+use crate::upstream::Stage;
 
 /// The retries of one request, or of one connection.
 pub struct Retries<'a> {
@@ -37,26 +38,24 @@ pub enum Pick {
 }
 
 impl<'a> Retries<'a> {
-    /// What is in store for a request that arrived at the time `began`, has its first attempt at the time `first`, and
-    /// must be answered at the tick `until`.
-    pub fn begin(
-        local: &'a Rc<LocalService>,
-        timers: &'a Timers,
-        began: Instant,
-        first: Instant,
-        until: Option<u64>,
-    ) -> Self {
-        if !local.may_retry() {
-            return Self { local, timers, began, first, terms: Terms::default(), until, active: None, retry: None };
-        }
+    /// What is in store for a request that has just arrived, at the time `began`, and must be answered at the tick
+    /// `until`. The policy's time for it begins here: waiting for admission is part of it.
+    pub fn begin(local: &'a Rc<LocalService>, timers: &'a Timers, began: Instant, until: Option<u64>) -> Self {
         let terms = local.terms();
         let until = until.into_iter().chain(terms.timeout.map(|timeout| timers.tick_after(timeout))).min();
-        Self { local, timers, began, first, terms, until, active: Some(local.service.budget.begin()), retry: None }
+        Self { local, timers, began, first: began, terms, until, active: None, retry: None }
+    }
+
+    /// The request was admitted, at this time, and counts as under way from now on: what waits in a queue is no load that
+    /// retries could have a share of.
+    pub fn admitted(&mut self, at: Instant) {
+        self.first = at;
+        self.active = self.are_on().then(|| self.local.service.budget.begin());
     }
 
     /// Whether there may be any.
     pub fn are_on(&self) -> bool {
-        self.active.is_some()
+        self.local.may_retry()
     }
 
     /// An attempt at the endpoint that is decided on. That there is none is an outcome too, which the policy may want to
@@ -89,17 +88,29 @@ impl<'a> Retries<'a> {
             }
             Err(refusal) => refusal,
         };
-        let outcome =
-            Outcome { replayable, elapsed: elapsed(), ..outcome::of_refusal(&refusal, false, Duration::ZERO) };
+        let outcome = outcome::of_refusal(&refusal, Stage::Waiting, Duration::ZERO, elapsed());
+        let outcome = Outcome { replayable, ..outcome };
         let Some(delay) = self.decide(&mut facts, &outcome) else { return Pick::Refused(refusal) };
         facts.tried.truncate(tried);
         facts.attempt = facts.attempt.saturating_add(1);
         Pick::Wait(delay, Box::new(facts))
     }
 
+    /// When a second attempt begins beside this one; none where there will be none. Only a first attempt has one, as a
+    /// service whose answers fail needs no more of them; and none that is a probe, which could be given up for it.
+    pub fn hedges_after(&self, visit: &Visit) -> Option<Duration> {
+        let permille = self.terms.hedging?;
+        let may_be_sent_twice = visit.facts.head.method.is_idempotent();
+        if visit.facts.attempt > 1 || !may_be_sent_twice || visit.is_probe() {
+            return None;
+        }
+        self.local.latencies().percentile(permille)
+    }
+
     /// An attempt beside this one, at another endpoint, if the budget allows it.
     pub fn beside(&self, first: &Visit) -> Option<(Box<Visit>, Retry)> {
-        if first.facts.attempt >= MAX_ATTEMPTS {
+        // The service may have been opened in the meantime.
+        if first.is_probe() {
             return None;
         }
         let retry = self.take()?;

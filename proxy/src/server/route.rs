@@ -1,6 +1,7 @@
 //! Which service a request is for.
 
 use std::borrow::Cow;
+use std::net::Ipv6Addr;
 
 use http::Version;
 use http::header::HOST;
@@ -24,7 +25,7 @@ pub struct Named<'a> {
 ///
 /// # Errors
 ///
-/// When there is none, or more than one.
+/// When there is none, or more than one, or one that is no host.
 pub fn named(head: &Parts) -> Result<Named<'_>, Refusal> {
     let mut hosts = head.headers.get_all(HOST).iter();
     let host = hosts.next();
@@ -50,8 +51,8 @@ pub fn named(head: &Parts) -> Result<Named<'_>, Refusal> {
         None if head.version < Version::HTTP_11 => return Ok(Named { host: "", absolute: None }),
         None => return Err(Refusal::BadRequest("no Host header; expected one")),
     };
-    let host = host.to_str().map_err(|_| Refusal::BadRequest("a Host header that is not ASCII"))?;
-    Ok(Named { host: without_port(host), absolute: None })
+    let host = host_of(host.as_bytes()).ok_or(Refusal::BadRequest("a Host header that is no host"))?;
+    Ok(Named { host, absolute: None })
 }
 
 /// The host and port of a CONNECT request (RFC 9110, 9.3.6).
@@ -78,15 +79,26 @@ fn after_host(authority: &Authority) -> &str {
     authority.as_str().strip_prefix(authority.host()).unwrap_or_default()
 }
 
-fn without_port(host: &str) -> &str {
-    match host.rsplit_once(':') {
-        Some((name, port))
-            if port.bytes().all(|b| b.is_ascii_digit()) && (!name.contains(':') || name.ends_with(']')) =>
-        {
-            name
-        }
-        _ => host,
-    }
+/// The host of a `Host` header without its port (RFC 9110, 7.2); none where it is not these two. Nothing is as well: that is
+/// what a client sends which knows no host. What passes here can be an `:authority` of HTTP/2 too: to endpoints no request
+/// is sent that they would have to take for broken. So percent-encoding is left out, which `http` has no place for.
+fn host_of(header: &[u8]) -> Option<&str> {
+    let header = std::str::from_utf8(header).ok()?;
+    let (host, port) = match header.rsplit_once(':') {
+        Some((host, port)) if !port.ends_with(']') => (host, port),
+        _ => (header, ""),
+    };
+    let is_host = match host.strip_prefix('[') {
+        Some(literal) => literal.strip_suffix(']')?.parse::<Ipv6Addr>().is_ok(),
+        None => host.bytes().all(may_be_in_name) && (!host.is_empty() || header.is_empty()),
+    };
+    let is_port = port.bytes().all(|byte| byte.is_ascii_digit()) && (port.is_empty() || port.parse::<u16>().is_ok());
+    (is_host && is_port).then_some(host)
+}
+
+/// RFC 3986, 3.2.2, without the comma, which would look like a second host.
+fn may_be_in_name(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&byte)
 }
 
 /// In lower case, without a final dot.
@@ -110,6 +122,7 @@ pub fn without_suffix<'a>(host: &'a str, suffix: &str) -> Option<&'a str> {
 #[cfg(test)]
 mod tests {
     use http::Request;
+    use proptest::prelude::*;
 
     use super::*;
 
@@ -127,7 +140,7 @@ mod tests {
     #[test]
     fn ports_are_no_part_of_the_name() {
         for (host, name) in
-            [("users", "users"), ("users:80", "users"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]"), ("a:b", "a:b")]
+            [("users", "users"), ("users:80", "users"), ("users:", "users"), ("[::1]:80", "[::1]"), ("[::1]", "[::1]")]
         {
             let parts = head(Request::get("/").header("host", host));
             assert_eq!(named(&parts).unwrap(), Named { host: name, absolute: None });
@@ -150,6 +163,45 @@ mod tests {
             Request::get("https://users/").header("host", "users"),
         ] {
             assert!(named(&head(request)).is_err());
+        }
+    }
+
+    #[test]
+    fn what_is_no_host_is_refused_in_every_version() {
+        for host in [
+            "[",
+            "]",
+            "users%",
+            "users%41",
+            "a:b",
+            "::1",
+            "[::1",
+            "[::1]x",
+            "[]",
+            "[v1.a]",
+            ":80",
+            "users:65536",
+            "a,b",
+            "me@users",
+        ] {
+            for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
+                let parts = head(Request::get("/").version(version).header("host", host));
+                assert!(matches!(named(&parts), Err(Refusal::BadRequest(_))), "{host:?}");
+            }
+        }
+        let parts = head(Request::get("/").header("host", ""));
+        assert_eq!(named(&parts).unwrap(), Named { host: "", absolute: None }, "one who knows no host");
+    }
+
+    proptest! {
+        /// What passes can be said to an endpoint of HTTP/2, and means the same there.
+        #[test]
+        fn a_host_is_an_authority(header in r"[a-zA-Z0-9.~!$&'()*+;=,%@:\[\]/ _-]{1,12}|[a-z]{0,3}:[0-9]{0,6}|\[[0-9a-f:.]{0,9}\](:[0-9]{0,3})?") {
+            if let Some(host) = host_of(header.as_bytes()) {
+                let authority: Authority = header.parse().unwrap();
+                prop_assert_eq!(authority.host(), host);
+                prop_assert!(!header.contains('@'));
+            }
         }
     }
 

@@ -21,7 +21,7 @@ use crate::policy::{Facts, Kind, Outcome};
 use crate::service::{Admitted, InFlight, ServiceStats, TunnelEnd};
 use crate::transport::proxy_protocol::{self, Addresses};
 use crate::transport::{Direction, Parted, Stream};
-use crate::upstream::{Failure, Permit, Pool};
+use crate::upstream::{Failure, Permit, Pool, Stage};
 
 /// How long a tunnel to a host that is no service may stand still: as one to a service by default.
 pub(super) const IDLE_TO_HOST: Duration = Duration::from_secs(60 * 60);
@@ -128,12 +128,14 @@ async fn open_to_service(
     let header = header.unwrap_or_default();
     let _service_probe = local.enter()?;
     let began = Instant::now();
-    let (mut admitted, at) = admit(&local.service, &worker.timers, began, None).await?;
-    let mut retries = Retries::begin(local, &worker.timers, began, at, None);
+    let mut retries = Retries::begin(local, &worker.timers, began, None);
+    let (mut admitted, at) = admit(&local.service, &worker.timers, began, retries.until).await?;
+    retries.admitted(at);
     loop {
         let mut visit = retries.visit(facts, true).await?;
         let pool = local.pool(&visit.endpoint, worker);
-        let connecting = async { connect(&pool, &local.stats, &header, content).await.map_err(Refusal::from) };
+        let stage = Cell::default();
+        let connecting = async { connect(&pool, &local.stats, &header, content, &stage).await.map_err(Refusal::from) };
         let connected = match retries.until {
             None => connecting.await,
             Some(tick) => {
@@ -144,7 +146,7 @@ async fn open_to_service(
         let latency = visit.started.elapsed();
         let outcome = match &connected {
             Ok(_) => Outcome::of(Kind::Response, latency),
-            Err(refusal) => outcome::of_refusal(refusal, false, latency),
+            Err(refusal) => outcome::of_refusal(refusal, stage.get(), latency, began.elapsed()),
         };
         // Nothing of what the client sends has been sent.
         let outcome = Outcome { replayable: true, elapsed: began.elapsed(), ..outcome };
@@ -170,7 +172,7 @@ async fn open_to_service(
 /// When there is no connection to it, or none is allowed.
 pub async fn to_host(connection: &Connection, pool: &Rc<Pool>) -> Result<Tunnel, Refusal> {
     let stats = &connection.worker.passed_through;
-    match connect(pool, stats, &[], Content::Tls).await {
+    match connect(pool, stats, &[], Content::Tls, &Cell::default()).await {
         Ok((other, permit)) => {
             let held = Held { permit, in_flight: None, admitted: None };
             Ok(Tunnel::new(other, held, stats, IDLE_TO_HOST))
@@ -188,8 +190,9 @@ async fn connect(
     stats: &ServiceStats,
     header: &[u8],
     content: Content,
+    stage: &Cell<Stage>,
 ) -> Result<(Stream, Permit), Failure> {
-    let connected = pool.connect_tunnel(header, content == Content::Plain).await;
+    let connected = pool.connect_tunnel(header, content == Content::Plain, stage).await;
     if connected.is_err() {
         stats.failed_attempts.add(1);
     }

@@ -9,7 +9,7 @@ use super::decide::Picked;
 use super::worker::LocalService;
 use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::BodyError;
-use crate::service::{Condition, Endpoint, InFlight, Probe, ServiceProbe};
+use crate::service::{Condition, Endpoint, InFlight, Probe};
 
 /// An attempt at an endpoint. Its outcome is told, whatever becomes of it: when this is dropped before, nobody waits for a
 /// response any longer. A response that breaks after its head was told is a second outcome.
@@ -21,7 +21,8 @@ pub struct Visit {
     in_flight: Option<InFlight>,
     /// Held until the outcome is told.
     probe: Option<Probe>,
-    service_probe: Option<ServiceProbe>,
+    /// The state of the endpoint's health when the attempt began.
+    seen: u64,
     /// So many of `facts.tried` were tried before; what follows could not be used.
     tried: usize,
     told: bool,
@@ -31,16 +32,15 @@ impl Visit {
     /// An attempt at the endpoint that was picked, `tried` of its facts' slots having been tried before.
     pub fn new(local: &Rc<LocalService>, picked: Picked, facts: Facts, tried: usize, started: Instant) -> Self {
         let Picked { endpoint, in_flight, probe } = picked;
-        let (local, in_flight) = (local.clone(), Some(in_flight));
-        Self { local, endpoint, facts, started, in_flight, probe, service_probe: None, tried, told: false }
+        let (local, in_flight, seen) = (local.clone(), Some(in_flight), endpoint.health.seen());
+        Self { local, endpoint, facts, started, in_flight, probe, seen, tried, told: false }
     }
 
     /// Tells how it ended.
     pub fn tell(&mut self, outcome: &Outcome) {
         if !mem::replace(&mut self.told, true) {
-            self.local.ended(&mut self.facts, &self.endpoint, outcome);
+            self.local.ended(&mut self.facts, &self.endpoint, outcome, self.seen);
             self.probe = None;
-            self.service_probe = None;
         }
     }
 
@@ -68,6 +68,14 @@ impl Visit {
         }
     }
 
+    /// Takes note that another attempt was made beside this one: it counts as one of the request's.
+    pub fn count(&mut self, beside: &Self) {
+        self.facts.attempt = self.facts.attempt.max(beside.facts.attempt);
+        self.facts.tried.truncate(self.tried);
+        self.facts.tried.push(beside.endpoint.slot);
+        self.tried = self.facts.tried.len();
+    }
+
     /// What counts it as under way at the endpoint, to be held for longer than this.
     pub fn take_in_flight(&mut self) -> Option<InFlight> {
         self.in_flight.take()
@@ -79,24 +87,14 @@ impl Visit {
     }
 
     /// What may be told when the response has ended whose head this outcome is of; none where nobody asks.
-    pub fn into_ending(
-        mut self: Box<Self>,
-        outcome: Outcome,
-        service_probe: Option<ServiceProbe>,
-    ) -> Option<Box<Ending>> {
-        if !self.local.has_breaker() {
-            return None;
-        }
-        if !self.told {
-            self.service_probe = service_probe;
-        }
-        Some(Box::new(Ending { visit: self, outcome }))
+    pub fn into_ending(self: Box<Self>, outcome: Outcome) -> Option<Box<Ending>> {
+        self.local.has_breaker().then(|| Box::new(Ending { visit: self, outcome }))
     }
 }
 
 impl Drop for Visit {
     fn drop(&mut self) {
-        if !self.told && self.local.has_breaker() {
+        if !self.told {
             self.tell(&Outcome { sent: true, ..Outcome::of(Kind::ClientGone, self.started.elapsed()) });
         }
     }

@@ -21,7 +21,7 @@ use super::refusal::{Limit, Refusal};
 use super::route::{normalized, without_suffix};
 use crate::config::checked::{Policy, TlsClient};
 use crate::drain::Phase;
-use crate::plugin::{Instance, Plugin, Seat};
+use crate::plugin::{Plugin, Seat};
 use crate::policy::{Facts, Latencies, Outcome, Role, Terms};
 use crate::proto::h1::{Date, Scratch};
 use crate::proto::headers::Signature;
@@ -387,10 +387,13 @@ impl LocalService {
         }
     }
 
-    /// Takes note of how an attempt ended, and has the breaker judge it.
-    pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome) {
+    /// Takes note of how an attempt ended that began when the endpoint's health was in this state, and has the breaker
+    /// judge it. Without a breaker it is measured, if anybody looks at that.
+    pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome, seen: u64) {
         let fleet = &self.service.fleet;
-        let Some(breaker) = &self.breaker else { return fleet.measure(endpoint, outcome.health(), outcome.latency) };
+        // The latency is that of the head, and the end may come long after.
+        let breaker = self.breaker.as_ref().filter(|_| endpoint.health.seen() == seen);
+        let Some(breaker) = breaker else { return fleet.measure(endpoint, outcome.health(), outcome.latency) };
         if !fleet.record(endpoint, outcome) {
             return;
         }
@@ -402,12 +405,12 @@ impl LocalService {
         }
     }
 
-    /// What the retry policy asked for; nothing where there is none.
+    /// What the retry policy asked for, but for times of zero; nothing where there is none.
     pub fn terms(&self) -> Terms {
         let Some(retry) = &self.retry else { return Terms::default() };
         let mut seat = retry.borrow_mut();
         seat.refresh();
-        seat.instance().map(Instance::terms).unwrap_or_default()
+        seat.instance().map(|policy| policy.terms().without_zeros()).unwrap_or_default()
     }
 
     /// After how long the retry policy wants another attempt; none where it gives up, and where there is none.

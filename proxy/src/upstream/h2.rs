@@ -239,12 +239,12 @@ fn broken(pool: &Pool, error: &hyper::Error) -> Failure {
 /// The request as HTTP/2 has it: an absolute target, no Host.
 fn request_for(head: &Parts, pool: &Pool, body: Body) -> Result<http::Request<Outgoing>, Failure> {
     let mut request = http::Request::new(Outgoing(body));
-    let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok());
+    let host = head.headers.get(header::HOST).and_then(|host| host.to_str().ok()).filter(|host| !host.is_empty());
     let authority = head.uri.authority().map(http::uri::Authority::as_str).or(host).unwrap_or(&pool.target.address);
     let path = head.uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     let scheme = if pool.target.tls.is_some() { Scheme::HTTPS } else { Scheme::HTTP };
     let target = Uri::builder().scheme(scheme).authority(authority).path_and_query(path).build();
-    *request.uri_mut() = target.map_err(|error| failure(pool, error.to_string()))?;
+    *request.uri_mut() = target.map_err(|error| Failure::Request { what: error.to_string() })?;
     *request.method_mut() = head.method.clone();
     *request.version_mut() = Version::HTTP_2;
     let headers = request.headers_mut();

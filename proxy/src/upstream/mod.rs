@@ -15,7 +15,7 @@ use std::io;
 
 pub use connect::{ConnectSettings, Offer, Opening, connect, open};
 pub use h2::LocalExecutor;
-pub use pool::{Pool, Pools, Reply, Target};
+pub use pool::{Pool, Pools, Reply, Stage, Target};
 pub use reach::Reach;
 
 use crate::proto::BodyError;
@@ -55,6 +55,9 @@ pub enum Failure {
     Reset { address: String, code: u32 },
     #[error("no response from {address} in time")]
     Timeout { address: String },
+    /// What the client asks for has no form in which endpoints could be asked.
+    #[error("a request that cannot be sent over HTTP/2: {what}")]
+    Request { what: String },
     #[error("{0}")]
     ClientBody(BodyError),
 }

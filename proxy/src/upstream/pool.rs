@@ -49,6 +49,18 @@ pub struct Target {
     pub stream_idle_timeout: Duration,
 }
 
+/// How far an attempt has come.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// It waits for the right to a connection, or for one that somebody else opens.
+    #[default]
+    Waiting,
+    /// A connection is being opened for it.
+    Connecting,
+    /// A byte of the request may have reached the endpoint.
+    Sent,
+}
+
 /// What an attempt has brought.
 pub struct Reply {
     pub response: Response,
@@ -134,7 +146,7 @@ impl Pool {
     /// One attempt of a request: on a pooled connection if there is one, else on a new one. A pooled connection that
     /// turns out to be dead before a byte of the response costs nothing but a second try on a new one, if the request
     /// can be sent again (RFC 9110, 9.2.2); `resent` is called then. No deadline is kept here but that of connecting.
-    /// `sent` says at any time whether a byte of the request may have reached the endpoint.
+    /// `stage` says at any time how far it has come.
     ///
     /// # Errors
     ///
@@ -143,26 +155,32 @@ impl Pool {
         self: &Rc<Self>,
         head: &Parts,
         body: Body,
-        sent: &Cell<bool>,
+        stage: &Cell<Stage>,
         resent: impl FnOnce(),
     ) -> Result<Reply, Failure> {
         // Only HTTP/1.1 can be changed for another protocol.
         let http1 = self.target.may_speak_http2() && head.headers.contains_key(UPGRADE);
         let (open, is_used) = match self.pooled(http1) {
             Some(pooled) => (pooled, true),
-            None => self.open(http1, if http1 { Reuse::Http1 } else { Reuse::Any }).await?,
+            None => self.open(http1, if http1 { Reuse::Http1 } else { Reuse::Any }, stage).await?,
         };
-        let body = match self.exchange(open, head, body, sent).await {
+        let body = match self.exchange(open, head, body, stage).await {
             Err(Failed { again: Some(body), .. }) if is_used => body,
             result => return result.map_err(|failed| failed.failure),
         };
         resent();
-        let (open, _) = self.open(http1, Reuse::None).await?;
-        self.exchange(open, head, body, sent).await.map_err(|failed| failed.failure)
+        let (open, _) = self.open(http1, Reuse::None, stage).await?;
+        self.exchange(open, head, body, stage).await.map_err(|failed| failed.failure)
     }
 
-    async fn exchange(self: &Rc<Self>, on: Open, head: &Parts, body: Body, sent: &Cell<bool>) -> Result<Reply, Failed> {
-        let before = sent.replace(true);
+    async fn exchange(
+        self: &Rc<Self>,
+        on: Open,
+        head: &Parts,
+        body: Body,
+        stage: &Cell<Stage>,
+    ) -> Result<Reply, Failed> {
+        let before = stage.replace(Stage::Sent);
         let exchanged = match on {
             Open::Http2(exchange) => exchange.run(head, body).await.map(Reply::from),
             Open::Http1(connection) => self.exchange_h1(connection, head, body).await.map_err(|error| match error {
@@ -175,7 +193,7 @@ impl Pool {
             }),
         };
         if let Err(Failed { sent: false, .. }) = &exchanged {
-            sent.set(before);
+            stage.set(before);
         }
         exchanged
     }
@@ -188,7 +206,7 @@ impl Pool {
 
     /// A new connection, or a place on one that somebody else has opened in the meantime; or where there may be no more
     /// connections, one that has come home, and then true. It is of HTTP/1.1 if it has to be.
-    async fn open(self: &Rc<Self>, http1: bool, reuse: Reuse) -> Result<(Open, bool), Failure> {
+    async fn open(self: &Rc<Self>, http1: bool, reuse: Reuse, stage: &Cell<Stage>) -> Result<(Open, bool), Failure> {
         let mut turn = None;
         if !http1 && !self.expects_http1() {
             turn = Some(self.turn_to_open().await?);
@@ -202,6 +220,7 @@ impl Pool {
             Granted::Permit(permit) => permit,
             Granted::Home(open) => return Ok((open, true)),
         };
+        stage.set(stage.get().max(Stage::Connecting));
         let offered: &[&[u8]] = match self.target.protocol {
             _ if http1 => &[HTTP_1_1],
             UpstreamProtocol::Negotiated => &[H2, HTTP_1_1],
@@ -250,15 +269,31 @@ impl Pool {
     }
 
     /// A new connection for a tunnel, on which no protocol is agreed on. `header` goes before everything else. Without
-    /// `with_tls` there is none of the proxy's own, whatever the target speaks.
+    /// `with_tls` there is none of the proxy's own, whatever the target speaks. `stage` says at any time how far it has
+    /// come.
     ///
     /// # Errors
     ///
     /// When there are as many connections as may be and none of them ends in time, or none comes about in time.
-    pub async fn connect_tunnel(&self, header: &[u8], with_tls: bool) -> Result<(Stream, Permit), Failure> {
-        match self.permit(Reuse::None).await? {
-            Granted::Permit(permit) => Ok((self.connect(header, with_tls.then_some(&[])).await?.0, permit)),
-            Granted::Home(_) => Err(self.no_permit()),
+    pub async fn connect_tunnel(
+        &self,
+        header: &[u8],
+        with_tls: bool,
+        stage: &Cell<Stage>,
+    ) -> Result<(Stream, Permit), Failure> {
+        let Granted::Permit(permit) = self.permit(Reuse::None).await? else { return Err(self.no_permit()) };
+        stage.set(Stage::Connecting);
+        Ok((self.connect(header, with_tls.then_some(&[])).await?.0, permit))
+    }
+
+    /// Why there is no response to an attempt whose time is over at this stage. To be asked while it still waits.
+    pub fn late(&self, stage: Stage) -> Failure {
+        let address = self.target.address.to_string();
+        match stage {
+            // Where it waits for somebody who opens a connection, that one may wait for the right to.
+            Stage::Waiting if self.waiting.get() > 0 => self.no_permit(),
+            Stage::Waiting | Stage::Connecting => Failure::ConnectTimeout { address },
+            Stage::Sent => Failure::Timeout { address },
         }
     }
 

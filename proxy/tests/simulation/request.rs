@@ -4,6 +4,7 @@
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
+use heddle::policy::retry::first_counts;
 use heddle::policy::{Facts, Kind, Outcome};
 use heddle::proto::BodyError;
 use heddle::server::refusal::Refusal;
@@ -94,7 +95,8 @@ impl<'a> World<'a> {
             self.watch.entered(self.scenario)?;
         }
         let now = Instant::now();
-        let retries = Retries::begin(&self.workers[worker], self.timers, now, now, None);
+        let mut retries = Retries::begin(&self.workers[worker], self.timers, now, None);
+        retries.admitted(now);
         if retries.are_on() {
             self.watch.active += 1;
         }
@@ -164,7 +166,7 @@ impl<'a> World<'a> {
         must!(sending.attempts == 0 || is_hedge || request.replayable, "request {id} cannot be sent again");
         sending.attempts += 1;
         self.watch.attempts += 1;
-        let most = self.scenario.retry.map_or(1, |retry| retry.attempts + u32::from(retry.hedges()));
+        let most = self.scenario.retry.map_or(1, |retry| retry.attempts);
         must!(sending.attempts <= most, "{} attempts of {most}", sending.attempts);
         let endpoint = &visit.endpoint;
         let (machine, slot) = (machine(endpoint), endpoint.slot);
@@ -183,12 +185,8 @@ impl<'a> World<'a> {
         let (after, reply) = self.as_seen(reply, limit, sending.until);
         self.numbers += 1;
         let number = self.numbers;
-        if sending.retries.terms.hedging.is_some() && !is_hedge && request.is_idempotent {
-            let hedging = sending.retries.terms.hedging.unwrap_or_default();
-            let percentile = self.workers[request.worker].latencies().percentile(hedging);
-            if let Some(after) = percentile {
-                self.queue.plan(self.now + after, Event::Hedge { request: id, number });
-            }
+        if let Some(after) = sending.retries.hedges_after(&visit).filter(|_| !is_hedge) {
+            self.queue.plan(self.now + after, Event::Hedge { request: id, number });
         }
         sending.tried.push(slot);
         sending.under_way.push(Attempt { number, visit, is_probe, is_hedge, began: self.now, reply });
@@ -217,6 +215,8 @@ impl<'a> World<'a> {
             if request.replayable { sending.retries.beside(&first.visit) } else { None }
         });
         if let Some((visit, retry)) = beside {
+            let attempts = request.sending.as_ref().map(|sending| sending.attempts);
+            must!(attempts == Some(1), "a second attempt beside one of {attempts:?}");
             self.watch.retry_begins(self.scenario)?;
             if let Some(sending) = &mut request.sending {
                 sending.hedge = Some(retry);
@@ -249,8 +249,8 @@ impl<'a> World<'a> {
             ..Outcome::of(kind, latency)
         };
         self.journal.note(self.now, Note::ended(id, machine(&attempt.visit.endpoint), kind, status, latency));
-        let is_wanted = !outcome.is_unwanted();
-        if !is_wanted && !sending.under_way.is_empty() {
+        let settles = outcome.settles();
+        if !settles && !sending.under_way.is_empty() {
             sending.lost = Some((attempt, outcome));
             self.requests.insert(id, request);
             return Ok(());
@@ -258,22 +258,19 @@ impl<'a> World<'a> {
         if sending.hedge.take().is_some() {
             self.watch.retry_ends();
         }
-        // Of two that failed the one counts that began later.
         let (lost, ended) = match sending.lost.take() {
-            Some(other) if !is_wanted && other.0.number > number => (Some((attempt, outcome)), other),
+            Some(other) if !settles && counts(&other, (number, &outcome)) => (Some((attempt, outcome)), other),
             other => (other, (attempt, outcome)),
         };
         let given_up = sending.under_way.pop();
-        if let Some((attempt, outcome)) = lost {
-            self.settle(attempt, &outcome);
-        }
+        let mut beside = lost.map(|(attempt, outcome)| self.settle(attempt, &outcome));
         if let Some(attempt) = given_up {
             if !attempt.is_hedge {
                 self.workers[request.worker].latencies().add(self.now - attempt.began);
             }
-            self.client_gone(attempt);
+            beside = Some(self.client_gone(attempt));
         }
-        self.decide(id, request, ended)
+        self.decide(id, request, ended, beside)
     }
 
     /// Tells how an attempt has ended.
@@ -290,17 +287,27 @@ impl<'a> World<'a> {
     }
 
     /// Nobody waits for an attempt any longer.
-    fn client_gone(&mut self, attempt: Attempt) {
+    fn client_gone(&mut self, attempt: Attempt) -> Box<Visit> {
         let outcome = Outcome { sent: true, ..Outcome::of(Kind::ClientGone, self.now - attempt.began) };
-        self.settle(attempt, &outcome);
+        self.settle(attempt, &outcome)
     }
 
-    /// An attempt has ended so: another one, or an answer.
-    fn decide(&mut self, id: u64, mut request: Request<'a>, (attempt, outcome): (Attempt, Outcome)) -> Held {
+    /// An attempt has ended so, maybe with another one beside it: another one, or an answer.
+    fn decide(
+        &mut self,
+        id: u64,
+        mut request: Request<'a>,
+        (attempt, outcome): (Attempt, Outcome),
+        beside: Option<Box<Visit>>,
+    ) -> Held {
+        let is_hedge = attempt.is_hedge;
         let mut visit = self.settle(attempt, &outcome);
+        if let Some(hedge) = beside.filter(|_| !is_hedge) {
+            visit.count(&hedge);
+        }
         let Some(mut sending) = request.sending.take() else { return Ok(()) };
         let machine = machine(&visit.endpoint);
-        if sending.retries.terms.hedging.is_some() && !outcome.is_unwanted() {
+        if sending.retries.terms.hedging.is_some() && outcome.settles() {
             self.workers[request.worker].latencies().add(outcome.latency);
         }
         if std::mem::take(&mut sending.has_retry) {
@@ -324,7 +331,7 @@ impl<'a> World<'a> {
             self.watch.left();
         }
         let (in_flight, active) = (visit.take_in_flight(), sending.retries.into_active());
-        let ending = visit.into_ending(outcome, sending.door);
+        let ending = visit.into_ending(outcome);
         let (arrived, attempts) = (request.arrived, sending.attempts);
         request.held = Some(Answered { machine, ending, _in_flight: in_flight, active });
         self.requests.insert(id, request);
@@ -413,6 +420,11 @@ impl<'a> World<'a> {
             self.plan(Duration::ZERO, Event::AttemptEnds { request, number });
         }
     }
+}
+
+/// Of two attempts neither of which has settled it, whether the other one's end counts.
+fn counts((other, outcome): &(Attempt, Outcome), (number, of_this): (u64, &Outcome)) -> bool {
+    if other.number < number { first_counts(outcome, of_this) } else { !first_counts(of_this, outcome) }
 }
 
 fn facts(path: usize, client: usize) -> Facts {

@@ -83,13 +83,15 @@ impl Retry {
     fn draw(latency: Latency, random: &mut Random) -> Self {
         // What is well is in time.
         let (backoff, long) = (random.millis(1, 50), latency.longest() * 3 / 2 + random.millis(100, 500));
+        let attempts = random.between(1, 5) as u32;
         Self {
-            attempts: random.between(1, 5) as u32,
+            attempts,
             timeout: random.percent(60).then(|| long + random.millis(0, 2_000)),
             per_try_timeout: random.percent(60).then_some(long),
             backoff,
             max_backoff: backoff * random.between(1, 10) as u32,
-            hedge: random.percent(25).then_some(random.one_of(&["p50", "p90", "p95"])),
+            // It is one of the attempts.
+            hedge: random.percent(25).then_some(random.one_of(&["p50", "p90", "p95"])).filter(|_| attempts > 1),
             percent: random.one_of(&[20, 20, 20, 0, 50, 100]),
             min: random.one_of(&[3, 3, 3, 0, 1, 10]),
         }

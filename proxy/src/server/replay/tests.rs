@@ -119,6 +119,29 @@ fn one_that_outgrows_the_bound_goes_on_and_cannot_be_sent_again() {
     assert!(kept.borrow().pieces.is_empty() && kept.borrow().small.is_empty());
 }
 
+/// A block as connections are read with, of which nobody else has a part.
+fn block() -> Bytes {
+    BytesMut::zeroed(256 << 10).freeze()
+}
+
+#[test]
+fn no_piece_holds_on_to_a_block_that_is_more_than_four_times_as_large() {
+    for size in [1, 1024, 4 << 10, 16 << 10, (64 << 10) - 1] {
+        let block = block();
+        let mut replay = replay(&[block.slice(..size)], None, false, 64 << 10);
+        read(&mut replay.body());
+        assert!(block.is_unique(), "{size}");
+        assert_eq!(read(&mut replay.body()).0.len(), size);
+        let mut whole = Replay::new(Body::Full(block.slice(..size)), Some(64 << 10));
+        assert!(block.is_unique(), "{size}, at once");
+        assert_eq!(read(&mut whole.body()).0.len(), size);
+    }
+    let block = block();
+    let mut replay = replay(&[block.slice(..64 << 10)], None, false, 64 << 10);
+    read(&mut replay.body());
+    assert!(!block.is_unique(), "not copied without need");
+}
+
 #[test]
 fn small_pieces_do_not_hold_on_to_large_buffers() {
     let buffer = Bytes::from(vec![1; 64 << 10]);
@@ -136,7 +159,7 @@ proptest! {
     /// However a body comes, and however much of it each attempt takes, every attempt gets it from its beginning.
     #[test]
     fn every_attempt_gets_the_same(
-        lengths in prop::collection::vec(1_usize..3000, 0..12),
+        lengths in prop::collection::vec(prop_oneof![1_usize..3000, LARGE - 2..LARGE + 2], 0..12),
         taken in prop::collection::vec(0_usize..14, 0..5),
         ends in any::<bool>(),
     ) {

@@ -8,7 +8,7 @@
 
 use tokio::sync::MutexGuard;
 
-use super::{Open, Pool, Target};
+use super::{Open, Pool, Stage, Target};
 use crate::service::{Ending, Permit, Reuse, Turn, Wanted};
 use crate::upstream::Failure;
 use crate::upstream::h1::Connection;
@@ -26,10 +26,7 @@ impl Pool {
     /// Waits while somebody else opens a connection that may be shared, for as long as that may take.
     pub(super) async fn turn_to_open(&self) -> Result<MutexGuard<'_, ()>, Failure> {
         let turn = self.timers.within(self.target.connect.timeout, self.h2.opening.lock()).await;
-        turn.map_err(|_| match self.waiting.get() {
-            0 => Failure::ConnectTimeout { address: self.target.address.to_string() },
-            _ => self.no_permit(),
-        })
+        turn.map_err(|_| self.late(Stage::Waiting))
     }
 
     /// The right to a new connection, or one that is open and can be reused. Where there may be no more connections
