@@ -1,4 +1,7 @@
 //! Opening a connection.
+//!
+//! Connections are kept alive by the kernel's probes: the other side of one that is idle, as tunnels may be for long,
+//! may vanish without a word, and a firewall on the way forgets what is silent.
 
 use std::io;
 use std::net::SocketAddr;
@@ -6,6 +9,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -14,6 +18,11 @@ use super::{Failure, Reach};
 use crate::timer::Timers;
 use crate::transport::Stream;
 use crate::transport::tls::Connector;
+
+/// A connection on which nothing comes for a minute is probed every half a minute, and ends when four probes in a row are
+/// not answered: after three minutes in all, so that no short outage ends what is only idle.
+const KEEP_ALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(30)).with_retries(4);
 
 /// How to connect.
 #[derive(Debug, Clone)]
@@ -78,6 +87,7 @@ pub async fn open(
     };
     let mut stream = connected?;
     let _a_slower_connection_is_still_one = stream.set_nodelay(true);
+    let _so_is_one_that_is_not_probed = SockRef::from(&stream).set_tcp_keepalive(&KEEP_ALIVE);
     let said = stream.write_all(opening.header).await;
     said.map_err(|source| Failure::Connect { address: address.to_owned(), source })?;
     match opening.tls {
