@@ -4,7 +4,7 @@
 //! may vanish without a word, and a firewall on the way forgets what is silent.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
@@ -122,11 +122,15 @@ async fn connect_to_any(
 ) -> Result<TcpStream, Failure> {
     let mut failure = Failure::Denied { address: address.to_owned() };
     for socket in sockets.filter(|socket| reach.is_none_or(|reach| reach.has(socket.ip()))) {
-        match TcpStream::connect(socket).await {
-            // One of this machine's other addresses is this machine too, and only now does it show.
-            Ok(stream) if reach.is_some_and(|reach| !reach.has_own(socket.ip())) && is_own(&stream) => {
+        let connected = match reach.filter(|reach| !reach.has_own(socket.ip())).map(|_| is_own(socket)) {
+            Some(Ok(true)) => {
                 failure = Failure::Denied { address: address.to_owned() };
+                continue;
             }
+            Some(Err(error)) => Err(error),
+            Some(Ok(false)) | None => TcpStream::connect(socket).await,
+        };
+        match connected {
             Ok(stream) => return Ok(stream),
             Err(source) => failure = Failure::Connect { address: address.to_owned(), source },
         }
@@ -134,7 +138,24 @@ async fn connect_to_any(
     Err(failure)
 }
 
-/// Whether a connection leads to the machine that it comes from.
-fn is_own(stream: &TcpStream) -> bool {
-    stream.local_addr().is_ok_and(|local| stream.peer_addr().is_ok_and(|peer| local.ip() == peer.ip()))
+/// Whether an address is one of this machine's own, as any of them is this machine: what is sent there comes from it.
+/// It is told without a connection, whose success would tell the client which ports are open. Nothing is sent.
+fn is_own(socket: SocketAddr) -> io::Result<bool> {
+    let any = if socket.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let asking = std::net::UdpSocket::bind(SocketAddr::new(any, 0))?;
+    asking.connect(socket)?;
+    Ok(asking.local_addr()?.ip().to_canonical() == socket.ip().to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_own_address_is_told_without_a_connection() {
+        // What is sent to the other addresses of loopback comes from the first.
+        for (address, own) in [("127.0.0.1:1", true), ("[::ffff:127.0.0.1]:1", true), ("127.0.0.9:1", false)] {
+            assert_eq!(is_own(address.parse().unwrap()).unwrap(), own, "{address}");
+        }
+    }
 }
