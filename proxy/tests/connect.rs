@@ -4,6 +4,8 @@
 
 #[path = "support/client.rs"]
 mod client;
+#[path = "support/frames.rs"]
+mod frames;
 #[path = "support/http.rs"]
 mod http;
 #[path = "support/http2.rs"]
@@ -14,7 +16,9 @@ mod tls;
 use std::collections::BTreeSet;
 use std::net::{SocketAddr, TcpListener};
 
+use self::http as http1;
 use client::{curl, echo, greeter, named, python};
+use frames::{DATA, END_HEADERS, END_STREAM, Frames, HEADERS, RST_STREAM, STATUS_200, literal};
 use http::{Endpoint, OK, Proxy, Wire, bytes, one_listener, users};
 use http2::{Http2Client, Http2Endpoint, Manners};
 use rustls::ClientConnection;
@@ -434,6 +438,41 @@ fn a_tunnel_of_http2_takes_any_amount_both_ways() {
         tunnel.send(&much);
         tunnel.finish();
         assert!(tunnel.rest() == much, "{target}");
+    }
+}
+
+/// Whoever only saw an end might take a part for the whole.
+#[test]
+fn a_tunnel_of_http2_breaks_where_its_other_end_does() {
+    const CANCEL: u32 = 8;
+    let endpoint = Endpoint::start(|_, mut wire| {
+        wire.send("half of it");
+        let ends_well = wire.exactly(4).expect("a word") == b"ends";
+        if !ends_well {
+            socket2::SockRef::from(&wire.stream).set_linger(Some(std::time::Duration::ZERO)).expect("a linger");
+        }
+    });
+    let proxy = Proxy::to(&endpoint);
+    let mut client = Frames::client(proxy.client());
+    for (stream, word) in [(1, b"ends"), (3, b"stop")] {
+        let head = [literal(":method", "CONNECT"), literal(":authority", "users:25")].concat();
+        client.send(HEADERS, END_HEADERS, stream, &head);
+        assert_eq!(client.until(HEADERS).payload[0], STATUS_200);
+        assert_eq!(client.until(DATA).payload, b"half of it");
+        client.send(DATA, 0, stream, word);
+        let last = loop {
+            let frame = client.next().expect("a frame");
+            if frame.stream == stream {
+                break frame;
+            }
+        };
+        match word {
+            b"ends" => {
+                assert_eq!((last.kind, last.flags), (DATA, END_STREAM));
+                client.send(DATA, END_STREAM, stream, &[]);
+            }
+            _ => assert_eq!((last.kind, last.payload), (RST_STREAM, CANCEL.to_be_bytes().to_vec())),
+        }
     }
 }
 

@@ -184,6 +184,39 @@ fn where_tls_ends_plain_clients_are_told() {
     assert_eq!(endpoint.connections(), 0);
 }
 
+/// Also where the listener leaves open what is spoken: who must prove who it is has no other way in.
+#[test]
+fn where_a_certificate_is_required_nothing_plain_is_served() {
+    let authority = Authority::new();
+    let endpoint = named("a");
+    let client = authority.issue("client", &["client.example"]);
+    let tls = format!(
+        "tls = {{ {}, client = \"required\", client_ca = {:?} }}",
+        authority.issue("users", &["users"]).keys(),
+        authority.file()
+    );
+    let listeners = open(&tls) + &open(&format!("{tls}\nservice = \"users\""));
+    let proxy = Proxy::start(&format!("{listeners}{}", users(&[&endpoint], "")));
+    for listener in 0..2 {
+        let mut plain = proxy.client_of(listener);
+        plain.send("GET / HTTP/1.1\r\nHost: users\r\n\r\n");
+        plain.response().assert_refused(400, "router", "http_request_error");
+        plain.expect_end();
+        let mut http2 = proxy.client_of(listener);
+        http2.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
+        http2.response().assert_refused(400, "router", "http_request_error");
+        http2.expect_end();
+        let mut socks = proxy.client_of(listener);
+        socks.send([5, 1, 0]);
+        socks.expect_end();
+        assert_eq!(endpoint.connections(), 0, "listener {listener}");
+    }
+    let (ca, to) = (authority.path(), format!("users:443:{}", proxy.addresses[0]));
+    let (certificate, key) = (client.certificate.display().to_string(), client.key.display().to_string());
+    let args = ["--cacert", &ca, "--connect-to", &to, "--cert", &certificate, "--key", &key, "https://users/"];
+    assert!(curl(&args, &[]).starts_with("a GET / HTTP/1.1"));
+}
+
 const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// The first message of a client for this server.

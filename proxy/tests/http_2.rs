@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+#[path = "support/frames.rs"]
+mod frames;
 #[path = "support/http.rs"]
 mod http1;
 #[path = "support/http2.rs"]
@@ -9,6 +11,7 @@ mod http2;
 
 use std::thread;
 
+use frames::{CONTINUATION, END_HEADERS, END_STREAM, Frames, HEADERS, STATUS_200, literal};
 use http::Request;
 use http1::{Endpoint, OK, Proxy, bytes, one_listener, wait_until};
 use http2::{Body, Http2Client, Http2Endpoint, Manners, body};
@@ -226,6 +229,89 @@ fn a_dead_http_2_connection_costs_a_request_nothing_that_can_be_sent_again() {
         assert_eq!((client.response().status(), endpoint.connections()), (status, connections), "{method}");
         assert_eq!(client.get("/").status(), 200);
     }
+}
+
+/// An endpoint whose connections are served by `serve`, with the number of those before, and a proxy that is impatient.
+fn framed(serve: impl Fn(usize, &mut Frames) + Send + Sync + 'static) -> (Endpoint, Proxy) {
+    let endpoint = Endpoint::start(move |number, wire| serve(number, &mut Frames::server(wire)));
+    let proxy = Proxy::with(&[&endpoint], "", "protocol = \"http2\"\nrequest_timeout = \"1500ms\"");
+    (endpoint, proxy)
+}
+
+/// As where a firewall forgets a connection that was in use: the endpoint is there, but nothing reaches it.
+#[test]
+fn a_connection_that_has_gone_silent_fails_one_request_and_not_all() {
+    let (endpoint, proxy) = framed(|number, frames| {
+        let mut answers = 0;
+        while number > 0 || answers < 2 {
+            let Some(frame) = frames.next() else { return };
+            if frame.kind == HEADERS {
+                answers += 1;
+                frames.send(HEADERS, END_HEADERS | END_STREAM, frame.stream, &[STATUS_200]);
+            }
+        }
+        while frames.wire.exactly(1).is_ok() {}
+    });
+    let mut client = proxy.client();
+    assert_eq!((client.get("/").status(), client.get("/").status()), (200, 200));
+    client.get("/").assert_refused(504, "upstream", "http_response_timeout");
+    assert_eq!(endpoint.connections(), 1);
+    assert_eq!((client.get("/").status(), client.get("/").status()), (200, 200));
+    assert_eq!(endpoint.connections(), 2);
+    wait_until("the silent one is closed", || proxy.upstream_connections() == 1);
+}
+
+/// `:method: POST` in HPACK's static table (RFC 7541, A).
+const POST: u8 = 0x83;
+
+/// One that is slow with a request, and otherwise there, keeps its connection.
+#[test]
+fn a_connection_on_which_something_comes_is_kept() {
+    let (endpoint, proxy) = framed(|_, frames| {
+        while let Some(frame) = frames.next() {
+            if frame.kind == HEADERS && frame.payload[0] != POST {
+                frames.send(HEADERS, END_HEADERS | END_STREAM, frame.stream, &[STATUS_200]);
+            }
+        }
+    });
+    let mut slow = proxy.client();
+    slow.send("POST / HTTP/1.1\r\nHost: users\r\nContent-Length: 0\r\n\r\n");
+    let answered = thread::scope(|scope| {
+        let slow = scope.spawn(|| slow.response().status());
+        let mut client = proxy.client();
+        while !slow.is_finished() {
+            assert_eq!(client.get("/").status(), 200);
+        }
+        slow.join().expect("an answer")
+    });
+    assert_eq!((answered, endpoint.connections()), (504, 1));
+}
+
+/// As large as over HTTP/1.
+#[test]
+fn the_head_of_a_response_may_be_large() {
+    let (_endpoint, proxy) = framed(|_, frames| {
+        while let Some(frame) = frames.next() {
+            if frame.kind == HEADERS {
+                let fields = (0..200).map(|number| literal(&format!("x-{number}"), &"y".repeat(100)));
+                let block: Vec<u8> = [STATUS_200].into_iter().chain(fields.flatten()).collect();
+                let mut parts = block.chunks(16 << 10).peekable();
+                let mut kind = HEADERS;
+                while let Some(part) = parts.next() {
+                    let end = if parts.peek().is_none() { END_HEADERS } else { 0 };
+                    let stream_ends = if kind == HEADERS { END_STREAM } else { 0 };
+                    frames.send(kind, end | stream_ends, frame.stream, part);
+                    kind = CONTINUATION;
+                }
+            }
+        }
+    });
+    let response = proxy.client().get("/");
+    assert_eq!(response.status(), 200);
+    assert_eq!(
+        response.headers.iter().filter(|(name, value)| name.starts_with("x-") && value.len() == 100).count(),
+        200
+    );
 }
 
 #[test]

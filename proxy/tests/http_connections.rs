@@ -453,6 +453,28 @@ fn a_stop_finishes_what_is_under_way_and_ends_the_rest() {
     assert!(stopping.join().expect("stopped"), "nothing was cut off");
 }
 
+/// It was accepted before the stop, and what it waits for may last for as long as the stop.
+#[test]
+fn a_stop_serves_who_waits_for_a_place() {
+    let (endpoint, open) = gated();
+    let config = format!("drain = \"20s\"\n{}{}", one_listener("max_connections = 1"), users(&[&endpoint], ""));
+    let proxy = Proxy::start(&config);
+    let (mut slow, mut waiting) = (proxy.client(), proxy.client());
+    slow.send(GET);
+    wait_until("the request is under way", || proxy.in_flight() == 1);
+    waiting.send(GET);
+    let service = proxy.app().state.directory.get("users").expect("a service");
+    let stopping = thread::spawn(move || proxy.stop());
+    wait_until("both are under way", || service.snapshot().in_flight().iter().sum::<u32>() == 2);
+    for _ in 0..2 {
+        open.send(()).unwrap();
+    }
+    for client in [&mut slow, &mut waiting] {
+        assert_eq!(client.response().status(), 200);
+    }
+    assert!(stopping.join().expect("stopped"), "nothing was cut off");
+}
+
 #[test]
 fn a_stop_does_not_wait_for_ever() {
     let (endpoint, _open) = gated();

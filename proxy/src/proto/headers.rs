@@ -10,8 +10,9 @@
 //!
 //! `X-Forwarded-Client-Cert` where the client proved who it is by a certificate: `URI=spiffe://...`, or `DNS=name` for one
 //! without a SPIFFE ID. Name and form are Envoy's, of whose keys these are the two that say who. What a client sends
-//! under this name is always removed, also where it proved nothing. A service whose `protocol` is stated may rely on
-//! what it reads there: nothing but requests that went through here reaches it then, except from TCP listeners.
+//! under this name is always removed, also where it proved nothing, and also with `_` for `-`. A service whose `protocol`
+//! is stated may rely on what it reads there: nothing but requests that went through here reaches it then, except from
+//! TCP listeners.
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -64,8 +65,13 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 }
 
 /// What `Connection` may not take away: with these gone, the next hop would read another message than we did.
+/// And what a proxy before us has said about the client is not the client's to take away.
 fn is_protected(name: &HeaderName) -> bool {
-    name == http::header::HOST || name == CONTENT_LENGTH || name == VIA || name == FORWARDED
+    name == http::header::HOST
+        || name == CONTENT_LENGTH
+        || name == VIA
+        || name == FORWARDED
+        || [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO].contains(name)
 }
 
 /// Whether the client takes trailers (`TE: trailers`), which is asked before [`strip_hop_by_hop`].
@@ -134,15 +140,29 @@ impl Signature {
     }
 }
 
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const X_FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+const X_FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+
 const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert");
 
 /// Says whom the client's certificate proved it to be, and nothing where it proved nothing, whatever it says itself.
 pub fn identify(headers: &mut HeaderMap, identity: Option<&str>) {
-    headers.remove(CLIENT_CERT);
+    while let Some(name) = headers.keys().find(|name| reads_as_client_cert(name)).cloned() {
+        headers.remove(name);
+    }
     if let Some(identity) = identity {
         let kind = if identity.starts_with("spiffe://") { "URI" } else { "DNS" };
         append(headers, CLIENT_CERT, format!("{kind}={identity}"));
     }
+}
+
+/// Whether a service may read a header as [`CLIENT_CERT`]: CGI, and what came after it, has `-` and `_` for the same
+/// (RFC 3875, 4.1.18).
+fn reads_as_client_cert(name: &HeaderName) -> bool {
+    let own = CLIENT_CERT;
+    let (name, own) = (name.as_str().as_bytes(), own.as_str().as_bytes());
+    name.len() == own.len() && name.iter().zip(own).all(|(byte, own)| byte == own || (*byte == b'_' && *own == b'-'))
 }
 
 /// What services may be told of a client's side.
@@ -174,20 +194,19 @@ pub fn forward(headers: &mut HeaderMap, how: Forwarded, client: ClientSide, host
             append(headers, FORWARDED, value);
         }
         Forwarded::Legacy => {
-            let name = HeaderName::from_static("x-forwarded-for");
             let before: Vec<String> = headers
-                .get_all(&name)
+                .get_all(&X_FORWARDED_FOR)
                 .iter()
                 .map(|value| String::from_utf8_lossy(value.as_bytes()).into_owned())
                 .chain([client.ip().to_string()])
                 .collect();
-            headers.remove(&name);
-            append(headers, name, before.join(", "));
-            headers.remove("x-forwarded-host");
+            headers.remove(X_FORWARDED_FOR);
+            append(headers, X_FORWARDED_FOR, before.join(", "));
+            headers.remove(X_FORWARDED_HOST);
             if let Some(host) = host {
-                append(headers, HeaderName::from_static("x-forwarded-host"), host.to_owned());
+                append(headers, X_FORWARDED_HOST, host.to_owned());
             }
-            headers.insert("x-forwarded-proto", HeaderValue::from_static(scheme));
+            headers.insert(X_FORWARDED_PROTO, HeaderValue::from_static(scheme));
         }
     }
 }
@@ -210,8 +229,12 @@ mod tests {
     fn connection_and_what_it_names_are_removed() {
         let mut map = headers(&[
             ("connection", "close, X-Secret"),
-            ("connection", "Host"),
+            ("connection", "Host, X-Forwarded-For,x-forwarded-host, x-forwarded-proto, Forwarded"),
             ("x-secret", "1"),
+            ("forwarded", "for=10.0.0.1"),
+            ("x-forwarded-for", "10.0.0.1"),
+            ("x-forwarded-host", "users"),
+            ("x-forwarded-proto", "https"),
             ("host", "users"),
             ("keep-alive", "timeout=5"),
             ("proxy-connection", "keep-alive"),
@@ -224,7 +247,7 @@ mod tests {
         strip_hop_by_hop(&mut map);
         let mut left: Vec<&str> = map.keys().map(HeaderName::as_str).collect();
         left.sort_unstable();
-        assert_eq!(left, ["host", "x-kept"]);
+        assert_eq!(left, ["forwarded", "host", "x-forwarded-for", "x-forwarded-host", "x-forwarded-proto", "x-kept"]);
     }
 
     #[test]
@@ -247,10 +270,19 @@ mod tests {
 
     #[test]
     fn who_the_client_is_only_its_certificate_says() {
-        let forged = || headers(&[("x-forwarded-client-cert", "URI=spiffe://mesh/admin"), ("host", "users")]);
-        let told = |identity| {
+        let names = [
+            "x-forwarded-client-cert",
+            "x_forwarded_client_cert",
+            "x-forwarded_client-cert",
+            "host",
+            "x.forwarded.client.cert",
+            "x-forwarded-client-certs",
+        ];
+        let forged = || headers(&names.map(|name| (name, "URI=spiffe://mesh/admin")));
+        let told = |identity: Option<&str>| {
             let mut map = forged();
             identify(&mut map, identity);
+            assert_eq!(map.len(), 3 + usize::from(identity.is_some()), "{map:?}");
             map.get_all(CLIENT_CERT).iter().map(|value| value.to_str().unwrap().to_owned()).collect::<Vec<_>>()
         };
         assert_eq!(told(None), [""; 0]);

@@ -33,7 +33,6 @@ use crate::proto::Request;
 use crate::proto::http2::{self, From, Outgoing};
 use crate::proto::upgrade::ExtendedConnect;
 use crate::transport::Stream;
-use crate::upstream::LocalExecutor;
 
 /// Streams at once on one connection; this and the windows are what Envoy advises at an edge.
 const STREAMS: u32 = 100;
@@ -62,7 +61,7 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// A client that does not answer a ping within this time is gone; it is sent one as often while it is silent.
 const PING: Duration = Duration::from_secs(30);
 
-/// How long no stream may get on while one waits for the client to take what it is sent, as in HTTP/1.
+/// How long a client may take nothing of what a stream has for it, as in HTTP/1. The stream is reset then.
 const BLOCKED: Duration = Duration::from_secs(300);
 
 /// How long the last frame may take.
@@ -96,7 +95,7 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
         if stream.is_inside_http2() { (INNER_STREAMS, INNER_WINDOW) } else { (STREAMS, CONNECTION_WINDOW) };
     let stream = Rc::new(RefCell::new(Written::new(stream)));
     let mut served = Box::pin(
-        Builder::new(LocalExecutor)
+        Builder::new(Tasks(watch.clone()))
             .max_concurrent_streams(streams)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(window)
@@ -115,7 +114,6 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
     let mut blocked = worker.timers.deadline(BLOCKED);
     let mut head = watch.unfinished_head();
     let mut late = worker.timers.deadline(settings.header_timeout);
-    let mut progress = watch.progress();
     let since = worker.timers.now();
     let mut told = None;
     let mut under_way = None;
@@ -139,12 +137,8 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
         if head.is_some() && late.poll_passed(cx).is_ready() {
             return Poll::Ready(false);
         }
-        if progress != watch.progress() || !watch.waits_for_client() {
-            progress = watch.progress();
-            blocked.reset(BLOCKED);
-        }
-        if blocked.poll_passed(cx).is_ready() {
-            return Poll::Ready(false);
+        while blocked.poll_passed(cx).is_ready() {
+            blocked.reset(watch.reset_untaken(BLOCKED));
         }
         if watch.is_busy() {
             idle.reset(idle_timeout);
@@ -177,6 +171,17 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
             last.stream.shutdown().await
         };
         let _who_abused_it_may_miss_the_reason = worker.timers.within(LINGER, say).await;
+    }
+}
+
+/// Runs the library's tasks on this thread, and has the watch know them: it begins one for each stream, at once when it
+/// has asked for the stream's service, and one for each tunnel, at once when it has the response that opens it.
+#[derive(Clone)]
+struct Tasks(Rc<Watch>);
+
+impl<F: Future<Output: 'static> + 'static> hyper::rt::Executor<F> for Tasks {
+    fn execute(&self, future: F) {
+        self.0.runs(tokio::task::spawn_local(future).abort_handle());
     }
 }
 
@@ -247,5 +252,68 @@ async fn go_on(connection: Rc<Connection>, upgrade: OnUpgrade, next: Next, open:
     if let Ok(upgraded) = upgrade.await {
         let stream = Stream::other(Tunnelled::new(TokioIo::new(upgraded), open));
         connection::go_on_with(connection, stream, next).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use http_body::Frame;
+    use http_body_util::StreamBody;
+
+    use super::*;
+    use crate::proto::{Body, BodyError};
+    use crate::timer::Timers;
+
+    /// A response that is larger than any window.
+    fn download() -> Body {
+        let pieces = (0..100).map(|_| Ok::<_, BodyError>(Frame::data(Bytes::from_static(&[b'd'; 1 << 14]))));
+        Body::Stream(Box::pin(StreamBody::new(tokio_stream::iter(pieces))))
+    }
+
+    /// The library does so: a stream whose task is dropped is reset, and each stream has the task that began with it.
+    #[tokio::test]
+    async fn a_download_that_nobody_takes_is_reset_on_the_wire() {
+        let (near, far) = tokio::io::duplex(1 << 20);
+        let timers: Rc<Timers> = Rc::default();
+        let watch = Watch::new(&timers);
+        let service = {
+            let watch = watch.clone();
+            service_fn(move |request: http::Request<Incoming>| {
+                let open = Open::new(&watch);
+                let body = if request.uri().path() == "/large" { download() } else { Body::Empty };
+                async move { Ok::<_, Infallible>(http::Response::new(ResponseBody::new(Outgoing(body), open))) }
+            })
+        };
+        let serve = async {
+            let served = Builder::new(Tasks(watch.clone())).serve_connection(TokioIo::new(near), service);
+            tokio::task::spawn_local(served);
+            let mut client = h2::client::Builder::new();
+            client.initial_window_size(65_535).initial_connection_window_size(1 << 20);
+            let (mut sender, connection) = client.handshake::<_, Bytes>(far).await.unwrap();
+            tokio::task::spawn_local(connection);
+            let mut ask = |path: &str| {
+                let request = http::Request::get(format!("http://users{path}")).body(()).unwrap();
+                sender.send_request(request, true).unwrap().0
+            };
+            let mut untaken = ask("/large").await.unwrap().into_body();
+            let mut taken = ask("/large").await.unwrap().into_body();
+            for body in [&mut untaken, &mut taken] {
+                let mut length = 0;
+                while length < 65_535 {
+                    length += body.data().await.unwrap().unwrap().len();
+                }
+            }
+            timers.advance(timers.tick_after(BLOCKED / 2));
+            taken.flow_control().release_capacity(65_535).unwrap();
+            assert!(taken.data().await.unwrap().is_ok());
+            timers.advance(timers.tick_after(BLOCKED / 2));
+            watch.reset_untaken(BLOCKED);
+            assert_eq!(untaken.data().await.unwrap().unwrap_err().reason(), Some(h2::Reason::CANCEL));
+            assert!(taken.data().await.unwrap().is_ok());
+            assert_eq!(ask("/").await.unwrap().status(), 200);
+            assert!(watch.is_busy());
+        };
+        tokio::task::LocalSet::new().run_until(serve).await;
     }
 }

@@ -6,6 +6,9 @@
 //! same holds inside of a tunnel to a service. Silence changes nothing where nobody could break it: without a service,
 //! and where what the service speaks is stated, since that is HTTP.
 //!
+//! Who must prove by a certificate who it is can do so over TLS only: where a listener ends TLS and requires one, nothing
+//! else is served, whatever else may be spoken.
+//!
 //! A service that states what it speaks is sent nothing else. What is not recognized is refused there, TLS that does not
 //! end here too: it could be a request that says by a header who the client is (see [`crate::proto::headers`]), and
 //! nobody would have removed that. Only a TCP listener, where it is stated that nothing is looked into, passes it on.
@@ -21,7 +24,7 @@ use super::h1;
 use super::listener::Refused;
 use super::refusal::Refusal;
 use super::worker::LocalService;
-use crate::config::checked::{self, ListenerTls, Protocol, UpstreamProtocol};
+use crate::config::checked::{self, ClientCertificates, ListenerTls, Protocol, UpstreamProtocol};
 use crate::policy::Peer;
 use crate::transport::Stream;
 use crate::transport::detect::{Spoken, spoken_of_any, spoken_of_known};
@@ -29,6 +32,9 @@ use crate::transport::tls::{Hello, client_hello};
 
 /// A client's first TLS message is within one record where it is of any use (RFC 8446, 5.1).
 const LONGEST_HELLO: usize = 16 * 1024;
+
+/// How long a client may take to begin its first request: what nginx allows (`client_header_timeout`).
+const FIRST_REQUEST: Duration = Duration::from_secs(60);
 
 /// How long a client may take to be told that it is refused.
 const FAREWELL: Duration = Duration::from_secs(5);
@@ -61,9 +67,18 @@ fn expected(connection: &Connection) -> Expected {
     if connection.tunnel.is_some() {
         return Expected::Any;
     }
+    outside_of_tunnels(settings, connection.ends_tls)
+}
+
+fn outside_of_tunnels(settings: &checked::Listener, ends_tls: bool) -> Expected {
     match (settings.protocol, &settings.tls) {
+        (Protocol::Auto, ListenerTls::Terminate(tls))
+            if !ends_tls && matches!(tls.client, ClientCertificates::Required(_)) =>
+        {
+            Expected::Tls
+        }
         (Protocol::Auto, _) => Expected::Any,
-        (_, ListenerTls::Terminate(_)) if !connection.ends_tls => Expected::Tls,
+        (_, ListenerTls::Terminate(_)) if !ends_tls => Expected::Tls,
         (Protocol::Tcp, ListenerTls::Passthrough) => Expected::Tls,
         (Protocol::Tcp, _) => Expected::Opaque,
         (Protocol::Http, _) => Expected::Known,
@@ -109,12 +124,12 @@ pub async fn find(connection: &Connection, stream: &mut Stream) -> Option<Layer>
 }
 
 /// How long a client may say nothing at all. One of TLS speaks first, and at once; one of HTTP may connect before it has
-/// a request, as browsers do.
+/// a request, as browsers do, but who never has one must not keep a place for as long as who has had one.
 fn patience(settings: &checked::Listener, expected: Expected) -> Duration {
     match (expected, &settings.tls) {
         (Expected::Tls, ListenerTls::Terminate(tls)) => tls.handshake_timeout,
         (Expected::Tls, _) => settings.header_timeout,
-        _ => settings.idle_timeout,
+        _ => settings.idle_timeout.min(FIRST_REQUEST),
     }
 }
 
@@ -215,4 +230,50 @@ async fn say(connection: &Connection, stream: &mut Stream, bytes: &[u8]) {
         stream.shutdown().await
     };
     let _who_is_gone_needs_no_reason = connection.worker.timers.within(FAREWELL, said).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn listener(settings: &str) -> checked::Listener {
+        let text = format!("[[listener]]\naddress = \"127.0.0.1:0\"\n{settings}\n");
+        let config = crate::config::parse(&text, Path::new("test"), &[]).expect("a configuration").config;
+        config.listeners.into_iter().next().expect("a listener")
+    }
+
+    #[test]
+    fn what_requires_a_certificate_is_spoken_over_tls() {
+        let ca = std::path::PathBuf::from("ca.pem");
+        for protocol in ["auto", "http"] {
+            let inside = if protocol == "auto" { Expected::Any } else { Expected::Known };
+            for (client, open) in [
+                (ClientCertificates::Off, protocol == "auto"),
+                (ClientCertificates::Optional(ca.clone()), protocol == "auto"),
+                (ClientCertificates::Required(ca.clone()), false),
+            ] {
+                let mut settings = listener(&format!("protocol = \"{protocol}\""));
+                settings.tls = ListenerTls::Terminate(checked::TlsServer {
+                    certificates: Vec::new(),
+                    client: client.clone(),
+                    only_tls13: false,
+                    session_tickets: true,
+                    handshake_timeout: Duration::from_secs(10),
+                });
+                let outside = if open { inside } else { Expected::Tls };
+                let found = [false, true].map(|ends_tls| outside_of_tunnels(&settings, ends_tls));
+                assert_eq!(found, [outside, inside], "{protocol} {client:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn who_has_said_nothing_at_all_is_waited_for_less_than_who_has() {
+        assert_eq!(patience(&listener(""), Expected::Known), FIRST_REQUEST);
+        assert_eq!(patience(&listener("protocol = \"auto\""), Expected::Any), FIRST_REQUEST);
+        let impatient = listener("idle_timeout = \"5s\"");
+        assert_eq!(patience(&impatient, Expected::Known), Duration::from_secs(5));
+    }
 }

@@ -179,7 +179,8 @@ pub struct Accepted {
 
 /// One of a listener's connections, and of the client's, until it is dropped.
 pub struct Permit {
-    _of_listener: OwnedSemaphorePermit,
+    /// None for one that is served beyond the limit.
+    _of_listener: Option<OwnedSemaphorePermit>,
     _of_client: Option<OfClient>,
 }
 
@@ -227,10 +228,19 @@ impl Accepting {
 }
 
 /// Accepts connections until it is time to stop, and then those that wait already: closing a socket resets them. Those
-/// of a socket that somebody else accepts from too are left to them.
+/// of a socket that somebody else accepts from too are left to them. The one that waits for a permit meanwhile can be
+/// left to nobody, and might wait until everything is cut off: it is served without one.
 pub async fn accept(worker: Rc<Worker>, part: Accepting, mut watcher: drain::Watcher) {
     let Accepting { address, socket, listener, closing, workers } = part;
-    let (mut closing, mut leaving) = (closing.clone(), closing);
+    let (mut closing, mut leaving, mut ending) = (closing.clone(), closing.clone(), closing);
+    let mut finishing = watcher.clone();
+    let ended = &mut pin!(async move {
+        tokio::select! {
+            () = finishing.reached(Phase::Finishing) => {}
+            _ = ending.wait_for(|closing| *closing != Closing::Open) => {}
+        }
+    });
+    let mut has_spare = true;
     let left = &mut pin!(async move {
         // An error means that nobody will say so any more.
         if leaving.wait_for(|closing| *closing == Closing::Leave).await.is_err() {
@@ -260,8 +270,14 @@ pub async fn accept(worker: Rc<Worker>, part: Accepting, mut watcher: drain::Wat
                 let entered = if is_counted { listener.enter(client.ip()) } else { Ok(None) };
                 let Ok(of_client) = entered else { continue };
                 // Only now: a worker that took a permit before there is a connection would keep it from the others.
-                let permit = listener.counts.permits.clone().acquire_owned().await;
-                let Ok(of_listener) = permit else { return };
+                let of_listener = tokio::select! {
+                    biased;
+                    permit = listener.counts.permits.clone().acquire_owned() => permit.ok(),
+                    () = &mut *ended, if has_spare => {
+                        has_spare = false;
+                        None
+                    }
+                };
                 let permit = Permit { _of_listener: of_listener, _of_client: of_client };
                 hand_on(&worker, &workers, listener, stream, client, permit);
             }

@@ -11,4 +11,4 @@ pub mod stream;
 pub mod tls;
 
 pub use relay::{Direction, Parted, Relays};
-pub use stream::Stream;
+pub use stream::{Io, Stream};

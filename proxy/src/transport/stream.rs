@@ -10,8 +10,13 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
 
 /// Anything else that carries bytes in both directions.
-pub trait Io: AsyncRead + AsyncWrite {}
-impl<T: AsyncRead + AsyncWrite> Io for T {}
+pub trait Io: AsyncRead + AsyncWrite {
+    /// See [`Stream::break_off`].
+    fn break_off(&self) {}
+}
+
+#[cfg(test)]
+impl Io for tokio::io::DuplexStream {}
 
 /// A byte stream in both directions.
 pub struct Stream {
@@ -94,8 +99,7 @@ impl Stream {
                 let _it_ends_in_any_case = tcp.set_zero_linger();
             }
             Kind::Tls(tls) => tls.get_ref().0.break_off(),
-            // A stream of HTTP/2 that is dropped before its end is reset.
-            Kind::Other(_) => {}
+            Kind::Other(io) => io.break_off(),
         }
     }
 

@@ -1,11 +1,15 @@
 //! Opening a connection.
+//!
+//! Connections are kept alive by the kernel's probes: the other side of one that is idle, as tunnels may be for long,
+//! may vanish without a word, and a firewall on the way forgets what is silent.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
@@ -14,6 +18,11 @@ use super::{Failure, Reach};
 use crate::timer::Timers;
 use crate::transport::Stream;
 use crate::transport::tls::Connector;
+
+/// A connection on which nothing comes for a minute is probed every half a minute, and ends when four probes in a row are
+/// not answered: after three minutes in all, so that no short outage ends what is only idle.
+const KEEP_ALIVE: TcpKeepalive =
+    TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(30)).with_retries(4);
 
 /// How to connect.
 #[derive(Debug, Clone)]
@@ -78,6 +87,7 @@ pub async fn open(
     };
     let mut stream = connected?;
     let _a_slower_connection_is_still_one = stream.set_nodelay(true);
+    let _so_is_one_that_is_not_probed = SockRef::from(&stream).set_tcp_keepalive(&KEEP_ALIVE);
     let said = stream.write_all(opening.header).await;
     said.map_err(|source| Failure::Connect { address: address.to_owned(), source })?;
     match opening.tls {
@@ -112,11 +122,15 @@ async fn connect_to_any(
 ) -> Result<TcpStream, Failure> {
     let mut failure = Failure::Denied { address: address.to_owned() };
     for socket in sockets.filter(|socket| reach.is_none_or(|reach| reach.has(socket.ip()))) {
-        match TcpStream::connect(socket).await {
-            // One of this machine's other addresses is this machine too, and only now does it show.
-            Ok(stream) if reach.is_some_and(|reach| !reach.has_own(socket.ip())) && is_own(&stream) => {
+        let connected = match reach.filter(|reach| !reach.has_own(socket.ip())).map(|_| is_own(socket)) {
+            Some(Ok(true)) => {
                 failure = Failure::Denied { address: address.to_owned() };
+                continue;
             }
+            Some(Err(error)) => Err(error),
+            Some(Ok(false)) | None => TcpStream::connect(socket).await,
+        };
+        match connected {
             Ok(stream) => return Ok(stream),
             Err(source) => failure = Failure::Connect { address: address.to_owned(), source },
         }
@@ -124,7 +138,24 @@ async fn connect_to_any(
     Err(failure)
 }
 
-/// Whether a connection leads to the machine that it comes from.
-fn is_own(stream: &TcpStream) -> bool {
-    stream.local_addr().is_ok_and(|local| stream.peer_addr().is_ok_and(|peer| local.ip() == peer.ip()))
+/// Whether an address is one of this machine's own, as any of them is this machine: what is sent there comes from it.
+/// It is told without a connection, whose success would tell the client which ports are open. Nothing is sent.
+fn is_own(socket: SocketAddr) -> io::Result<bool> {
+    let any = if socket.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
+    let asking = std::net::UdpSocket::bind(SocketAddr::new(any, 0))?;
+    asking.connect(socket)?;
+    Ok(asking.local_addr()?.ip().to_canonical() == socket.ip().to_canonical())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_own_address_is_told_without_a_connection() {
+        // What is sent to the other addresses of loopback comes from the first.
+        for (address, own) in [("127.0.0.1:1", true), ("[::ffff:127.0.0.1]:1", true), ("127.0.0.9:1", false)] {
+            assert_eq!(is_own(address.parse().unwrap()).unwrap(), own, "{address}");
+        }
+    }
 }

@@ -2,6 +2,7 @@
 //!
 //! hyper tells those who wait for a response that the connection is closed, and keeps the reason to itself. With TLS 1.3
 //! an endpoint says what it thinks of our certificate only after the handshake: that has to reach whoever can mend it.
+//! And it keeps to itself when something came last.
 
 use std::cell::RefCell;
 use std::io;
@@ -11,6 +12,7 @@ use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::h2::Silence;
 use crate::transport::Stream;
 
 /// What TLS had to say; nothing until it has.
@@ -20,6 +22,8 @@ pub type Fault = Rc<RefCell<Option<rustls::Error>>>;
 pub struct Noting {
     pub stream: Stream,
     pub fault: Fault,
+    /// Told of what comes.
+    pub(super) silence: Rc<Silence>,
 }
 
 impl Noting {
@@ -45,8 +49,10 @@ impl Noting {
 impl AsyncRead for Noting {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let read = Pin::new(&mut self.stream).poll_read(cx, buf);
-        if let Poll::Ready(Err(error)) = &read {
-            self.note(error);
+        match &read {
+            Poll::Ready(Ok(())) => self.silence.broken(),
+            Poll::Ready(Err(error)) => self.note(error),
+            Poll::Pending => {}
         }
         read
     }

@@ -1,4 +1,10 @@
 //! HTTP/2 to an endpoint, by hyper: one connection carries many exchanges.
+//!
+//! So one that has died unnoticed, as when a firewall forgets it, would fail all requests of a worker until the kernel
+//! gives it up after many minutes. Two things notice sooner. While something is under way and nothing comes, the
+//! endpoint is sent PINGs, and one that is not answered in time ends the connection. And a request that is given up,
+//! for whatever reason, after nothing at all has come for a moment is the last one on its connection: the next has
+//! another, also where the time for a request is shorter than that for a PING.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -13,9 +19,11 @@ use http::uri::{PathAndQuery, Scheme};
 use http::{Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper_util::rt::TokioIo;
+use hyper::rt::Timer;
+use hyper_util::rt::{TokioIo, TokioTimer};
 
 use super::fault::{Fault, Noting};
+use super::h1::{MAX_HEAD, MAX_HEADERS};
 use super::pool::{Failed, Open};
 use super::{Failure, Permit, Pool};
 use crate::proto::http2::{From, Incoming, Outgoing, describe, is_going_away, reset_code};
@@ -53,8 +61,32 @@ struct Connection {
     driver: Rc<RefCell<Option<Driver>>>,
     /// What TLS had to say at its end.
     fault: Fault,
+    silence: Rc<Silence>,
     /// Tick at which the last exchange ended.
     since: Cell<u64>,
+}
+
+/// Since when an endpoint has left a connection unanswered.
+#[derive(Default)]
+pub(super) struct Silence {
+    /// Tick of the first request after the last byte that came; none where no request came after it.
+    since: Cell<Option<u64>>,
+}
+
+impl Silence {
+    /// Something has come.
+    pub(super) fn broken(&self) {
+        self.since.set(None);
+    }
+
+    fn asked(&self, now: u64) {
+        self.since.set(self.since.get().or(Some(now)));
+    }
+
+    /// Whether the endpoint can be taken for gone.
+    fn is_long(&self, timers: &Timers) -> bool {
+        self.since.get().is_some_and(|since| timers.since(since) >= SILENCE)
+    }
 }
 
 impl Connection {
@@ -98,6 +130,30 @@ const STREAM_WINDOW: u32 = 256 << 10;
 /// arrived and was not taken is kept.
 const CONNECTION_WINDOW: u32 = 256 * STREAM_WINDOW;
 
+/// The most that a response's head may have, as SETTINGS_MAX_HEADER_LIST_SIZE counts it (RFC 9113, 6.5.2): what HTTP/1
+/// may, with 32 bytes more for each header.
+const HEAD: u32 = (MAX_HEAD + 32 * MAX_HEADERS) as u32;
+
+/// How long nothing may come while something is under way before a PING is sent, and how long its answer may take. An
+/// idle connection is sent none: it is closed soon (`pool.idle_timeout`).
+const PING: Duration = Duration::from_secs(10);
+
+/// A request that is given up after nothing has come for this long is its connection's last. It is longer than a client
+/// that changes its mind, or a hedged attempt, usually takes: those must not cost a connection each.
+const SILENCE: Duration = Duration::from_secs(1);
+
+fn builder(timer: impl Timer + Send + Sync + 'static) -> Builder<LocalExecutor> {
+    let mut builder = Builder::new(LocalExecutor);
+    builder
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_header_list_size(HEAD)
+        .timer(timer)
+        .keep_alive_interval(PING)
+        .keep_alive_timeout(PING);
+    builder
+}
+
 impl Shared {
     /// A place on a connection that takes another request.
     pub(super) fn pooled(&self, pool: &Rc<Pool>) -> Option<Exchange> {
@@ -109,11 +165,10 @@ impl Shared {
 
     /// A place on a new connection, over this stream.
     pub(super) async fn begin(&self, pool: &Rc<Pool>, io: Stream, permit: Permit) -> Result<Exchange, Failure> {
-        let fault = Fault::default();
-        let (sender, connection) = Builder::new(LocalExecutor)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .handshake(TokioIo::new(Noting { stream: io, fault: fault.clone() }))
+        let (fault, silence) = (Fault::default(), Rc::<Silence>::default());
+        let io = Noting { stream: io, fault: fault.clone(), silence: silence.clone() };
+        let (sender, connection) = builder(TokioTimer::new())
+            .handshake(TokioIo::new(io))
             .await
             .map_err(|error| failure(pool, describe(&error)))?;
         let driver = Rc::new(RefCell::new(Some(connection)));
@@ -129,7 +184,7 @@ impl Shared {
             drop((ended, permit));
         });
         let since = Cell::new(pool.timers().now());
-        let connection = Rc::new(Connection { sender, streams: Cell::new(0), driver, fault, since });
+        let connection = Rc::new(Connection { sender, streams: Cell::new(0), driver, fault, silence, since });
         self.connections.borrow_mut().push(connection.clone());
         Ok(Exchange::begin(connection, pool))
     }
@@ -192,10 +247,15 @@ impl Exchange {
         let request =
             request_for(head, &self.pool, body).map_err(|failure| Failed { failure, again: None, sent: false })?;
         let mut sender = self.connection.sender.clone();
+        let waiting = Waiting::begin(&self);
         let mut error = match sender.try_send_request(request).await {
-            Ok(response) => return Ok(answered(response, self)),
+            Ok(response) => {
+                drop(waiting);
+                return Ok(answered(response, self));
+            }
             Err(error) => error,
         };
+        drop(waiting);
         let (again, sent) = match error.take_message() {
             // The connection was found closed before the request was given to it.
             Some(request) => (Some(request.into_body().0), false),
@@ -208,6 +268,25 @@ impl Exchange {
         };
         let sent = sent && !failure.is_unprocessed();
         Err(Failed { failure, again, sent })
+    }
+}
+
+/// A request without a response yet.
+struct Waiting<'a>(&'a Exchange);
+
+impl<'a> Waiting<'a> {
+    fn begin(exchange: &'a Exchange) -> Self {
+        exchange.connection.silence.asked(exchange.pool.timers().now());
+        Self(exchange)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        let Exchange { connection, pool } = self.0;
+        if connection.silence.is_long(pool.timers()) {
+            pool.h2().close(connection);
+        }
     }
 }
 
@@ -273,5 +352,84 @@ impl http_body::Body for ResponseBody {
 
     fn size_hint(&self) -> SizeHint {
         self.incoming.size_hint()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use hyper::rt::Sleep;
+    use tokio::io::AsyncReadExt;
+
+    use super::*;
+
+    /// For which time passes a hundred times as fast.
+    struct Hasty(Instant);
+
+    struct Nap(Pin<Box<tokio::time::Sleep>>);
+
+    impl Future for Nap {
+        type Output = ();
+
+        fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+            self.0.as_mut().poll(cx)
+        }
+    }
+
+    impl Sleep for Nap {}
+
+    impl Timer for Hasty {
+        fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
+            Box::pin(Nap(Box::pin(tokio::time::sleep(duration / 100))))
+        }
+
+        fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
+            self.sleep(deadline.saturating_duration_since(self.now()))
+        }
+
+        fn now(&self) -> Instant {
+            self.0 + self.0.elapsed() * 100
+        }
+    }
+
+    /// An endpoint that is there, and from which nothing comes any more, is given up.
+    #[tokio::test]
+    async fn a_silent_endpoint_is_asked_whether_it_is_there() {
+        let (near, mut far) = tokio::io::duplex(1 << 16);
+        tokio::task::LocalSet::new()
+            .run_until(async {
+                let hasty = Hasty(Instant::now());
+                let (mut sender, connection) = builder(hasty).handshake(TokioIo::new(near)).await.unwrap();
+                let driver = tokio::task::spawn_local(connection);
+                let request = http::Request::get("http://users/").body(Outgoing(Body::Empty)).unwrap();
+                let answered = sender.try_send_request(request);
+                let swallowed = async {
+                    let mut buffer = Vec::new();
+                    far.read_to_end(&mut buffer).await.unwrap();
+                    buffer
+                };
+                let (answered, swallowed) = tokio::join!(answered, swallowed);
+                assert!(answered.is_err() && sender.is_closed());
+                let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0];
+                assert!(swallowed.windows(ping.len()).any(|bytes| bytes == ping), "{swallowed:?}");
+                assert!(driver.await.unwrap().is_err());
+            })
+            .await;
+    }
+
+    #[test]
+    fn what_comes_ends_a_silence_and_what_is_asked_begins_one() {
+        let (timers, silence) = (Timers::default(), Silence::default());
+        let long = timers.tick_after(SILENCE);
+        assert!(!silence.is_long(&timers));
+        silence.asked(timers.now());
+        timers.advance(long);
+        silence.asked(timers.now());
+        assert!(silence.is_long(&timers), "since the first of them");
+        silence.broken();
+        assert!(!silence.is_long(&timers));
+        silence.asked(timers.now());
+        assert!(!silence.is_long(&timers));
     }
 }

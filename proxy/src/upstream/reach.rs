@@ -97,7 +97,7 @@ const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix: u8) -> Network {
 }
 
 /// The IPv4 address inside an IPv6 one that stands for it: mapped or compatible (RFC 4291, 2.5.5), NAT64 (RFC 6052),
-/// 6to4 (RFC 3056).
+/// translated (SIIT, RFC 2765, 2.1), 6to4 (RFC 3056).
 fn canonical(address: IpAddr) -> IpAddr {
     let IpAddr::V6(v6) = address else { return address };
     let from = |high: u16, low: u16| {
@@ -105,9 +105,10 @@ fn canonical(address: IpAddr) -> IpAddr {
         IpAddr::V4(Ipv4Addr::new(a, b, c, d))
     };
     match v6.segments() {
-        [0, 0, 0, 0, 0, 0xffff, high, low] | [0x64, 0xff9b, 0, 0, 0, 0, high, low] | [0x2002, high, low, ..] => {
-            from(high, low)
-        }
+        [0, 0, 0, 0, 0, 0xffff, high, low]
+        | [0, 0, 0, 0, 0xffff, 0, high, low]
+        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
+        | [0x2002, high, low, ..] => from(high, low),
         [0, 0, 0, 0, 0, 0, high, low] if high > 0 => from(high, low),
         _ => address,
     }
@@ -142,6 +143,7 @@ mod tests {
             "169.254.169.254",
             "169.254.0.1",
             "::ffff:169.254.169.254",
+            "::ffff:0:169.254.169.254",
             "64:ff9b::a9fe:a9fe",
             "64:ff9b:1::a9fe:a9fe",
             "2002:a9fe:a9fe::1",

@@ -36,8 +36,12 @@ use crate::transport::Stream;
 /// A connection that was idle for this long is put away.
 const PARKED_AFTER: Duration = Duration::from_millis(200);
 
-/// How long a client may take nothing of what is written to it: Envoy's idle time of a stream.
+/// How long a client may take to take [`LEAST`] bytes of what is written to it, or what there is of it: Envoy's idle time
+/// of a stream.
 const BLOCKED: Duration = Duration::from_secs(300);
+
+/// Who takes a byte now and then takes nothing: the endpoint's connection would be kept for ever for it.
+const LEAST: u64 = 1024;
 
 /// How long a client may go on sending what nobody reads any more.
 const LINGER: Duration = Duration::from_secs(5);
@@ -263,7 +267,7 @@ impl<'a> Serving<'a> {
 
     /// Writes the response; whether the client has it.
     async fn send(&mut self) -> bool {
-        let mut taken = None;
+        let mut pace = Pace::default();
         poll_fn(|cx| {
             self.socket.attend(cx);
             if let Poll::Ready(sent) = self.sender.poll_send(&mut Writer(self.socket), cx) {
@@ -273,16 +277,33 @@ impl<'a> Serving<'a> {
                 return Poll::Ready(false);
             }
             if !self.sender.is_blocked() {
-                taken = None;
+                pace = Pace::default();
                 return Poll::Pending;
             }
-            if taken != Some(self.sender.taken()) {
-                taken = Some(self.sender.taken());
+            if pace.is_kept(self.sender.taken()) {
                 self.deadline.reset(BLOCKED);
             }
             self.deadline.poll_passed(cx).map(|()| false)
         })
         .await
+    }
+}
+
+/// How a client takes what waits for it.
+#[derive(Default)]
+struct Pace {
+    /// What it had taken when its time began.
+    mark: Option<u64>,
+}
+
+impl Pace {
+    /// Whether its time begins anew, now that it has taken so much (a count that may wrap).
+    fn is_kept(&mut self, taken: u64) -> bool {
+        let is_kept = self.mark.is_none_or(|mark| taken.wrapping_sub(mark) >= LEAST);
+        if is_kept {
+            self.mark = Some(taken);
+        }
+        is_kept
     }
 }
 
@@ -319,4 +340,23 @@ pub async fn close(worker: &Worker, mut stream: Stream, all_read: bool) {
         Poll::Ready(())
     })
     .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_byte_now_and_then_is_no_pace() {
+        let mut pace = Pace::default();
+        let begin = u64::MAX - 100;
+        let kept = |pace: &mut Pace, taken| pace.is_kept(begin.wrapping_add(taken));
+        assert!(kept(&mut pace, 0), "its time begins");
+        for taken in 0..LEAST {
+            assert!(!kept(&mut pace, taken), "{taken}");
+        }
+        assert!(kept(&mut pace, LEAST));
+        assert!(!kept(&mut pace, 2 * LEAST - 1));
+        assert!(kept(&mut pace, 9 * LEAST));
+    }
 }

@@ -6,6 +6,10 @@
 //! streams that were reset before anybody saw them. What it does not bound is work: streams that are opened and reset
 //! for ever, and frames that lead to nothing. And it waits for ever for a client that opens no window, as long as pings
 //! are answered. Those are looked at here.
+//!
+//! A stream whose client takes nothing is the only one that is reset: a call whose reader takes its time must not end
+//! the others on the same connection, and what those do must not keep it. The library has no way to reset a stream from
+//! outside; but each of its streams is a task, which it asks us to run, and a task that is dropped resets its stream.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -16,13 +20,15 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use slab::Slab;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::task::AbortHandle;
 
 use super::heads::Heads;
 use crate::proto::BodyError;
 use crate::proto::http2::Outgoing;
 use crate::timer::Timers;
-use crate::transport::Stream;
+use crate::transport::{Io, Stream};
 
 /// From this many streams on, more than half of which the client reset at once, a connection is closed: Envoy's advice
 /// against rapid resets (CVE-2023-44487).
@@ -39,30 +45,36 @@ const MINUTE: Duration = Duration::from_secs(60);
 /// What the parts of a connection tell its task.
 pub struct Watch {
     timers: Rc<Timers>,
-    /// Streams that have not ended.
-    open: Cell<u32>,
+    /// Streams, and tunnels, that have not ended.
+    open: RefCell<Slab<Running>>,
+    /// Which of them the library is about to begin a task for.
+    begun: Cell<Option<usize>>,
     /// Streams so far, and those of them that the client reset at once.
     streams: Cell<u32>,
     reset: Cell<u32>,
-    /// Requests, and frames of bodies, that went from one side to the other.
-    progress: Cell<u64>,
-    /// Streams whose client has yet to take what it was given.
-    untaken: Cell<u32>,
     /// Bytes read since a stream got on, or since this tick.
     fruitless: Cell<u64>,
     since: Cell<u64>,
     heads: RefCell<Heads>,
 }
 
+/// A stream that is open.
+#[derive(Default)]
+struct Running {
+    /// Tick since which the client has yet to take what it was given.
+    untaken: Option<u64>,
+    /// What sends it.
+    task: Option<AbortHandle>,
+}
+
 impl Watch {
     pub fn new(timers: &Rc<Timers>) -> Rc<Self> {
         Rc::new(Self {
             timers: timers.clone(),
-            open: Cell::new(0),
+            open: RefCell::default(),
+            begun: Cell::new(None),
             streams: Cell::new(0),
             reset: Cell::new(0),
-            progress: Cell::new(0),
-            untaken: Cell::new(0),
             fruitless: Cell::new(0),
             since: Cell::new(0),
             heads: RefCell::default(),
@@ -71,7 +83,7 @@ impl Watch {
 
     /// Whether anything is being served.
     pub fn is_busy(&self) -> bool {
-        self.open.get() > 0
+        !self.open.borrow().is_empty()
     }
 
     /// Whether anything has been asked for.
@@ -79,14 +91,27 @@ impl Watch {
         self.streams.get() > 0
     }
 
-    /// A number that changes whenever a stream gets on.
-    pub fn progress(&self) -> u64 {
-        self.progress.get()
+    /// Resets the streams whose client has taken nothing for `longest` of what it was given. Until none can have for so
+    /// long: `longest` at most, and never nothing.
+    pub fn reset_untaken(&self, longest: Duration) -> Duration {
+        let mut soonest = longest;
+        for stream in self.open.borrow().iter().map(|(_, stream)| stream) {
+            let Some(since) = stream.untaken else { continue };
+            match longest.checked_sub(self.timers.since(since)).filter(|left| !left.is_zero()) {
+                Some(left) => soonest = soonest.min(left),
+                None => stream.task.iter().for_each(AbortHandle::abort),
+            }
+        }
+        soonest
     }
 
-    /// Whether it is the client that a stream waits for.
-    pub fn waits_for_client(&self) -> bool {
-        self.untaken.get() > 0
+    /// The library has begun a task, which is dropped when it is aborted.
+    pub fn runs(&self, task: AbortHandle) {
+        if let Some(key) = self.begun.take()
+            && let Some(stream) = self.open.borrow_mut().get_mut(key)
+        {
+            stream.task = Some(task);
+        }
     }
 
     /// The number of the head that the client has begun and not finished.
@@ -101,7 +126,6 @@ impl Watch {
     }
 
     fn got_on(&self) {
-        self.progress.set(self.progress.get().wrapping_add(1));
         self.fruitless.set(0);
     }
 
@@ -119,25 +143,38 @@ impl Watch {
 /// A stream that has not ended.
 pub struct Open {
     watch: Rc<Watch>,
+    /// Its place among those of the connection.
+    key: usize,
     /// Tick.
     since: u64,
-    /// Whether the client was given a frame and has not taken it.
-    untaken: bool,
     ended: bool,
 }
 
 impl Open {
+    /// A stream that the client has opened, and that the library begins a task for next.
     pub fn new(watch: &Rc<Watch>) -> Self {
-        watch.open.set(watch.open.get() + 1);
         watch.streams.set(watch.streams.get().saturating_add(1));
         watch.got_on();
-        Self { watch: watch.clone(), since: watch.timers.now(), untaken: false, ended: false }
+        Self::begin(watch, false)
     }
 
-    /// The tunnel that an opened stream has become. It is no other stream, and may be over as soon as it likes.
+    /// The tunnel that an opened stream has become, and that the library begins another task for next. It is no other
+    /// stream, and may be over as soon as it likes.
     pub fn tunnel(watch: &Rc<Watch>) -> Self {
-        watch.open.set(watch.open.get() + 1);
-        Self { watch: watch.clone(), since: watch.timers.now(), untaken: false, ended: true }
+        Self::begin(watch, true)
+    }
+
+    fn begin(watch: &Rc<Watch>, ended: bool) -> Self {
+        let key = watch.open.borrow_mut().insert(Running::default());
+        watch.begun.set(Some(key));
+        Self { watch: watch.clone(), key, since: watch.timers.now(), ended }
+    }
+
+    /// Resets the stream. What the client has not taken yet is lost.
+    fn reset(&self) {
+        if let Some(task) = self.watch.open.borrow().get(self.key).and_then(|stream| stream.task.as_ref()) {
+            task.abort();
+        }
     }
 
     /// The request's body, whose frames are the connection's progress.
@@ -145,20 +182,19 @@ impl Open {
         RequestBody { body, watch: self.watch.clone() }
     }
 
-    fn set_untaken(&mut self, untaken: bool) {
-        if self.untaken != untaken {
-            self.untaken = untaken;
-            let count = &self.watch.untaken;
-            count.set(if untaken { count.get() + 1 } else { count.get().saturating_sub(1) });
+    /// Whether the client was given a frame, now, and has not taken it.
+    fn set_untaken(&self, untaken: bool) {
+        if let Some(stream) = self.watch.open.borrow_mut().get_mut(self.key) {
+            stream.untaken = untaken.then(|| self.watch.timers.now());
         }
     }
 }
 
 impl Drop for Open {
     fn drop(&mut self) {
-        self.set_untaken(false);
         let watch = &self.watch;
-        watch.open.set(watch.open.get().saturating_sub(1));
+        let ended = watch.open.borrow_mut().try_remove(self.key);
+        drop(ended);
         if !self.ended && watch.timers.since(self.since) < AT_ONCE {
             watch.reset.set(watch.reset.get().saturating_add(1));
         }
@@ -236,6 +272,13 @@ pub struct Tunnelled<T> {
 impl<T> Tunnelled<T> {
     pub fn new(io: T, stream: Open) -> Self {
         Self { io, stream }
+    }
+}
+
+impl<T: AsyncRead + AsyncWrite + Unpin> Io for Tunnelled<T> {
+    /// The library would take a tunnel that is dropped for one that has ended.
+    fn break_off(&self) {
+        self.stream.reset();
     }
 }
 
@@ -401,9 +444,7 @@ mod tests {
         let watch = watch();
         watch.has_read(FRUITLESS as usize);
         assert!(!watch.is_abused());
-        let before = watch.progress();
         let open = Open::new(&watch);
-        assert_ne!(watch.progress(), before);
         watch.has_read(FRUITLESS as usize);
         assert!(!watch.is_abused());
         watch.has_read(1);
@@ -411,16 +452,61 @@ mod tests {
         drop(open);
     }
 
+    const LONGEST: Duration = Duration::from_secs(10);
+
+    /// A stream in a task of its own, as the library has it, whose response's body is asked for this many frames.
+    fn serve(watch: &Rc<Watch>, frames: usize) -> tokio::task::JoinHandle<()> {
+        let mut body = ResponseBody::new(Outgoing(Body::Full(Bytes::from_static(b"data"))), Open::new(watch));
+        let task = tokio::task::spawn_local(async move {
+            for _ in 0..frames {
+                let mut cx = Context::from_waker(std::task::Waker::noop());
+                assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
+            }
+            std::future::pending().await
+        });
+        watch.runs(task.abort_handle());
+        task
+    }
+
+    /// Whatever goes on beside it, and nothing of that with it.
+    #[tokio::test]
+    async fn a_stream_that_its_client_does_not_take_is_reset_alone() {
+        let local = tokio::task::LocalSet::new();
+        local
+            .run_until(async {
+                let timers = Rc::new(Timers::default());
+                let watch = Watch::new(&timers);
+                assert_eq!(watch.reset_untaken(LONGEST), LONGEST);
+                let (unasked, taken, untaken) = (serve(&watch, 0), serve(&watch, 2), serve(&watch, 1));
+                tokio::task::yield_now().await;
+                timers.advance(timers.tick_after(LONGEST / 2));
+                let later = serve(&watch, 1);
+                tokio::task::yield_now().await;
+                let until = watch.reset_untaken(LONGEST);
+                assert!(until > Duration::ZERO && until <= LONGEST / 2, "{until:?}");
+                timers.advance(timers.tick_after(until));
+                let until = watch.reset_untaken(LONGEST);
+                assert!(until > Duration::ZERO && until <= LONGEST / 2, "{until:?}");
+                assert!(untaken.await.unwrap_err().is_cancelled());
+                for task in [unasked, taken, later] {
+                    assert!(!task.is_finished());
+                }
+                assert_eq!(watch.open.borrow().len(), 3);
+            })
+            .await;
+    }
+
     #[test]
     fn a_stream_waits_for_its_client_until_it_is_asked_for_more() {
         let watch = watch();
+        let waits = || watch.open.borrow().iter().any(|(_, stream)| stream.untaken.is_some());
         let mut body = ResponseBody::new(Outgoing(Body::Full(Bytes::from_static(b"data"))), Open::new(&watch));
-        assert!(!watch.waits_for_client());
+        assert!(!waits());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
-        assert!(watch.waits_for_client() && watch.is_busy());
+        assert!(waits() && watch.is_busy());
         assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(None)));
-        assert!(!watch.waits_for_client());
+        assert!(!waits());
         assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(None)));
         drop(body);
         assert!(!watch.is_busy());
@@ -428,6 +514,6 @@ mod tests {
         let mut body = ResponseBody::new(Outgoing(Body::Full(Bytes::from_static(b"data"))), Open::new(&watch));
         assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
         drop(body);
-        assert!(!watch.waits_for_client());
+        assert!(!waits());
     }
 }

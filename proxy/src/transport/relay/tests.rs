@@ -174,6 +174,8 @@ impl AsyncRead for Abrupt {
     }
 }
 
+impl crate::transport::Io for Abrupt {}
+
 impl AsyncWrite for Abrupt {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.0).poll_write(cx, buf)

@@ -5,13 +5,13 @@ use std::pin::Pin;
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::StatusCode;
 use http::header::UPGRADE;
 use http::request::Parts;
 use http_body::{Body as _, Frame, SizeHint};
 
-use super::codec::{Head, Malformed, decode_response, encode_request};
+use super::codec::{Head, MAX_HEAD, Malformed, decode_response, encode_request};
 use crate::proto::h1::{BodyDecoder, Framing, Piece, Scratch, SendError, Sender};
 use crate::proto::{Body, BodyError};
 use crate::transport::Stream;
@@ -30,6 +30,9 @@ pub enum ExchangeError {
     Malformed(Malformed),
     ClientBody(BodyError),
 }
+
+/// Room for a head that comes in pieces, to begin with.
+const SMALLEST: usize = 1024;
 
 /// A connection to an endpoint.
 pub struct Connection {
@@ -66,15 +69,27 @@ impl Connection {
         self.written = self.sender.taken();
         encode_request(head, address, framing, self.sender.output());
         self.sender.follow_with(body, framing, true);
-        std::future::poll_fn(|cx| self.poll_head(head, cx)).await
+        let mut ends_a_line = true;
+        std::future::poll_fn(|cx| self.poll_head(head, &mut ends_a_line, cx)).await
     }
 
-    fn poll_head(&mut self, request: &Parts, cx: &mut Context<'_>) -> Poll<Result<Head, ExchangeError>> {
+    /// Ready with the head. What there is of it is not read anew before another line has ended, of which a head has few.
+    fn poll_head(
+        &mut self,
+        request: &Parts,
+        ends_a_line: &mut bool,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<Head, ExchangeError>> {
         if let Poll::Ready(Err(error)) = self.poll_send(cx) {
             return Poll::Ready(Err(ExchangeError::ClientBody(error)));
         }
         loop {
-            match decode_response(&mut self.input, &request.method) {
+            let decoded = if *ends_a_line || self.input.len() > MAX_HEAD {
+                decode_response(&mut self.input, &request.method)
+            } else {
+                Ok(None)
+            };
+            match decoded {
                 Ok(Some(head)) if head.status == StatusCode::SWITCHING_PROTOCOLS => {
                     let asked = request.headers.contains_key(UPGRADE) && self.has_sent_all();
                     let unasked = || ExchangeError::Malformed(Malformed::Upgrade);
@@ -83,11 +98,15 @@ impl Connection {
                 // Interim responses are for us, who have announced no interest in any (RFC 9110, 15.2).
                 Ok(Some(head)) if head.status.is_informational() => continue,
                 Ok(Some(head)) => return Poll::Ready(Ok(head)),
-                Ok(None) => {}
+                Ok(None) => *ends_a_line = false,
                 Err(malformed) => return Poll::Ready(Err(ExchangeError::Malformed(malformed))),
             }
+            let before = self.input.len();
             match ready!(self.poll_fill(cx)) {
-                Ok(true) => {}
+                Ok(true) => {
+                    let read = self.input.get(before..).unwrap_or_default();
+                    *ends_a_line = before == 0 || read.contains(&b'\n');
+                }
                 Ok(false) if self.input.is_empty() => return Poll::Ready(Err(self.closed())),
                 Ok(false) => return Poll::Ready(Err(ExchangeError::Broken(io::ErrorKind::UnexpectedEof.into()))),
                 Err(error) if self.input.is_empty() && TlsFailure::of(&error).is_none() => {
@@ -108,7 +127,10 @@ impl Connection {
         if read.is_empty() {
             return Poll::Ready(Ok(false));
         }
-        self.input = if self.input.is_empty() { read } else { [&self.input[..], &read[..]].concat().into() };
+        self.input = match std::mem::take(&mut self.input) {
+            input if input.is_empty() => read,
+            input => joined(input, &read),
+        };
         Poll::Ready(Ok(true))
     }
 
@@ -143,6 +165,17 @@ impl Connection {
         stream.put_back(self.input);
         (stream, self.permit)
     }
+}
+
+/// Both in one buffer, which is not copied as a whole for each piece where there are many.
+fn joined(first: Bytes, second: &[u8]) -> Bytes {
+    let mut all = first.try_into_mut().unwrap_or_else(|first| {
+        let mut own = BytesMut::with_capacity((first.len() + second.len()).max(SMALLEST));
+        own.extend_from_slice(&first);
+        own
+    });
+    all.extend_from_slice(second);
+    all.freeze()
 }
 
 /// The body of a response, which carries its connection home at its end.
@@ -235,5 +268,23 @@ impl http_body::Body for ResponseBody {
             (Some(_), Some(left)) => SizeHint::with_exact(left),
             (Some(_), None) => SizeHint::default(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_pieces_are_not_copied_as_often() {
+        let mut all = Bytes::from_static(b"H");
+        let mut places = 0;
+        for _ in 0..MAX_HEAD {
+            let before = all.as_ptr();
+            all = joined(all, b"T");
+            places += usize::from(all.as_ptr() != before);
+        }
+        assert_eq!(all.len(), 1 + MAX_HEAD);
+        assert!(all.starts_with(b"HTTT") && places < 20, "copied {places} times");
     }
 }
