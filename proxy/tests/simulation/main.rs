@@ -57,7 +57,13 @@ fn run(runtime: &LocalRuntime, seed: u64, aloud: bool) -> Result<Report, String>
     }
     let stage = Stage::new(&scenario, &COMPILED);
     let mut world = World::new(&stage, &scenario, &COMPILED, aloud);
-    runtime.block_on(world.run()).map_err(|broken| {
+    let ended = runtime.block_on(async {
+        let ended = world.run().await;
+        // What is still under way, where something did not hold, is given up where workers can make policies anew.
+        world.requests.clear();
+        ended
+    });
+    ended.map_err(|broken| {
         let last = if aloud { String::new() } else { world.journal.last() };
         let at = world.now.as_secs_f64();
         format!("{last}\nseed {seed}, at {at:.6} s: {}\nTo see it: cargo xtask simulate --seed {seed}", broken.0)
