@@ -68,7 +68,7 @@ impl Terms {
 #[derive(Debug)]
 pub struct Facts {
     /// The request as endpoints get it; nothing that counts where a connection is decided on.
-    pub head: Parts,
+    pub head: Box<Parts>,
     /// Whether the decision is about a request, and not about a connection.
     pub is_request: bool,
     /// What the client's TLS handshake said.
@@ -82,7 +82,7 @@ pub struct Facts {
 
 impl Facts {
     /// The facts of a request that has not been tried yet.
-    pub fn new(head: Parts, client: IpAddr, peer: Option<Arc<Peer>>) -> Self {
+    pub fn new(head: Box<Parts>, client: IpAddr, peer: Option<Arc<Peer>>) -> Self {
         Self { head, is_request: true, peer, client, attempt: 1, tried: Vec::new() }
     }
 
@@ -93,7 +93,7 @@ impl Facts {
 
     /// Stands where there is no request.
     pub fn placeholder() -> Self {
-        Self::new(http::Request::new(()).into_parts().0, IpAddr::V4(Ipv4Addr::UNSPECIFIED), None)
+        Self::new(Box::new(http::Request::new(()).into_parts().0), IpAddr::V4(Ipv4Addr::UNSPECIFIED), None)
     }
 }
 

@@ -11,6 +11,7 @@
 
 use std::cell::Cell;
 use std::future::poll_fn;
+use std::mem;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::Poll;
@@ -23,7 +24,7 @@ use super::exchange::Call;
 use super::outcome;
 use super::refusal::Refusal;
 use super::replay::Replay;
-use super::retries::{Retries, pause};
+use super::retries::{Attempting, Retries};
 use super::visit::{Ending, Visit};
 use super::worker::LocalService;
 use crate::policy::retry::first_counts;
@@ -61,69 +62,73 @@ struct Exchanged {
 }
 
 /// A request to a service, as all of its attempts see it.
-pub(super) struct Sending<'a> {
-    pub connection: &'a Connection,
-    pub local: &'a Rc<LocalService>,
-    pub call: &'a Call,
+struct Sending<'a> {
+    connection: &'a Connection,
+    local: &'a Rc<LocalService>,
+    call: &'a Call,
+    body: Replay,
 }
 
-impl Sending<'_> {
-    /// Makes attempts until one brings what is wanted, or no more are to be made.
-    pub async fn run(self, mut facts: Facts, body: Body) -> Result<Answered, Refusal> {
-        let Self { connection, local, call } = self;
-        let _service_probe = local.enter()?;
-        let until = call.deadline.as_ref().map(Deadline::tick);
-        let mut retries = Retries::begin(local, &connection.worker.timers, call.started, until);
-        // After the door: for a service that is open nobody waits.
-        let (admitted, at) = admit(&local.service, &connection.worker.timers, call.started, retries.until).await?;
-        retries.admitted(at);
-        let settings = &local.service.settings;
-        let mut body = Replay::new(body, retries.are_on().then_some(settings.max_replay_bytes));
-        loop {
-            let visit = retries.visit(facts, body.is_replayable()).await?;
-            let (mut visit, Exchanged { result, outcome }) = self.attempt(visit, &mut body, &retries).await;
-            let Some(delay) = retries.decide(&mut visit.facts, &outcome) else {
-                let (reply, upload) = result?;
-                let (in_flight, active) = (visit.take_in_flight(), retries.into_active());
-                let has_ended = !matches!(reply.response.body(), Body::Stream(_));
-                let ending = if has_ended { None } else { visit.into_ending(outcome) };
-                return Ok(Answered { reply, upload, held: Held { in_flight, admitted, _active: active, ending } });
-            };
-            // The response that is not wanted, and its place at the endpoint, are given up before the wait.
-            drop(result);
-            facts = visit.into_facts();
-            pause(delay).await;
-        }
+/// Sends a request to a service: makes attempts until one brings what is wanted, or no more are to be made.
+///
+/// # Errors
+///
+/// Why there is no response.
+pub(super) async fn send(
+    connection: &Connection,
+    local: &Rc<LocalService>,
+    call: &Call,
+    facts: Facts,
+    body: Body,
+) -> Result<Answered, Refusal> {
+    let _service_probe = local.enter()?;
+    let until = call.deadline.as_ref().map(Deadline::tick);
+    let mut retries = Retries::begin(local, &connection.worker.timers, call.started, until);
+    // After the door: for a service that is open nobody waits.
+    let (admitted, at) = admit(&local.service, &connection.worker.timers, call.started, retries.until).await?;
+    retries.admitted(at);
+    let body = Replay::new(body, retries.are_on().then_some(local.service.settings.max_replay_bytes));
+    let mut sending = Sending { connection, local, call, body };
+    let ((reply, upload), mut visit, outcome) = retries.run(facts, &mut sending).await?;
+    let (in_flight, active) = (visit.take_in_flight(), retries.into_active());
+    let has_ended = !matches!(reply.response.body(), Body::Stream(_));
+    let ending = if has_ended { None } else { visit.into_ending(outcome) };
+    Ok(Answered { reply, upload, held: Held { in_flight, admitted, _active: active, ending } })
+}
+
+impl Attempting for Sending<'_> {
+    type Brought = (Reply, Option<Upload>);
+
+    fn is_replayable(&self) -> bool {
+        self.body.is_replayable()
     }
 
     /// One attempt, or two of which the better one counts. What ended is told, but for a response of which the end is not
     /// known yet.
-    async fn attempt(
-        &self,
-        mut visit: Box<Visit>,
-        body: &mut Replay,
-        retries: &Retries<'_>,
-    ) -> (Box<Visit>, Exchanged) {
-        if let Err(refusal) = self.tell_time_left(&mut visit) {
+    async fn attempt(&mut self, visit: &mut Visit, retries: &Retries<'_>) -> (Result<Self::Brought, Refusal>, Outcome) {
+        if let Err(refusal) = self.tell_time_left(visit) {
             let outcome = outcome::of_refusal(&refusal, Stage::Waiting, Duration::ZERO, self.call.started.elapsed());
-            return (visit, Exchanged { result: Err(refusal), outcome });
+            return (Err(refusal), outcome);
         }
         // What is to become another protocol is asked for once.
-        let after = if self.call.upgrade.is_none() { retries.hedges_after(&visit) } else { None };
-        let (visit, exchanged) = match after {
-            Some(after) => self.hedged(visit, body, retries, after).await,
+        let after = if self.call.upgrade.is_none() { retries.hedges_after(visit) } else { None };
+        let Exchanged { result, outcome } = match after {
+            Some(after) => self.hedged(visit, retries, after).await,
             None => {
-                let exchanged = self.exchange(&visit, body.body(), retries).await;
-                let exchanged = self.settle(&mut visit, exchanged, body);
-                (visit, exchanged)
+                let body = self.body.body();
+                let mut exchanged = self.exchange(visit, body, retries).await;
+                self.settle(visit, &mut exchanged);
+                exchanged
             }
         };
-        if retries.terms.hedging.is_some() && exchanged.outcome.settles() {
-            self.local.latencies().add(exchanged.outcome.latency);
+        if retries.terms.hedging.is_some() && outcome.settles() {
+            self.local.latencies().add(outcome.latency);
         }
-        (visit, exchanged)
+        (result, outcome)
     }
+}
 
+impl Sending<'_> {
     /// Has the request say how long its caller still waits.
     fn tell_time_left(&self, visit: &mut Visit) -> Result<(), Refusal> {
         let in_header = self.connection.listener.settings.deadline_header.as_ref();
@@ -131,7 +136,7 @@ impl Sending<'_> {
     }
 
     async fn exchange(&self, visit: &Visit, body: Body, retries: &Retries<'_>) -> Exchanged {
-        let Self { connection, local, call } = self;
+        let Self { connection, local, call, .. } = self;
         let settings = &local.service.settings;
         let pool = local.pool(&visit.endpoint, &connection.worker);
         let stage = Cell::default();
@@ -158,12 +163,12 @@ impl Sending<'_> {
     }
 
     /// Takes note of what came of an attempt.
-    fn settle(&self, visit: &mut Visit, mut exchanged: Exchanged, body: &Replay) -> Exchanged {
-        exchanged.outcome.replayable = body.is_replayable();
-        let outcome = &exchanged.outcome;
+    fn settle(&self, visit: &mut Visit, exchanged: &mut Exchanged) {
+        let Exchanged { result, outcome } = exchanged;
+        outcome.replayable = self.body.is_replayable();
         // The head says it all, but of a gRPC call, whose status comes at the end. To a breaker, that is: nobody else asks;
         // and it is too late for a probe, as a stream may last for hours.
-        let is_told_at_end = match &exchanged.result {
+        let is_told_at_end = match result {
             Ok((reply, _)) => {
                 let micros = u32::try_from(outcome.latency.as_micros()).unwrap_or(u32::MAX);
                 visit.endpoint.load.observe_latency(micros);
@@ -178,62 +183,54 @@ impl Sending<'_> {
         if !is_told_at_end || outcome.is_unwanted() {
             visit.tell(outcome);
         }
-        exchanged
     }
 
-    /// An attempt, and another one beside it where it takes longer than this.
-    async fn hedged(
-        &self,
-        mut first: Box<Visit>,
-        body: &mut Replay,
-        retries: &Retries<'_>,
-        after: Duration,
-    ) -> (Box<Visit>, Exchanged) {
-        let exchanged = {
-            let mut own = pin!(self.exchange(&first, body.body(), retries));
+    /// An attempt, and another one beside it where it takes longer than this. What won is left as `first`.
+    async fn hedged(&mut self, first: &mut Visit, retries: &Retries<'_>, after: Duration) -> Exchanged {
+        let body = self.body.body();
+        let (exchanged, beside) = {
+            let mut own = pin!(self.exchange(first, body, retries));
             match tokio::time::timeout(after, own.as_mut()).await {
-                Ok(exchanged) => Err(exchanged),
-                Err(_) => match self.beside(&first, body, retries) {
-                    None => Err(own.await),
-                    Some((second, _retry)) => {
-                        let raced = {
-                            let other = pin!(self.exchange(&second, body.body(), retries));
+                Ok(exchanged) => (exchanged, None),
+                Err(_) => match self.beside(first, retries) {
+                    None => (own.await, None),
+                    Some((second, _retry, body)) => {
+                        let Raced { first_won, won, lost } = {
+                            let other = pin!(self.exchange(&second, body, retries));
                             race(own, other).await
                         };
-                        Ok((second, raced))
+                        (won, Some((second, first_won, lost)))
                     }
                 },
             }
         };
-        let (second, Raced { first_won, won, lost }) = match exchanged {
-            Ok(raced) => raced,
-            Err(alone) => {
-                let alone = self.settle(&mut first, alone, body);
-                return (first, alone);
-            }
+        let mut exchanged = exchanged;
+        let Some((mut loser, first_won, lost)) = beside else {
+            self.settle(first, &mut exchanged);
+            return exchanged;
         };
-        let (mut winner, mut loser) = if first_won { (first, second) } else { (second, first) };
+        if !first_won {
+            mem::swap(first, &mut loser);
+        }
         match lost {
-            Some(exchanged) => drop(self.settle(&mut loser, exchanged, body)),
+            Some(mut lost) => self.settle(&mut loser, &mut lost),
             None if !first_won => self.local.latencies().add(loser.started.elapsed()),
             None => {}
         }
-        let won = self.settle(&mut winner, won, body);
+        self.settle(first, &mut exchanged);
         if first_won {
-            winner.count(&loser);
+            first.count(&loser);
         }
-        (winner, won)
+        exchanged
     }
 
-    /// An attempt beside this one, at another endpoint, if the budget allows it.
-    fn beside(&self, first: &Visit, body: &Replay, retries: &Retries<'_>) -> Option<(Box<Visit>, Retry)> {
-        if !body.is_whole() {
-            return None;
-        }
+    /// An attempt beside this one, at another endpoint, if the budget allows it, and the body that it sends.
+    fn beside(&self, first: &Visit, retries: &Retries<'_>) -> Option<(Visit, Retry, Body)> {
+        let body = self.body.whole()?;
         let (mut visit, retry) = retries.beside(first)?;
         self.tell_time_left(&mut visit).ok()?;
         self.local.stats.hedges.add(1);
-        Some((visit, retry))
+        Some((visit, retry, body))
     }
 }
 

@@ -11,7 +11,7 @@ use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
 use super::attempt::Attempt;
-use super::attempts::{Answered, Held, Sending};
+use super::attempts::{self, Answered, Held};
 use super::connection::{Connection, Inside};
 use super::destination::{self, Destination};
 use super::passthrough;
@@ -56,7 +56,8 @@ impl From<Response> for Answer {
 
 /// Serves one request.
 pub async fn serve(connection: Rc<Connection>, request: Request) -> Answer {
-    let (mut head, body) = request.into_parts();
+    let (head, body) = request.into_parts();
+    let mut head = Box::new(head);
     let mut call = Call::new(&head);
     if head.method == Method::CONNECT && head.extensions.get::<ExtendedConnect>().is_none() {
         return connect(&connection, &head, &body, &call).await;
@@ -93,7 +94,7 @@ fn find_destination(connection: &Connection, head: &Parts) -> Result<Destination
 async fn to_service(
     connection: &Connection,
     local: &Rc<LocalService>,
-    mut head: Parts,
+    mut head: Box<Parts>,
     body: Body,
     call: Call,
 ) -> Answer {
@@ -106,7 +107,7 @@ async fn to_service(
     prepare_request(&mut head, connection, settings.protocol, settings.tls.is_some(), call.upgrade.as_ref());
     identify(&mut head.headers, peer.as_ref().and_then(|peer| peer.identity.as_deref()));
     let facts = Facts::new(head, client.ip(), peer.clone());
-    match (Sending { connection, local, call: &call }).run(facts, body).await {
+    match attempts::send(connection, local, &call, facts, body).await {
         Ok(answered) => {
             let way = Way {
                 stats: &local.stats,
@@ -119,7 +120,7 @@ async fn to_service(
     }
 }
 
-async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Parts, body: Body, call: Call) -> Answer {
+async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Box<Parts>, body: Body, call: Call) -> Answer {
     let Pool { target, .. } = &**pool;
     let stats = &connection.worker.passed_through;
     prepare_request(&mut head, connection, target.protocol, target.tls.is_some(), call.upgrade.as_ref());
@@ -264,7 +265,8 @@ struct Way<'a> {
 impl Way<'_> {
     fn back(self, answered: Answered, mut call: Call, timers: &Rc<Timers>) -> Answer {
         let Answered { reply: Reply { response, upgraded }, upload, held } = answered;
-        if let Some(((other, permit), upgrade)) = upgraded.zip(call.upgrade.as_ref()) {
+        if let Some((upgraded, upgrade)) = upgraded.zip(call.upgrade.as_ref()) {
+            let (other, permit) = *upgraded;
             let response = upgrade.tell(response);
             self.stats.ended(response.status().as_u16(), call.started.elapsed());
             let held = tunnel::Held { permit, in_flight: held.in_flight, admitted: held.admitted };

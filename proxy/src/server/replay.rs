@@ -70,13 +70,13 @@ impl Replay {
         })))
     }
 
-    /// The body for one attempt. Only of a body that [is here](Self::is_whole) there may be two at once.
+    /// The body for one attempt, while there is no other.
     pub fn body(&mut self) -> Body {
         match self {
             Self::Once(body) => std::mem::take(body),
             Self::Empty => Body::Empty,
             Self::Full(bytes) => Body::Full(bytes.clone()),
-            Self::Stream(kept) => Body::Stream(Box::pin(Replayed { kept: kept.clone(), sent: 0, ended: false })),
+            Self::Stream(kept) => Replayed::body(kept),
         }
     }
 
@@ -89,20 +89,22 @@ impl Replay {
         }
     }
 
-    /// Whether all of it is here.
-    pub fn is_whole(&self) -> bool {
+    /// The body for an attempt beside another one; none where not all of it is here.
+    pub fn whole(&self) -> Option<Body> {
         match self {
-            Self::Once(_) => false,
-            Self::Empty | Self::Full(_) => true,
-            Self::Stream(kept) => {
-                let kept = kept.borrow();
-                !kept.lost && kept.end.is_some()
-            }
+            Self::Once(_) => None,
+            Self::Empty => Some(Body::Empty),
+            Self::Full(bytes) => Some(Body::Full(bytes.clone())),
+            Self::Stream(kept) => kept.borrow().is_whole().then(|| Replayed::body(kept)),
         }
     }
 }
 
 impl Kept {
+    fn is_whole(&self) -> bool {
+        !self.lost && self.end.is_some()
+    }
+
     fn keep(&mut self, data: &Bytes) {
         self.length += data.len();
         if self.lost || self.length > self.limit {
@@ -143,6 +145,12 @@ struct Replayed {
     kept: Rc<RefCell<Kept>>,
     sent: usize,
     ended: bool,
+}
+
+impl Replayed {
+    fn body(kept: &Rc<RefCell<Kept>>) -> Body {
+        Body::Stream(Box::pin(Self { kept: kept.clone(), sent: 0, ended: false }))
+    }
 }
 
 impl HttpBody for Replayed {

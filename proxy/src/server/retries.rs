@@ -29,11 +29,23 @@ pub struct Retries<'a> {
     retry: Option<Retry>,
 }
 
+/// What is attempted: an exchange of HTTP, or the opening of a tunnel.
+pub(super) trait Attempting {
+    /// What an attempt brings.
+    type Brought;
+
+    /// Whether it can be done again from its beginning.
+    fn is_replayable(&self) -> bool;
+
+    /// Makes one attempt at an endpoint, and tells how it ended where that is known by now.
+    async fn attempt(&mut self, visit: &mut Visit, retries: &Retries<'_>) -> (Result<Self::Brought, Refusal>, Outcome);
+}
+
 /// What comes of the wish for an attempt.
 pub enum Pick {
-    Visit(Box<Visit>),
+    Visit(Visit),
     /// The policy wants to ask again after this time, with these facts.
-    Wait(Duration, Box<Facts>),
+    Wait(Duration, Facts),
     Refused(Refusal),
 }
 
@@ -58,16 +70,39 @@ impl<'a> Retries<'a> {
         self.local.may_retry()
     }
 
+    /// Makes attempts until one brings what is wanted, or no more are to be made: what the last one brought, and where.
+    ///
+    /// # Errors
+    ///
+    /// Why the last one brought nothing, or why there was none.
+    pub(super) async fn run<A: Attempting>(
+        &mut self,
+        mut facts: Facts,
+        what: &mut A,
+    ) -> Result<(A::Brought, Visit, Outcome), Refusal> {
+        loop {
+            let mut visit = self.visit(facts, what.is_replayable()).await?;
+            let (result, outcome) = what.attempt(&mut visit, self).await;
+            let Some(delay) = self.decide(&mut visit.facts, &outcome) else {
+                return result.map(|brought| (brought, visit, outcome));
+            };
+            // What is not wanted, and its place at the endpoint, are given up before the wait.
+            drop(result);
+            facts = visit.into_facts();
+            pause(delay).await;
+        }
+    }
+
     /// An attempt at the endpoint that is decided on. That there is none is an outcome too, which the policy may want to
     /// wait out.
-    pub(super) async fn visit(&mut self, mut facts: Facts, replayable: bool) -> Result<Box<Visit>, Refusal> {
+    async fn visit(&mut self, mut facts: Facts, replayable: bool) -> Result<Visit, Refusal> {
         let began = self.began;
         loop {
             match self.pick(facts, replayable, || began.elapsed()) {
                 Pick::Visit(visit) => return Ok(visit),
                 Pick::Wait(delay, again) => {
                     pause(delay).await;
-                    facts = *again;
+                    facts = again;
                 }
                 Pick::Refused(refusal) => return Err(refusal),
             }
@@ -84,7 +119,7 @@ impl<'a> Retries<'a> {
         let refusal = match self.local.decide(&mut facts) {
             Ok(picked) => {
                 let started = if facts.attempt == 1 { self.first } else { Instant::now() };
-                return Pick::Visit(Box::new(Visit::new(self.local, picked, facts, tried, started)));
+                return Pick::Visit(Visit::new(self.local, picked, facts, tried, started));
             }
             Err(refusal) => refusal,
         };
@@ -93,7 +128,7 @@ impl<'a> Retries<'a> {
         let Some(delay) = self.decide(&mut facts, &outcome) else { return Pick::Refused(refusal) };
         facts.tried.truncate(tried);
         facts.attempt = facts.attempt.saturating_add(1);
-        Pick::Wait(delay, Box::new(facts))
+        Pick::Wait(delay, facts)
     }
 
     /// When a second attempt begins beside this one; none where there will be none. Only a first attempt has one, as a
@@ -108,7 +143,7 @@ impl<'a> Retries<'a> {
     }
 
     /// An attempt beside this one, at another endpoint, if the budget allows it.
-    pub fn beside(&self, first: &Visit) -> Option<(Box<Visit>, Retry)> {
+    pub fn beside(&self, first: &Visit) -> Option<(Visit, Retry)> {
         // The service may have been opened in the meantime.
         if first.is_probe() {
             return None;
@@ -120,7 +155,7 @@ impl<'a> Retries<'a> {
         if picked.endpoint.slot == first.endpoint.slot {
             return None;
         }
-        Some((Box::new(Visit::new(self.local, picked, facts, tried, Instant::now())), retry))
+        Some((Visit::new(self.local, picked, facts, tried, Instant::now()), retry))
     }
 
     /// How long to wait before the next attempt, after one that ended so; none where that was the last. A request that
@@ -156,7 +191,7 @@ impl<'a> Retries<'a> {
 }
 
 /// Waits before another attempt. Not on the coarse timers: those are late by more than most of these delays.
-pub(super) async fn pause(delay: Duration) {
+async fn pause(delay: Duration) {
     if !delay.is_zero() {
         tokio::time::sleep(delay).await;
     }

@@ -15,8 +15,9 @@ use super::connection::Connection;
 use super::h1;
 use super::outcome;
 use super::refusal::Refusal;
-use super::retries::{Retries, pause};
-use super::worker::LocalService;
+use super::retries::{Attempting, Retries};
+use super::visit::Visit;
+use super::worker::{LocalService, Worker};
 use crate::policy::{Facts, Kind, Outcome};
 use crate::service::{Admitted, InFlight, ServiceStats, TunnelEnd};
 use crate::transport::proxy_protocol::{self, Addresses};
@@ -121,21 +122,44 @@ async fn open_to_service(
     content: Content,
 ) -> Result<Tunnel, Refusal> {
     let Connection { worker, client, peer, .. } = connection;
-    let mut facts = Facts::of_connection(client.ip(), peer.clone());
     let settings = &local.service.settings;
     let addresses = Addresses { source: *client, destination: connection.local };
     let header = settings.proxy_protocol.map(|version| proxy_protocol::encode(version, &addresses));
-    let header = header.unwrap_or_default();
     let _service_probe = local.enter()?;
     let began = Instant::now();
     let mut retries = Retries::begin(local, &worker.timers, began, None);
-    let (mut admitted, at) = admit(&local.service, &worker.timers, began, retries.until).await?;
+    let (admitted, at) = admit(&local.service, &worker.timers, began, retries.until).await?;
     retries.admitted(at);
-    loop {
-        let mut visit = retries.visit(facts, true).await?;
+    let mut opening = Opening { worker, local, header: header.unwrap_or_default(), content, began };
+    let facts = Facts::of_connection(client.ip(), peer.clone());
+    let ((other, permit), mut visit, _) = retries.run(facts, &mut opening).await?;
+    let held = Held { permit, in_flight: visit.take_in_flight(), admitted };
+    Ok(Tunnel::new(other, held, &local.stats, settings.tunnel_idle_timeout))
+}
+
+/// A tunnel that is being opened, as all attempts at it see it.
+struct Opening<'a> {
+    worker: &'a Worker,
+    local: &'a Rc<LocalService>,
+    /// What the connection begins with.
+    header: Vec<u8>,
+    content: Content,
+    began: Instant,
+}
+
+impl Attempting for Opening<'_> {
+    type Brought = (Stream, Permit);
+
+    /// Nothing of what the client sends has been sent.
+    fn is_replayable(&self) -> bool {
+        true
+    }
+
+    async fn attempt(&mut self, visit: &mut Visit, retries: &Retries<'_>) -> (Result<Self::Brought, Refusal>, Outcome) {
+        let Self { worker, local, header, content, began } = self;
         let pool = local.pool(&visit.endpoint, worker);
         let stage = Cell::default();
-        let connecting = async { connect(&pool, &local.stats, &header, content, &stage).await.map_err(Refusal::from) };
+        let connecting = async { connect(&pool, &local.stats, header, *content, &stage).await.map_err(Refusal::from) };
         let connected = match retries.until {
             None => connecting.await,
             Some(tick) => {
@@ -143,25 +167,17 @@ async fn open_to_service(
                 worker.timers.within(left, connecting).await.unwrap_or(Err(Refusal::Deadline))
             }
         };
-        let latency = visit.started.elapsed();
+        let (latency, elapsed) = (visit.started.elapsed(), began.elapsed());
         let outcome = match &connected {
-            Ok(_) => Outcome::of(Kind::Response, latency),
-            Err(refusal) => outcome::of_refusal(refusal, stage.get(), latency, began.elapsed()),
-        };
-        // Nothing of what the client sends has been sent.
-        let outcome = Outcome { replayable: true, elapsed: began.elapsed(), ..outcome };
-        visit.tell(&outcome);
-        let refusal = match connected {
-            Ok((other, permit)) => {
+            Ok(_) => {
                 visit.endpoint.load.observe_latency(u32::try_from(latency.as_micros()).unwrap_or(u32::MAX));
-                let held = Held { permit, in_flight: visit.take_in_flight(), admitted: admitted.take() };
-                return Ok(Tunnel::new(other, held, &local.stats, settings.tunnel_idle_timeout));
+                Outcome::of(Kind::Response, latency)
             }
-            Err(refusal) => refusal,
+            Err(refusal) => outcome::of_refusal(refusal, stage.get(), latency, elapsed),
         };
-        let Some(delay) = retries.decide(&mut visit.facts, &outcome) else { return Err(refusal) };
-        facts = visit.into_facts();
-        pause(delay).await;
+        let outcome = Outcome { replayable: true, elapsed, ..outcome };
+        visit.tell(&outcome);
+        (connected, outcome)
     }
 }
 

@@ -45,7 +45,7 @@ impl Visit {
     }
 
     /// The facts of the attempt that follows this one, which has ended.
-    pub fn into_facts(mut self: Box<Self>) -> Facts {
+    pub fn into_facts(mut self) -> Facts {
         let mut facts = mem::replace(&mut self.facts, Facts::placeholder());
         facts.attempt = facts.attempt.saturating_add(1);
         facts.tried.truncate(self.tried);
@@ -87,7 +87,7 @@ impl Visit {
     }
 
     /// What may be told when the response has ended whose head this outcome is of; none where nobody asks.
-    pub fn into_ending(self: Box<Self>, outcome: Outcome) -> Option<Box<Ending>> {
+    pub fn into_ending(self, outcome: Outcome) -> Option<Box<Ending>> {
         self.local.has_breaker().then(|| Box::new(Ending { visit: self, outcome }))
     }
 }
@@ -102,7 +102,7 @@ impl Drop for Visit {
 
 /// The end of an attempt whose response is under way.
 pub struct Ending {
-    visit: Box<Visit>,
+    visit: Visit,
     /// As the head says.
     outcome: Outcome,
 }

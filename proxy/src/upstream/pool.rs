@@ -66,7 +66,7 @@ pub struct Reply {
     pub response: Response,
     /// The connection, where the response has changed the protocol that is spoken on it: after a 101 to a request with
     /// `Upgrade`, and only then. Whether it has changed to the right one is for the caller to see.
-    pub upgraded: Option<(Stream, Permit)>,
+    pub upgraded: Option<Box<(Stream, Permit)>>,
 }
 
 impl From<Response> for Reply {
@@ -83,9 +83,8 @@ impl Target {
 }
 
 /// A connection, or a part of one, that can carry an exchange.
-#[expect(clippy::large_enum_variant, reason = "it is never kept, and a box would be made for every request")]
 pub(super) enum Open {
-    Http1(Connection),
+    Http1(Box<Connection>),
     Http2(h2::Exchange),
 }
 
@@ -105,7 +104,7 @@ impl From<Failure> for Failed {
 }
 
 struct Idle {
-    connection: Connection,
+    connection: Box<Connection>,
     /// Tick of [`Timers`].
     since: u64,
 }
@@ -236,7 +235,7 @@ impl Pool {
         if !http1 {
             self.spoke_http1.set(true);
         }
-        Ok((Open::Http1(Connection::new(io, self.scratch.clone(), permit)), false))
+        Ok((Open::Http1(Box::new(Connection::new(io, self.scratch.clone(), permit))), false))
     }
 
     /// Whether a new connection is for one request at a time, as far as is known: what was agreed on last is most
@@ -247,7 +246,7 @@ impl Pool {
 
     async fn exchange_h1(
         self: &Rc<Self>,
-        mut connection: Connection,
+        mut connection: Box<Connection>,
         request: &Parts,
         body: Body,
     ) -> Result<Reply, ExchangeError> {
@@ -258,7 +257,7 @@ impl Pool {
             headers.remove(http::header::CONTENT_LENGTH);
         }
         let (body, upgraded) = if head.status == http::StatusCode::SWITCHING_PROTOCOLS {
-            (Body::Empty, Some(connection.into_stream()))
+            (Body::Empty, Some(Box::new(connection.into_stream())))
         } else {
             (ResponseBody::read(connection, &head, self), None)
         };
@@ -306,7 +305,7 @@ impl Pool {
         connect(&self.timers, &target.address, target.socket, &target.connect, opening).await
     }
 
-    fn take(&self) -> Option<Connection> {
+    fn take(&self) -> Option<Box<Connection>> {
         loop {
             let mut idle = self.idle.borrow_mut().pop()?;
             if idle.connection.is_usable() {
@@ -316,7 +315,7 @@ impl Pool {
     }
 
     /// Takes a connection back.
-    pub fn put(&self, connection: Connection) {
+    pub fn put(&self, connection: Box<Connection>) {
         let Some(connection) = self.unless_awaited(connection) else { return };
         let mut idle = self.idle.borrow_mut();
         if idle.len() < self.target.limits.max_idle && !self.retired.get() {

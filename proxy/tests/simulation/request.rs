@@ -55,7 +55,7 @@ struct Sending<'a> {
 
 struct Attempt {
     number: u64,
-    visit: Box<Visit>,
+    visit: Visit,
     is_probe: bool,
     is_hedge: bool,
     began: Duration,
@@ -135,7 +135,7 @@ impl<'a> World<'a> {
                 Ok(())
             }
             Pick::Wait(delay, facts) => {
-                sending.facts = Some(*facts);
+                sending.facts = Some(facts);
                 self.requests.insert(id, request);
                 self.plan(delay, Event::Attempt { request: id });
                 Ok(())
@@ -157,7 +157,7 @@ impl<'a> World<'a> {
     }
 
     /// An attempt begins at an endpoint.
-    fn begin(&mut self, id: u64, request: &mut Request<'a>, visit: Box<Visit>, is_hedge: bool) -> Held {
+    fn begin(&mut self, id: u64, request: &mut Request<'a>, visit: Visit, is_hedge: bool) -> Held {
         let Some(sending) = &mut request.sending else { return Ok(()) };
         let is_probe = self.watch.picked(&self.service, self.scenario, &visit.endpoint, &sending.tried)?;
         must!(sending.until.is_none_or(|until| self.now < until), "an attempt begins after {:?}", sending.until);
@@ -274,7 +274,7 @@ impl<'a> World<'a> {
     }
 
     /// Tells how an attempt has ended.
-    fn settle(&mut self, mut attempt: Attempt, outcome: &Outcome) -> Box<Visit> {
+    fn settle(&mut self, mut attempt: Attempt, outcome: &Outcome) -> Visit {
         if outcome.kind == Kind::Response {
             let micros = u32::try_from(outcome.latency.as_micros()).unwrap_or(u32::MAX);
             attempt.visit.endpoint.load.observe_latency(micros);
@@ -287,7 +287,7 @@ impl<'a> World<'a> {
     }
 
     /// Nobody waits for an attempt any longer.
-    fn client_gone(&mut self, attempt: Attempt) -> Box<Visit> {
+    fn client_gone(&mut self, attempt: Attempt) -> Visit {
         let outcome = Outcome { sent: true, ..Outcome::of(Kind::ClientGone, self.now - attempt.began) };
         self.settle(attempt, &outcome)
     }
@@ -298,7 +298,7 @@ impl<'a> World<'a> {
         id: u64,
         mut request: Request<'a>,
         (attempt, outcome): (Attempt, Outcome),
-        beside: Option<Box<Visit>>,
+        beside: Option<Visit>,
     ) -> Held {
         let is_hedge = attempt.is_hedge;
         let mut visit = self.settle(attempt, &outcome);
@@ -430,5 +430,5 @@ fn counts((other, outcome): &(Attempt, Outcome), (number, of_this): (u64, &Outco
 fn facts(path: usize, client: usize) -> Facts {
     let head = http::Request::get(format!("/{path}")).body(()).unwrap().into_parts().0;
     let client = Ipv4Addr::from(0x0a63_0000 + client as u32);
-    Facts::new(head, client.into(), None)
+    Facts::new(Box::new(head), client.into(), None)
 }

@@ -59,7 +59,7 @@ fn what_is_here_is_lent_as_it_is() {
         let expected = if let Body::Full(bytes) = &body { bytes.to_vec() } else { Vec::new() };
         let mut replay = Replay::new(body, Some(100));
         for _ in 0..2 {
-            assert!(replay.is_replayable() && replay.is_whole());
+            assert!(replay.is_replayable() && replay.whole().is_some());
             assert_eq!(read(&mut replay.body()).0, expected);
         }
     }
@@ -68,7 +68,7 @@ fn what_is_here_is_lent_as_it_is() {
 #[test]
 fn without_retries_it_is_given_away() {
     let mut replay = Replay::new(Body::Full(Bytes::from_static(b"once")), None);
-    assert!(!replay.is_replayable() && !replay.is_whole());
+    assert!(!replay.is_replayable() && replay.whole().is_none());
     assert!(matches!(replay.body(), Body::Full(bytes) if bytes == "once"));
     assert!(matches!(replay.body(), Body::Empty));
 }
@@ -76,7 +76,7 @@ fn without_retries_it_is_given_away() {
 #[test]
 fn one_that_is_here_and_too_large_is_sent_once() {
     let mut replay = Replay::new(Body::Full(Bytes::from_static(b"too large")), Some(8));
-    assert!(replay.is_replayable() && !replay.is_whole(), "nothing of it was taken");
+    assert!(replay.is_replayable() && replay.whole().is_none(), "nothing of it was taken");
     let mut body = replay.body();
     assert_eq!(body.size_hint().exact(), Some(9));
     assert_eq!(read(&mut body).0, b"too large");
@@ -89,13 +89,13 @@ fn an_attempt_goes_on_where_the_last_one_was_given_up() {
     let mut first = replay.body();
     assert!(matches!(next(&mut first), Poll::Ready(Some(frame)) if frame.data_ref().unwrap() == "one"));
     drop(first);
-    assert!(replay.is_replayable() && !replay.is_whole());
+    assert!(replay.is_replayable() && replay.whole().is_none());
     for attempt in 0..2 {
         let mut body = replay.body();
         // Trailers need a framing of which the length is not said.
         assert_eq!((attempt, body.size_hint().exact()), (attempt, None));
         assert_eq!(read(&mut body), (b"onetwothree".to_vec(), Some(trailers())));
-        assert!(body.is_end_stream() && replay.is_whole());
+        assert!(body.is_end_stream() && replay.whole().is_some());
     }
 }
 

@@ -181,7 +181,7 @@ fn joined(first: Bytes, second: &[u8]) -> Bytes {
 /// The body of a response, which carries its connection home at its end.
 pub struct ResponseBody {
     /// None once the body has ended.
-    connection: Option<Connection>,
+    connection: Option<Box<Connection>>,
     decoder: BodyDecoder,
     keep_alive: bool,
     pool: Rc<Pool>,
@@ -189,7 +189,7 @@ pub struct ResponseBody {
 
 impl ResponseBody {
     /// What follows this head on this connection, as a body: held in full where all of it has arrived.
-    pub fn read(mut connection: Connection, head: &Head, pool: &Rc<Pool>) -> Body {
+    pub fn read(mut connection: Box<Connection>, head: &Head, pool: &Rc<Pool>) -> Body {
         if let Framing::Length(length) = head.framing
             && connection.input.len() as u64 == length
         {

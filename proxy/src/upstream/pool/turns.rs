@@ -14,7 +14,6 @@ use crate::upstream::Failure;
 use crate::upstream::h1::Connection;
 
 /// What who wants a connection is given.
-#[expect(clippy::large_enum_variant, reason = "it is never kept, and a box would be made for every connection")]
 pub(super) enum Granted {
     /// The right to open one.
     Permit(Permit),
@@ -67,7 +66,7 @@ impl Pool {
     }
 
     /// The connection, unless somebody waits for it, or for its end.
-    pub(super) fn unless_awaited(&self, mut connection: Connection) -> Option<Connection> {
+    pub(super) fn unless_awaited(&self, mut connection: Box<Connection>) -> Option<Box<Connection>> {
         let Target { connections, load, .. } = &self.target;
         if !connections.is_awaited() {
             return Some(connection);

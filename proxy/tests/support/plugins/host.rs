@@ -126,5 +126,5 @@ impl Local {
 /// The facts of a request of this path.
 pub fn facts(path: &str) -> Facts {
     let head = http::Request::get(path).body(()).unwrap().into_parts().0;
-    Facts::new(head, IpAddr::V4(Ipv4Addr::LOCALHOST), None)
+    Facts::new(Box::new(head), IpAddr::V4(Ipv4Addr::LOCALHOST), None)
 }
