@@ -503,18 +503,23 @@ fn a_call_holds_no_place_among_probes_once_the_service_is_back() {
 #[test]
 fn a_download_from_before_says_nothing_of_an_endpoint_that_is_half_open() {
     let (cut, cuts) = mpsc::channel();
-    let cuts = Mutex::new(cuts);
-    let endpoint = Endpoint::start(move |_, mut wire| {
-        wire.request();
-        wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n");
-        let _it_breaks_then = cuts.lock().unwrap().recv_timeout(DEADLINE);
+    let cuts = Arc::new(Mutex::new(cuts));
+    // Two, as a breaker leaves the only endpoint of a service in use.
+    let endpoints = [cuts.clone(), cuts].map(|cuts| {
+        Endpoint::start(move |_, mut wire| {
+            wire.request();
+            wire.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n");
+            let _it_breaks_then = cuts.lock().unwrap().recv_timeout(DEADLINE);
+        })
     });
-    let proxy = proxy(&[endpoint.address], "breaker = { plugin = \"circuit-breaker\", consecutive_failures = 1 }");
+    let addresses = endpoints.each_ref().map(|endpoint| endpoint.address);
+    let proxy = proxy(&addresses, "breaker = { plugin = \"circuit-breaker\", consecutive_failures = 1 }");
     let fleet = proxy.app().state.directory.get("users").expect("a service").fleet.clone();
     let mut client = proxy.client();
     client.send("GET / HTTP/1.1\r\nHost: users\r\n\r\n");
     assert_eq!(client.head().expect("a head").status(), 200);
-    let registered = fleet.snapshot().endpoints().next().expect("an endpoint").clone();
+    let snapshot = fleet.snapshot();
+    let registered = snapshot.endpoints().find(|endpoint| endpoint.load.in_flight() == 1).expect("one that was asked");
     let health = &registered.health;
     assert!(fleet.eject(registered.slot, health.seen(), Duration::from_secs(3600)));
     assert!(fleet.probe(registered.slot, health.seen(), 1));
