@@ -25,6 +25,12 @@ use crate::policy::Peer;
 use crate::transport::Stream;
 use crate::transport::proxy_protocol::{self, Addresses};
 
+/// How long a client may take nothing of what there is for it: Envoy's idle time of a stream.
+pub(super) const BLOCKED: Duration = Duration::from_secs(300);
+
+/// How long a client may take to take the last that is said to it, and to stop sending.
+pub(super) const FAREWELL: Duration = Duration::from_secs(5);
+
 /// A client's connection, as requests see it.
 #[derive(Clone)]
 pub struct Connection {

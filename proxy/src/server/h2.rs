@@ -25,7 +25,7 @@ use tokio::task::JoinSet;
 
 use self::watch::{Open, ResponseBody, Tunnelled, Watch, Watched, Written};
 use super::client_body::within_limits;
-use super::connection::{self, Connection};
+use super::connection::{self, BLOCKED, Connection, FAREWELL};
 use super::exchange::{self, Answer, Next};
 use super::refusal::Refusal;
 use crate::config::checked::Listener;
@@ -60,12 +60,6 @@ const SEND_BUFFER: usize = 64 * 1024;
 
 /// A client that does not answer a ping within this time is gone; it is sent one as often while it is silent.
 const PING: Duration = Duration::from_secs(30);
-
-/// How long a client may take nothing of what a stream has for it, as in HTTP/1. The stream is reset then.
-const BLOCKED: Duration = Duration::from_secs(300);
-
-/// How long the last frame may take.
-const LINGER: Duration = Duration::from_secs(5);
 
 /// GOAWAY with ENHANCE_YOUR_CALM, which tells of no stream that it was not served (RFC 9113, 6.8 and 7).
 const CALM: [u8; 17] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 0xb];
@@ -170,7 +164,7 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
             last.stream.write_all(&CALM).await?;
             last.stream.shutdown().await
         };
-        let _who_abused_it_may_miss_the_reason = worker.timers.within(LINGER, say).await;
+        let _who_abused_it_may_miss_the_reason = worker.timers.within(FAREWELL, say).await;
     }
 }
 

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncWriteExt;
 
-use super::connection::{Connection, Inside};
+use super::connection::{Connection, FAREWELL, Inside};
 use super::h1;
 use super::listener::Refused;
 use super::refusal::Refusal;
@@ -35,9 +35,6 @@ const LONGEST_HELLO: usize = 16 * 1024;
 
 /// How long a client may take to begin its first request: what nginx allows (`client_header_timeout`).
 const FIRST_REQUEST: Duration = Duration::from_secs(60);
-
-/// How long a client may take to be told that it is refused.
-const FAREWELL: Duration = Duration::from_secs(5);
 
 /// What a layer is.
 pub enum Layer {

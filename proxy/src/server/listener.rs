@@ -16,7 +16,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 use tokio::net::{TcpListener, TcpStream};
@@ -27,6 +27,7 @@ use super::connection;
 use super::worker::{Shared, Worker};
 use crate::config::checked;
 use crate::drain::{self, Phase};
+use crate::seldom::Seldom;
 use crate::transport::tls::Terminator;
 use crate::upstream::Reach;
 
@@ -253,6 +254,7 @@ pub async fn accept(worker: Rc<Worker>, part: Accepting, mut watcher: drain::Wat
             _ = closing.wait_for(|closing| *closing != Closing::Open) => {}
         }
     });
+    let mut failures = Seldom::default();
     loop {
         let accepted = tokio::select! {
             biased;
@@ -283,7 +285,9 @@ pub async fn accept(worker: Rc<Worker>, part: Accepting, mut watcher: drain::Wat
             }
             Err(error) if is_of_one_connection(&error) => {}
             Err(error) => {
-                tracing::error!(target: "heddle::server", listener = %address, "cannot accept: {error}");
+                if let Some(times) = failures.count(Instant::now()) {
+                    tracing::error!(target: "heddle::server", listener = %address, times, "cannot accept: {error}");
+                }
                 tokio::time::sleep(PAUSE).await;
             }
         }

@@ -8,6 +8,7 @@ use std::fmt::Display;
 use std::sync::Arc;
 use std::time::Duration;
 
+use heddle::policy::Role;
 use heddle::service::{Condition, Endpoint, Fleet, Health, Load, Service};
 
 use super::journal::{Journal, Note};
@@ -76,8 +77,8 @@ pub struct Watch {
     retries: u32,
     /// Whether the retry policy was out of force at some time.
     pub was_condemned: bool,
-    /// Whether the breaker was, not only for a while.
-    pub is_unjudged: bool,
+    /// Until when the breaker was; the longest time there is while it is.
+    unjudged_until: Option<Duration>,
     pub answers: u64,
 }
 
@@ -100,7 +101,7 @@ impl Watch {
             active: 0,
             retries: 0,
             was_condemned: false,
-            is_unjudged: false,
+            unjudged_until: None,
             answers: 0,
         }
     }
@@ -321,7 +322,7 @@ impl Watch {
         }
         let Some(outage) = self.outage.take_if(|_| !is_down) else { return Ok(()) };
         let opens = scenario.reaches_all()
-            && !self.is_unjudged
+            && self.unjudged_until.is_none_or(|until| until < outage.began)
             && scenario.breaker.is_some_and(|breaker| (1..=10).contains(&breaker.service_failures))
             && scenario.retry.is_none_or(|retry| retry.percent <= 20 && retry.min <= 3);
         let (attempts, requests) = (self.attempts - outage.attempts, self.requests - outage.requests);
@@ -333,6 +334,13 @@ impl Watch {
             must!(attempts <= most, "{attempts} attempts for {requests} requests while all was down for {time} s");
         }
         Ok(())
+    }
+
+    /// A policy is out of force, or in force again.
+    pub fn set_judged(&mut self, role: Role, in_force: bool, now: Duration) {
+        if role == Role::CircuitBreaker && (!in_force || self.unjudged_until == Some(Duration::MAX)) {
+            self.unjudged_until = Some(if in_force { now } else { Duration::MAX });
+        }
     }
 
     /// The service has had time to recover. Where its breaker is out of force for good, nothing is left of what it said.

@@ -268,14 +268,15 @@ impl<'a> World<'a> {
             What::Replaced(role) => {
                 if let Some(plugin) = plugin_of(&self.service, role) {
                     self.compiled.replace(plugin);
+                    self.watch.set_judged(role, true, self.now);
                     self.note(Note::policy(role, true));
                 }
             }
-            What::Condemned { role, for_good } => {
+            What::Condemned { role, .. } => {
                 if let Some(plugin) = plugin_of(&self.service, role) {
                     plugins::condemn(plugin);
                     let in_force = plugin.current().is_some();
-                    self.watch.is_unjudged |= for_good && !in_force;
+                    self.watch.set_judged(role, in_force, self.now);
                     self.watch.was_condemned |= role == Role::RetryPolicy;
                     self.note(Note::policy(role, in_force));
                 }

@@ -24,7 +24,7 @@ use tokio::io::AsyncWriteExt;
 use self::codec::{After, Asks, Head, Limits, decode_request, encode_response, response_form};
 use self::socket::{Begun, Socket, Writer};
 use super::client_body::{whole_within_limits, within_limits};
-use super::connection::{Connection, is_readable};
+use super::connection::{BLOCKED, Connection, FAREWELL, is_readable};
 use super::exchange::{self, Answer, Next};
 use super::refusal::Refusal;
 use super::worker::Worker;
@@ -36,15 +36,8 @@ use crate::transport::Stream;
 /// A connection that was idle for this long is put away.
 const PARKED_AFTER: Duration = Duration::from_millis(200);
 
-/// How long a client may take to take [`LEAST`] bytes of what is written to it, or what there is of it: Envoy's idle time
-/// of a stream.
-const BLOCKED: Duration = Duration::from_secs(300);
-
-/// Who takes a byte now and then takes nothing: the endpoint's connection would be kept for ever for it.
+/// What a client has to take within [`BLOCKED`], in bytes. Who takes one now and then takes nothing: the endpoint's connection would be kept for ever for it.
 const LEAST: u64 = 1024;
-
-/// How long a client may go on sending what nobody reads any more.
-const LINGER: Duration = Duration::from_secs(5);
 
 /// A head is read in parts of this size at most, so that what is read too early is bounded.
 const READ: usize = 64 * 1024;
@@ -324,12 +317,12 @@ pub fn last_bytes(worker: &Worker, refusal: &Refusal) -> Vec<u8> {
 /// sending is taken for a while: were the socket closed instead, the client would be told that the connection was
 /// reset, and might never see the response (RFC 9112, 9.6).
 pub async fn close(worker: &Worker, mut stream: Stream, all_read: bool) {
-    let ended = worker.timers.within(LINGER, stream.shutdown()).await;
+    let ended = worker.timers.within(FAREWELL, stream.shutdown()).await;
     if all_read || !matches!(ended, Ok(Ok(()))) {
         return;
     }
     drop(stream.take_ahead());
-    let mut deadline = worker.timers.deadline(LINGER);
+    let mut deadline = worker.timers.deadline(FAREWELL);
     poll_fn(|cx| {
         while !worker.is_draining() && deadline.poll_passed(cx).is_pending() {
             match ready!(worker.scratch.poll_read(&mut stream, READ, cx)) {

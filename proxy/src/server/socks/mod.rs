@@ -4,20 +4,17 @@
 
 mod codec;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use bytes::Buf;
 use tokio::io::AsyncWriteExt;
 
 pub use self::codec::Reply;
 use self::codec::{Parsed, Target, greeting, method, reply, request};
-use super::connection::{Connection, before_requests};
+use super::connection::{Connection, FAREWELL, before_requests};
 use super::destination;
 use super::exchange::Next;
 use crate::transport::Stream;
-
-/// How long a client may take to read its reply.
-const REPLY: Duration = Duration::from_secs(5);
 
 /// Takes the client's request and answers it; the stream, and where it leads.
 pub async fn serve(connection: &Connection, mut stream: Stream) -> Option<(Stream, Next)> {
@@ -42,7 +39,7 @@ pub async fn serve(connection: &Connection, mut stream: Stream) -> Option<(Strea
         stream.write_all(&said).await?;
         if opened.is_ok() { stream.flush().await } else { stream.shutdown().await }
     };
-    timers.within(REPLY, replied).await.ok()?.ok()?;
+    timers.within(FAREWELL, replied).await.ok()?.ok()?;
     Some((stream, opened.ok()?))
 }
 

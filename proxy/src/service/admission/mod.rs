@@ -51,9 +51,12 @@ impl Requests {
 
     /// A place in the queue; none when `most` wait there already.
     pub fn wait(self: &Arc<Self>, limit: u32, most: usize) -> Option<Waiting<'_, u32, Admitted>> {
-        let waiting = self.line.join(limit, most);
-        self.serve_next();
-        waiting
+        let waiting = self.line.join(limit, most)?;
+        // A place may have become free a moment before. Where none has, the line need not be looked through.
+        if self.under_way() < limit {
+            self.serve_next();
+        }
+        Some(waiting)
     }
 
     /// Requests under way that were admitted under a limit.
