@@ -143,7 +143,7 @@ impl Breaker {
         let fleet = &self.service.fleet;
         let snapshot = fleet.snapshot();
         self.instance.update(&snapshot).unwrap();
-        if fleet.record(snapshot.endpoint(slot).unwrap(), &outcome) {
+        if fleet.record(snapshot.endpoint(slot).unwrap(), &Outcome { latency: Duration::ZERO, ..outcome }) {
             self.instance.judge(&mut facts("/"), slot, &outcome).unwrap();
         }
     }
