@@ -130,7 +130,9 @@ fn verdict(criterion: &mut Criterion) {
     let mut measure = |what, status, times| {
         let outcome = outcome(status);
         for _ in 0..times {
-            fleet.record(fleet.snapshot().endpoint(0).unwrap(), &outcome);
+            let snapshot = fleet.snapshot();
+            let endpoint = snapshot.endpoint(0).unwrap();
+            fleet.record(endpoint, &outcome, fleet.seen(endpoint), false);
         }
         group.bench_function(BenchmarkId::new("circuit-breaker/10", what), |bencher| {
             bencher.iter(|| breaker.judge(black_box(&mut facts), 0, black_box(&outcome)).unwrap());

@@ -143,7 +143,8 @@ impl Breaker {
         let fleet = &self.service.fleet;
         let snapshot = fleet.snapshot();
         self.instance.update(&snapshot).unwrap();
-        if fleet.record(snapshot.endpoint(slot).unwrap(), &Outcome { latency: Duration::ZERO, ..outcome }) {
+        let endpoint = snapshot.endpoint(slot).unwrap();
+        if fleet.record(endpoint, &outcome, fleet.seen(endpoint), false) {
             self.instance.judge(&mut facts("/"), slot, &outcome).unwrap();
         }
     }

@@ -59,6 +59,7 @@ impl Attempt<'_> {
                 }));
             }
             if deadline.as_mut().is_some_and(|deadline| deadline.poll_passed(cx).is_ready()) {
+                self.expire();
                 return Poll::Ready(Err(Refusal::Deadline));
             }
             loop {
@@ -80,10 +81,18 @@ impl Attempt<'_> {
                     None => break,
                 }
             }
+            self.expire();
             Poll::Ready(Err(self.pool.late(self.stage.get()).into()))
         })
         .await?;
         Ok((reply, upload))
+    }
+
+    /// Its time is over: what carries it is told so before it is given up.
+    fn expire(&self) {
+        if self.stage.get() == Stage::Sent {
+            self.stage.set(Stage::Late);
+        }
     }
 }
 

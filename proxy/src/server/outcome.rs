@@ -31,7 +31,7 @@ pub(super) fn of_refusal(refusal: &Refusal, stage: Stage, latency: Duration, ela
         Refusal::Deadline => kind_at_deadline(stage, latency, elapsed),
         _ => Kind::NoEndpoint,
     };
-    Outcome { sent: stage == Stage::Sent, elapsed, ..Outcome::of(kind, latency) }
+    Outcome { sent: stage >= Stage::Sent, elapsed, ..Outcome::of(kind, latency) }
 }
 
 /// What it means that the time that the operator gives a whole request is over, all of which has `elapsed` by then. An
@@ -40,9 +40,9 @@ pub(super) fn of_refusal(refusal: &Refusal, stage: Stage, latency: Duration, ela
 fn kind_at_deadline(stage: Stage, latency: Duration, elapsed: Duration) -> Kind {
     match stage {
         Stage::Waiting => Kind::ClientGone,
-        Stage::Connecting | Stage::Sent if latency < elapsed / 2 => Kind::ClientGone,
+        Stage::Connecting | Stage::Sent | Stage::Late if latency < elapsed / 2 => Kind::ClientGone,
         Stage::Connecting => Kind::ConnectTimeout,
-        Stage::Sent => Kind::Timeout,
+        Stage::Sent | Stage::Late => Kind::Timeout,
     }
 }
 

@@ -9,7 +9,7 @@ use super::decide::Picked;
 use super::worker::LocalService;
 use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::BodyError;
-use crate::service::{Condition, Endpoint, InFlight, Probe};
+use crate::service::{Condition, Endpoint, InFlight, Probe, Seen};
 
 /// An attempt at an endpoint. Its outcome is told, whatever becomes of it: when this is dropped before, nobody waits for a
 /// response any longer. A response that breaks after its head was told is a second outcome.
@@ -21,8 +21,8 @@ pub struct Visit {
     in_flight: Option<InFlight>,
     /// Held until the outcome is told.
     probe: Option<Probe>,
-    /// The state of the endpoint's health when the attempt began.
-    seen: u64,
+    /// How it found the endpoint and the service.
+    began: Seen,
     /// So many of `facts.tried` were tried before; what follows could not be used.
     tried: usize,
     told: bool,
@@ -32,16 +32,23 @@ impl Visit {
     /// An attempt at the endpoint that was picked, `tried` of its facts' slots having been tried before.
     pub fn new(local: &Rc<LocalService>, picked: Picked, facts: Facts, tried: usize, started: Instant) -> Self {
         let Picked { endpoint, in_flight, probe } = picked;
-        let (local, in_flight, seen) = (local.clone(), Some(in_flight), endpoint.health.seen());
-        Self { local, endpoint, facts, started, in_flight, probe, seen, tried, told: false }
+        let (local, in_flight, began) = (local.clone(), Some(in_flight), local.service.fleet.seen(&endpoint));
+        Self { local, endpoint, facts, started, in_flight, probe, began, tried, told: false }
     }
 
     /// Tells how it ended.
     pub fn tell(&mut self, outcome: &Outcome) {
         if !mem::replace(&mut self.told, true) {
-            self.local.ended(&mut self.facts, &self.endpoint, outcome, self.seen);
+            self.local.ended(&mut self.facts, &self.endpoint, outcome, self.began, false);
             self.probe = None;
         }
+    }
+
+    /// Tells that the response broke after its head, whether that was told or not.
+    fn tell_broken(&mut self, outcome: &Outcome) {
+        let again = mem::replace(&mut self.told, true);
+        self.local.ended(&mut self.facts, &self.endpoint, outcome, self.began, again);
+        self.probe = None;
     }
 
     /// The facts of the attempt that follows this one, which has ended.
@@ -116,13 +123,13 @@ impl Ending {
 
     /// The response has ended so before its end. That it broke is told also where its head was taken for a success.
     pub fn broken(&mut self, error: &BodyError) {
-        let kind = match error {
+        match error {
             BodyError::Endpoint(_) | BodyError::Reset(_) | BodyError::Length | BodyError::Idle => {
-                self.visit.told = false;
-                Kind::Broken
+                self.visit.tell_broken(&Outcome { kind: Kind::Broken, ..self.outcome });
             }
-            BodyError::Client(_) | BodyError::GivenUp | BodyError::Deadline | BodyError::TooLarge => Kind::ClientGone,
-        };
-        self.visit.tell(&Outcome { kind, ..self.outcome });
+            BodyError::Client(_) | BodyError::GivenUp | BodyError::Deadline | BodyError::TooLarge => {
+                self.visit.tell(&Outcome { kind: Kind::ClientGone, ..self.outcome });
+            }
+        }
     }
 }

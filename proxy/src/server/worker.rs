@@ -25,7 +25,7 @@ use crate::plugin::{Plugin, Seat};
 use crate::policy::{Facts, Latencies, Outcome, Role, Terms};
 use crate::proto::h1::{Date, Scratch};
 use crate::proto::headers::Signature;
-use crate::service::{Directory, Endpoint, Keeper, Service, ServiceProbe, ServiceStats};
+use crate::service::{Directory, Endpoint, Keeper, Seen, Service, ServiceProbe, ServiceStats};
 use crate::timer::Timers;
 use crate::transport::Relays;
 use crate::transport::tls::Connector;
@@ -387,14 +387,12 @@ impl LocalService {
         }
     }
 
-    /// Takes note of how an attempt ended that began when the endpoint's health was in this state, and has the breaker
-    /// judge it. Without a breaker it is measured, if anybody looks at that.
-    pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome, seen: u64) {
+    /// Takes note of how an attempt ended that found its endpoint so, `again` where it was told of its head, and has the
+    /// breaker judge it. Without a breaker it is measured, if anybody looks at that.
+    pub fn ended(self: &Rc<Self>, facts: &mut Facts, endpoint: &Endpoint, outcome: &Outcome, began: Seen, again: bool) {
         let fleet = &self.service.fleet;
-        // The latency is that of the head, and the end may come long after.
-        let breaker = self.breaker.as_ref().filter(|_| endpoint.health.seen() == seen);
-        let Some(breaker) = breaker else { return fleet.measure(endpoint, outcome.health(), outcome.latency) };
-        if !fleet.record(endpoint, outcome) {
+        let Some(breaker) = &self.breaker else { return fleet.measure(endpoint, outcome.health(), outcome.latency) };
+        if !fleet.record(endpoint, outcome, began, again) {
             return;
         }
         let mut seat = breaker.borrow_mut();

@@ -47,6 +47,13 @@ pub struct Fleet {
     builder: Mutex<Builder>,
 }
 
+/// The states of an endpoint and of its service at one moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Seen {
+    endpoint: u64,
+    service: u64,
+}
+
 /// A request that was let through to a service that is half-open, until it is dropped.
 #[derive(Debug)]
 pub struct ServiceProbe(Arc<Fleet>);
@@ -129,18 +136,25 @@ impl Fleet {
         }
     }
 
-    /// Counts an attempt that has ended. True when it is to be judged: one that began before the endpoint's state changed
-    /// says nothing of what the endpoint is like now, and is not counted for it; nor is a failure counted for the service
-    /// that began before the service's state changed.
-    pub fn record(&self, endpoint: &Endpoint, outcome: &Outcome) -> bool {
-        let (now, health, time) = (self.clock.now(), outcome.health(), outcome.latency);
-        if self.reads_peaks.load(Ordering::Relaxed) {
-            endpoint.load.observe_peak(time, health, now);
+    /// How an attempt that begins now finds the endpoint and the service.
+    pub fn seen(&self, endpoint: &Endpoint) -> Seen {
+        Seen { endpoint: endpoint.health.seen(), service: self.health.seen() }
+    }
+
+    /// Counts an attempt that has ended, or whose response has its head; `again` where it was counted for its head. True when
+    /// it is to be judged: one that began before the endpoint's state changed says nothing of what the endpoint is like
+    /// now, and is not counted for it. Nor is a failure counted for the service that began before the service's state
+    /// changed: it may be of long ago, and would open a service anew that is half-open or has been closed since.
+    pub fn record(&self, endpoint: &Endpoint, outcome: &Outcome, began: Seen, again: bool) -> bool {
+        let (now, health) = (self.clock.now(), outcome.health());
+        if !again && self.reads_peaks.load(Ordering::Relaxed) {
+            endpoint.load.observe_peak(outcome.latency, health, now);
         }
-        let began = now.saturating_sub(time);
-        let (of_endpoint, of_service) = (endpoint.health.is_unchanged_since(began), self.health.is_news(health, began));
+        let seen = self.seen(endpoint);
+        let of_endpoint = seen.endpoint == began.endpoint;
+        let of_service = seen.service == began.service || !matches!(health, policy::Health::Failure(_));
         if of_endpoint {
-            endpoint.health.record(outcome, now);
+            endpoint.health.record(outcome, again, now);
         }
         if of_service {
             self.health.record(health, now);
@@ -210,7 +224,7 @@ impl Fleet {
     /// Lets requests through again; false for a service that lets them through.
     pub fn close(&self, seen: u64) -> bool {
         let _builder = self.lock();
-        let closed = self.health.close(seen, self.clock.now());
+        let closed = self.health.close(seen);
         if closed {
             tracing::info!(target: "heddle::health", service = %self.name, "answers again");
         }
@@ -237,7 +251,7 @@ impl Fleet {
             changed |= is_over(health.ejected_until()) && self.put_back(endpoint, health.seen());
         }
         self.publish_if(changed, &mut builder);
-        if is_over(self.health.open_until()) && self.health.close(self.health.seen(), self.clock.now()) {
+        if is_over(self.health.open_until()) && self.health.close(self.health.seen()) {
             tracing::info!(target: "heddle::health", service = %self.name, "requests are let through again");
         }
     }

@@ -180,14 +180,8 @@ impl Health {
         (self.condition() == Condition::Out).then_some(until)
     }
 
-    /// Whether the state is the same as at this time. An attempt that began before its last change says nothing of what
-    /// the endpoint is like now: of one that is half-open, only probes do.
-    pub(super) fn is_unchanged_since(&self, time: Duration) -> bool {
-        self.changed.load(Relaxed) <= micros(time)
-    }
-
-    /// Counts an attempt that has ended, or whose response has its head.
-    pub(super) fn record(&self, outcome: &Outcome, now: Duration) {
+    /// Counts an attempt that has ended, or whose response has its head; `again` where its head was counted before.
+    pub(super) fn record(&self, outcome: &Outcome, again: bool, now: Duration) {
         let health = outcome.health();
         let classes = match health {
             policy::Health::Unknown => return,
@@ -200,8 +194,8 @@ impl Health {
                 count_in_a_row(count, counts);
             }
         }
-        let has_told_of_success = || Outcome { kind: Kind::Response, ..*outcome }.health() == policy::Health::Success;
-        if outcome.kind == Kind::Broken && has_told_of_success() {
+        let was_success = || Outcome { kind: Kind::Response, ..*outcome }.health() == policy::Health::Success;
+        if again && was_success() {
             let one_more = |taken_back| (taken_back < MOST_TAKEN_BACK).then_some(taken_back + 1);
             let _as_many_as_count = self.taken_back.fetch_update(Relaxed, Relaxed, one_more);
         }
@@ -269,8 +263,6 @@ impl Health {
 pub struct ServiceHealth {
     state: State,
     consecutive: AtomicU32,
-    /// When the state changed last: microseconds.
-    changed: AtomicU64,
     open_until: AtomicU64,
     probes: Probes,
     window: OnceLock<Box<Window>>,
@@ -313,13 +305,6 @@ impl ServiceHealth {
         (self.condition() == Condition::Out).then_some(until)
     }
 
-    /// Whether an attempt that began at this time, and has just ended so, says anything of what the service is like now.
-    /// A success always does. A failure may be of long ago, when the attempt then waited for what did not come: were it to
-    /// count, it would open a service anew that is half-open or has been closed since.
-    pub(super) fn is_news(&self, health: policy::Health, began: Duration) -> bool {
-        !matches!(health, policy::Health::Failure(_)) || self.changed.load(Relaxed) <= micros(began)
-    }
-
     pub(super) fn record(&self, health: policy::Health, now: Duration) {
         if health != policy::Health::Unknown {
             count_in_a_row(&self.consecutive, health != policy::Health::Success);
@@ -335,13 +320,12 @@ impl ServiceHealth {
                 Condition::InUse => return Door::Closed,
                 Condition::HalfOpen => return Door::HalfOpen { admitted: self.probes.begin() },
                 Condition::Out => {
-                    let now = now();
-                    let left = self.open_until.load(Relaxed).saturating_sub(micros(now));
+                    let left = self.open_until.load(Relaxed).saturating_sub(micros(now()));
                     if left > 0 {
                         return Door::Open(Duration::from_micros(left));
                     }
                     // Where another worker was faster, it may be closed by now, or open anew.
-                    self.change(seen, Condition::HalfOpen, now);
+                    self.state.change(seen, Condition::HalfOpen);
                 }
             }
         }
@@ -358,21 +342,12 @@ impl ServiceHealth {
         }
         self.open_until.store(micros(now.saturating_add(time)), Relaxed);
         self.probes.allow(permits);
-        self.change(seen, Condition::Out, now)
+        self.state.change(seen, Condition::Out)
     }
 
     /// Nothing happens to one that is in use.
-    pub(super) fn close(&self, seen: u64, now: Duration) -> bool {
-        Condition::of(seen) != Condition::InUse && self.change(seen, Condition::InUse, now)
-    }
-
-    fn change(&self, seen: u64, to: Condition, now: Duration) -> bool {
-        let changed = self.state.change(seen, to);
-        if changed {
-            // A request that enters holds no lock: who was first may be here last.
-            self.changed.fetch_max(micros(now), Relaxed);
-        }
-        changed
+    pub(super) fn close(&self, seen: u64) -> bool {
+        Condition::of(seen) != Condition::InUse && self.state.change(seen, Condition::InUse)
     }
 }
 

@@ -23,7 +23,7 @@ mod window;
 pub use admission::{Admitted, Connections, Ending, Keeper, Permit, Requests, Reuse, Turn, Waiting, Wanted};
 pub use budget::{Active, Budget, Retry};
 pub use directory::{Directory, Service};
-pub use fleet::{Fleet, ServiceProbe};
+pub use fleet::{Fleet, Seen, ServiceProbe};
 pub use health::{Class, Condition, Health, Probe, ServiceHealth};
 pub use load::{InFlight, Load};
 pub use pause::Pause;

@@ -144,7 +144,8 @@ fn is_own(socket: SocketAddr) -> io::Result<bool> {
     let any = if socket.is_ipv4() { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) };
     let asking = std::net::UdpSocket::bind(SocketAddr::new(any, 0))?;
     asking.connect(socket)?;
-    Ok(asking.local_addr()?.ip().to_canonical() == socket.ip().to_canonical())
+    // Not the address that was asked for: the unspecified one stands for this machine, too.
+    Ok(asking.local_addr()?.ip().to_canonical() == asking.peer_addr()?.ip().to_canonical())
 }
 
 #[cfg(test)]
@@ -154,7 +155,9 @@ mod tests {
     #[test]
     fn an_own_address_is_told_without_a_connection() {
         // What is sent to the other addresses of loopback comes from the first.
-        for (address, own) in [("127.0.0.1:1", true), ("[::ffff:127.0.0.1]:1", true), ("127.0.0.9:1", false)] {
+        for (address, own) in
+            [("127.0.0.1:1", true), ("0.0.0.0:1", true), ("[::ffff:127.0.0.1]:1", true), ("127.0.0.9:1", false)]
+        {
             assert_eq!(is_own(address.parse().unwrap()).unwrap(), own, "{address}");
         }
     }

@@ -1,10 +1,9 @@
 //! HTTP/2 to an endpoint, by hyper: one connection carries many exchanges.
 //!
 //! So one that has died unnoticed, as when a firewall forgets it, would fail all requests of a worker until the kernel
-//! gives it up after many minutes. Two things notice sooner. While something is under way and nothing comes, the
-//! endpoint is sent PINGs, and one that is not answered in time ends the connection. And a request that is given up,
-//! for whatever reason, after nothing at all has come for a moment is the last one on its connection: the next has
-//! another, also where the time for a request is shorter than that for a PING.
+//! gives it up after many minutes. A request whose time is over while nothing at all has come since it was sent is
+//! therefore the last one on its connection, if that was a while or not the first: the next has another. The endpoint is
+//! sent no PINGs: servers of gRPC end a connection that has more than one in five minutes (gRPC A8 and A18).
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -19,12 +18,11 @@ use http::uri::{PathAndQuery, Scheme};
 use http::{Uri, Version, header};
 use http_body::{Body as _, Frame, SizeHint};
 use hyper::client::conn::http2::{Builder, SendRequest};
-use hyper::rt::Timer;
-use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::rt::TokioIo;
 
 use super::fault::{Fault, Noting};
 use super::h1::{MAX_HEAD, MAX_HEADERS};
-use super::pool::{Failed, Open};
+use super::pool::{Failed, Open, Stage};
 use super::{Failure, Permit, Pool};
 use crate::proto::http2::{From, Incoming, Outgoing, describe, is_going_away, reset_code};
 use crate::proto::{Body, BodyError, Response};
@@ -66,26 +64,30 @@ struct Connection {
     since: Cell<u64>,
 }
 
-/// Since when an endpoint has left a connection unanswered.
+/// Whether an endpoint still answers on a connection.
 #[derive(Default)]
 pub(super) struct Silence {
-    /// Tick of the first request after the last byte that came; none where no request came after it.
-    since: Cell<Option<u64>>,
+    /// How often something has come.
+    heard: Cell<u64>,
+    /// Requests whose time was over since then.
+    late: Cell<u32>,
 }
 
 impl Silence {
     /// Something has come.
     pub(super) fn broken(&self) {
-        self.since.set(None);
+        self.heard.set(self.heard.get().wrapping_add(1));
+        self.late.set(0);
     }
 
-    fn asked(&self, now: u64) {
-        self.since.set(self.since.get().or(Some(now)));
-    }
-
-    /// Whether the endpoint can be taken for gone.
-    fn is_long(&self, timers: &Timers) -> bool {
-        self.since.get().is_some_and(|since| timers.since(since) >= SILENCE)
+    /// A request's time is over, `waited` after it was sent, when so much had been heard. Whether the endpoint is to be
+    /// taken for gone.
+    fn lasts(&self, heard: u64, waited: Duration) -> bool {
+        if self.heard.get() != heard {
+            return false;
+        }
+        self.late.set(self.late.get().saturating_add(1));
+        waited >= SILENCE || self.late.get() >= LATE
     }
 }
 
@@ -134,23 +136,17 @@ const CONNECTION_WINDOW: u32 = 256 * STREAM_WINDOW;
 /// may, with 32 bytes more for each header.
 const HEAD: u32 = (MAX_HEAD + 32 * MAX_HEADERS) as u32;
 
-/// How long nothing may come while something is under way before a PING is sent, and how long its answer may take. An
-/// idle connection is sent none: it is closed soon (`pool.idle_timeout`).
-const PING: Duration = Duration::from_secs(10);
-
-/// A request that is given up after nothing has come for this long is its connection's last. It is longer than a client
-/// that changes its mind, or a hedged attempt, usually takes: those must not cost a connection each.
+/// A request whose time is over after nothing has come for this long is its connection's last; and so is one that had
+/// less time, where so many in a row heard nothing.
 const SILENCE: Duration = Duration::from_secs(1);
+const LATE: u32 = 3;
 
-fn builder(timer: impl Timer + Send + Sync + 'static) -> Builder<LocalExecutor> {
+fn builder() -> Builder<LocalExecutor> {
     let mut builder = Builder::new(LocalExecutor);
     builder
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_header_list_size(HEAD)
-        .timer(timer)
-        .keep_alive_interval(PING)
-        .keep_alive_timeout(PING);
+        .max_header_list_size(HEAD);
     builder
 }
 
@@ -167,10 +163,8 @@ impl Shared {
     pub(super) async fn begin(&self, pool: &Rc<Pool>, io: Stream, permit: Permit) -> Result<Exchange, Failure> {
         let (fault, silence) = (Fault::default(), Rc::<Silence>::default());
         let io = Noting { stream: io, fault: fault.clone(), silence: silence.clone() };
-        let (sender, connection) = builder(TokioTimer::new())
-            .handshake(TokioIo::new(io))
-            .await
-            .map_err(|error| failure(pool, describe(&error)))?;
+        let (sender, connection) =
+            builder().handshake(TokioIo::new(io)).await.map_err(|error| failure(pool, describe(&error)))?;
         let driver = Rc::new(RefCell::new(Some(connection)));
         let driven = driver.clone();
         tokio::task::spawn_local(async move {
@@ -242,12 +236,12 @@ impl Shared {
 
 impl Exchange {
     /// Sends a request and waits for the response's head.
-    pub(super) async fn run(self, head: &Parts, body: Body) -> Result<Response, Failed> {
+    pub(super) async fn run(self, head: &Parts, body: Body, stage: &Cell<Stage>) -> Result<Response, Failed> {
         let may_be_sent_again = body.is_end_stream() && head.method.is_idempotent();
         let request =
             request_for(head, &self.pool, body).map_err(|failure| Failed { failure, again: None, sent: false })?;
         let mut sender = self.connection.sender.clone();
-        let waiting = Waiting::begin(&self);
+        let waiting = Waiting::begin(&self, stage);
         let mut error = match sender.try_send_request(request).await {
             Ok(response) => {
                 drop(waiting);
@@ -272,19 +266,26 @@ impl Exchange {
 }
 
 /// A request without a response yet.
-struct Waiting<'a>(&'a Exchange);
+struct Waiting<'a> {
+    exchange: &'a Exchange,
+    stage: &'a Cell<Stage>,
+    /// What had been heard on the connection when it was sent, and the tick of that.
+    heard: u64,
+    since: u64,
+}
 
 impl<'a> Waiting<'a> {
-    fn begin(exchange: &'a Exchange) -> Self {
-        exchange.connection.silence.asked(exchange.pool.timers().now());
-        Self(exchange)
+    fn begin(exchange: &'a Exchange, stage: &'a Cell<Stage>) -> Self {
+        let heard = exchange.connection.silence.heard.get();
+        Self { exchange, stage, heard, since: exchange.pool.timers().now() }
     }
 }
 
 impl Drop for Waiting<'_> {
     fn drop(&mut self) {
-        let Exchange { connection, pool } = self.0;
-        if connection.silence.is_long(pool.timers()) {
+        let Exchange { connection, pool } = self.exchange;
+        let waited = || pool.timers().since(self.since);
+        if self.stage.get() == Stage::Late && connection.silence.lasts(self.heard, waited()) {
             pool.h2().close(connection);
         }
     }
@@ -357,79 +358,21 @@ impl http_body::Body for ResponseBody {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Instant;
-
-    use hyper::rt::Sleep;
-    use tokio::io::AsyncReadExt;
-
     use super::*;
 
-    /// For which time passes a hundred times as fast.
-    struct Hasty(Instant);
-
-    struct Nap(Pin<Box<tokio::time::Sleep>>);
-
-    impl Future for Nap {
-        type Output = ();
-
-        fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
-            self.0.as_mut().poll(cx)
-        }
-    }
-
-    impl Sleep for Nap {}
-
-    impl Timer for Hasty {
-        fn sleep(&self, duration: Duration) -> Pin<Box<dyn Sleep>> {
-            Box::pin(Nap(Box::pin(tokio::time::sleep(duration / 100))))
-        }
-
-        fn sleep_until(&self, deadline: Instant) -> Pin<Box<dyn Sleep>> {
-            self.sleep(deadline.saturating_duration_since(self.now()))
-        }
-
-        fn now(&self) -> Instant {
-            self.0 + self.0.elapsed() * 100
-        }
-    }
-
-    /// An endpoint that is there, and from which nothing comes any more, is given up.
-    #[tokio::test]
-    async fn a_silent_endpoint_is_asked_whether_it_is_there() {
-        let (near, mut far) = tokio::io::duplex(1 << 16);
-        tokio::task::LocalSet::new()
-            .run_until(async {
-                let hasty = Hasty(Instant::now());
-                let (mut sender, connection) = builder(hasty).handshake(TokioIo::new(near)).await.unwrap();
-                let driver = tokio::task::spawn_local(connection);
-                let request = http::Request::get("http://users/").body(Outgoing(Body::Empty)).unwrap();
-                let answered = sender.try_send_request(request);
-                let swallowed = async {
-                    let mut buffer = Vec::new();
-                    far.read_to_end(&mut buffer).await.unwrap();
-                    buffer
-                };
-                let (answered, swallowed) = tokio::join!(answered, swallowed);
-                assert!(answered.is_err() && sender.is_closed());
-                let ping = [0, 0, 8, 6, 0, 0, 0, 0, 0];
-                assert!(swallowed.windows(ping.len()).any(|bytes| bytes == ping), "{swallowed:?}");
-                assert!(driver.await.unwrap().is_err());
-            })
-            .await;
-    }
-
     #[test]
-    fn what_comes_ends_a_silence_and_what_is_asked_begins_one() {
-        let (timers, silence) = (Timers::default(), Silence::default());
-        let long = timers.tick_after(SILENCE);
-        assert!(!silence.is_long(&timers));
-        silence.asked(timers.now());
-        timers.advance(long);
-        silence.asked(timers.now());
-        assert!(silence.is_long(&timers), "since the first of them");
+    fn who_hears_nothing_for_long_or_three_times_is_alone() {
+        let silence = Silence::default();
+        let heard = || silence.heard.get();
+        assert!(silence.lasts(heard(), SILENCE));
         silence.broken();
-        assert!(!silence.is_long(&timers));
-        silence.asked(timers.now());
-        assert!(!silence.is_long(&timers));
+        let short = SILENCE / 2;
+        assert!(!silence.lasts(heard(), short) && !silence.lasts(heard(), short) && silence.lasts(heard(), short));
+        silence.broken();
+        assert!(!silence.lasts(heard(), short) && !silence.lasts(heard(), short));
+        let before = heard();
+        silence.broken();
+        assert!(!silence.lasts(before, 60 * SILENCE), "something has come since");
+        assert!(!silence.lasts(heard(), short), "and the others do not count any more");
     }
 }

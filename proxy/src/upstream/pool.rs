@@ -59,6 +59,8 @@ pub enum Stage {
     Connecting,
     /// A byte of the request may have reached the endpoint.
     Sent,
+    /// The same, and its time was over before there was a response.
+    Late,
 }
 
 /// What an attempt has brought.
@@ -181,7 +183,7 @@ impl Pool {
     ) -> Result<Reply, Failed> {
         let before = stage.replace(Stage::Sent);
         let exchanged = match on {
-            Open::Http2(exchange) => exchange.run(head, body).await.map(Reply::from),
+            Open::Http2(exchange) => exchange.run(head, body, stage).await.map(Reply::from),
             Open::Http1(connection) => self.exchange_h1(connection, head, body).await.map_err(|error| match error {
                 ExchangeError::Closed { body: again, sent } => Failed {
                     failure: Failure::Closed { address: self.target.address.to_string() },
@@ -292,7 +294,7 @@ impl Pool {
             // Where it waits for somebody who opens a connection, that one may wait for the right to.
             Stage::Waiting if self.waiting.get() > 0 => self.no_permit(),
             Stage::Waiting | Stage::Connecting => Failure::ConnectTimeout { address },
-            Stage::Sent => Failure::Timeout { address },
+            Stage::Sent | Stage::Late => Failure::Timeout { address },
         }
     }
 

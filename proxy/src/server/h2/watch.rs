@@ -42,6 +42,9 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 const FRUITLESS: u64 = super::CONNECTION_WINDOW as u64 + (1 << 20);
 const MINUTE: Duration = Duration::from_secs(60);
 
+/// The most that a response's stream is given at once: that of a frame, unless the client asks for more (RFC 9113, 6.5.2).
+const PIECE: usize = 16 << 10;
+
 /// What the parts of a connection tell its task.
 pub struct Watch {
     timers: Rc<Timers>,
@@ -227,15 +230,34 @@ impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> HttpBody for RequestB
 }
 
 /// A response's body, with which its stream ends.
+///
+/// Data goes on in pieces of at most [`PIECE`]: that a client takes a stream is known only when the library asks for more.
 pub struct ResponseBody {
     body: Outgoing,
     stream: Open,
+    /// Data that has come from the body, and is still to go on.
+    rest: Bytes,
 }
 
 impl ResponseBody {
     pub fn new(body: Outgoing, mut stream: Open) -> Self {
         stream.ended = body.is_end_stream();
-        Self { body, stream }
+        Self { body, stream, rest: Bytes::new() }
+    }
+
+    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
+        if self.rest.is_empty() {
+            let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
+                Some(Ok(frame)) => frame.into_data(),
+                other => return Poll::Ready(other),
+            };
+            match frame {
+                Ok(data) => self.rest = data,
+                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
+            }
+        }
+        let piece = self.rest.split_to(self.rest.len().min(PIECE));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 }
 
@@ -246,20 +268,25 @@ impl HttpBody for ResponseBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         // Asked for more, the client has taken what it was given.
         self.stream.set_untaken(false);
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
+        let frame = ready!(self.poll_piece(cx));
         self.stream.watch.got_on();
         let is_data = matches!(&frame, Some(Ok(frame)) if frame.is_data());
         self.stream.set_untaken(is_data);
-        self.stream.ended = !is_data || self.body.is_end_stream();
+        self.stream.ended = !is_data || self.is_end_stream();
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        let (mut hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint.set_lower(hint.lower().saturating_add(rest));
+        hint
     }
 }
 
@@ -418,6 +445,26 @@ mod tests {
         }
         assert_eq!((watch.streams.get(), watch.reset.get()), (STREAMS, 0));
         assert!(!watch.is_abused() && !watch.is_busy());
+    }
+
+    #[test]
+    fn a_response_goes_on_in_pieces_that_are_taken_one_by_one() {
+        let watch = watch();
+        let whole = Bytes::from(vec![7; 2 * PIECE + 1]);
+        let mut body = ResponseBody::new(Outgoing(Body::Full(whole.clone())), Open::new(&watch));
+        let mut came = Vec::new();
+        while !body.is_end_stream() {
+            assert_eq!(body.size_hint().exact(), Some((whole.len() - came.len()) as u64));
+            let mut cx = Context::from_waker(std::task::Waker::noop());
+            let Poll::Ready(Some(Ok(frame))) = Pin::new(&mut body).poll_frame(&mut cx) else {
+                panic!("it is all here")
+            };
+            let data = frame.into_data().unwrap();
+            assert!(data.len() <= PIECE);
+            came.extend_from_slice(&data);
+            assert!(watch.open.borrow().iter().all(|(_, stream)| stream.untaken.is_some()));
+        }
+        assert_eq!(came, whole);
     }
 
     #[tokio::test]

@@ -55,6 +55,11 @@ fn timeout(time: Duration) -> Outcome {
     Outcome::of(Kind::Timeout, time)
 }
 
+/// Counts an attempt of now. A response that broke has been counted for its head.
+fn record(fleet: &Fleet, endpoint: &Endpoint, outcome: &Outcome) {
+    fleet.record(endpoint, outcome, fleet.seen(endpoint), outcome.kind == Kind::Broken);
+}
+
 fn endpoint(fleet: &Fleet, slot: u32) -> Arc<Endpoint> {
     fleet.snapshot().endpoint(slot).unwrap().clone()
 }
@@ -188,14 +193,14 @@ fn failures_are_told_apart_and_forgotten_after_a_success() {
     let fleet = fleet(2, 100, 0);
     let endpoint = fleet.snapshot().endpoint(0).unwrap().clone();
     for _ in 0..3 {
-        fleet.record(&endpoint, &timeout(Duration::ZERO));
+        record(&fleet, &endpoint, &timeout(Duration::ZERO));
     }
     let classes = [Class::Connect, Class::Timeout, Class::Gateway, Class::Any];
     assert_eq!(classes.map(|class| endpoint.health.consecutive(class)), [0, 3, 0, 3]);
     assert_eq!((fleet.health.consecutive(), endpoint.health.window(1, fleet.clock.now())), (3, (0, 3)));
-    fleet.record(&endpoint, &Outcome::of(Kind::ClientGone, Duration::ZERO));
+    record(&fleet, &endpoint, &Outcome::of(Kind::ClientGone, Duration::ZERO));
     assert_eq!(fleet.health.consecutive(), 3);
-    fleet.record(&endpoint, &answer(200));
+    record(&fleet, &endpoint, &answer(200));
     assert_eq!(classes.map(|class| endpoint.health.consecutive(class)), [0; 4]);
     assert_eq!((fleet.health.consecutive(), fleet.health.window(1, fleet.clock.now())), (0, (1, 3)));
 }
@@ -204,43 +209,45 @@ fn failures_are_told_apart_and_forgotten_after_a_success() {
 fn what_began_before_the_state_changed_is_neither_counted_nor_judged() {
     let fleet = fleet(2, 100, 0);
     let endpoint = endpoint(&fleet, 0);
-    let is_judged = |time| fleet.record(&endpoint, &timeout(time));
-    fleet.clock.advance(9 * SECOND);
-    assert!(is_judged(9 * SECOND));
+    let is_judged = |began| fleet.record(&endpoint, &timeout(9 * SECOND), began, false);
+    let in_use = fleet.seen(&endpoint);
+    assert!(is_judged(in_use));
     assert!(eject(&fleet, 0));
-    fleet.clock.advance(SECOND);
-    assert!(is_judged(SECOND) && !is_judged(2 * SECOND));
+    let out = fleet.seen(&endpoint);
+    assert!(is_judged(out) && !is_judged(in_use));
     assert!(fleet.probe(0, seen(&fleet, 0), 1));
-    fleet.clock.advance(SECOND);
-    assert!(is_judged(SECOND) && !is_judged(2 * SECOND));
+    let half_open = fleet.seen(&endpoint);
+    assert!(is_judged(half_open) && !is_judged(out) && !is_judged(in_use));
     assert_eq!(endpoint.health.consecutive(Class::Any), 3);
     assert!(fleet.restore(0, seen(&fleet, 0)));
-    assert!(!is_judged(SECOND));
+    assert!(!is_judged(half_open) && !is_judged(in_use), "it is not the use of before");
     let counted = || (endpoint.health.consecutive(Class::Any), endpoint.health.window(60, fleet.clock.now()));
     assert_eq!(counted(), (0, (0, 0)));
-    assert!(is_judged(Duration::ZERO));
+    assert!(is_judged(fleet.seen(&endpoint)));
     assert_eq!(counted(), (1, (0, 1)));
-    assert_eq!(fleet.health.consecutive(), 7, "the service has always been in use");
+    assert_eq!(fleet.health.consecutive(), 9, "the service has always been in use");
 }
 
 #[test]
 fn a_failure_of_before_the_service_changed_does_not_open_it_anew() {
     let fleet = fleet(2, 100, 0);
     let endpoint = endpoint(&fleet, 0);
-    let is_judged = |outcome| fleet.record(&endpoint, &outcome);
-    fleet.clock.advance(9 * SECOND);
+    let is_judged = |outcome, began| fleet.record(&endpoint, &outcome, began, false);
+    let closed = fleet.seen(&endpoint);
     assert!(fleet.open(fleet.health.seen(), SECOND, 1));
     fleet.clock.advance(2 * SECOND);
     let probe = fleet.enter().unwrap();
     assert!(probe.is_some());
-    assert!(!is_judged(timeout(SECOND)));
+    // What was let in finds it half-open, however soon it began.
+    let half_open = fleet.seen(&endpoint);
+    assert!(!is_judged(timeout(SECOND), closed));
     assert_eq!((fleet.health.consecutive(), endpoint.health.consecutive(Class::Any)), (0, 1));
-    assert!(is_judged(timeout(Duration::ZERO)));
+    assert!(is_judged(timeout(9 * SECOND), half_open));
     // A success is of now, whenever it began.
-    assert!(is_judged(Outcome { latency: 5 * SECOND, ..answer(200) }));
+    assert!(is_judged(answer(200), closed));
     assert!(fleet.close(fleet.health.seen()));
-    fleet.clock.advance(SECOND);
-    assert!(!is_judged(timeout(2 * SECOND)) && is_judged(timeout(SECOND)));
+    assert!(!is_judged(timeout(Duration::ZERO), half_open));
+    assert!(is_judged(timeout(Duration::ZERO), fleet.seen(&endpoint)));
     assert_eq!(fleet.health.consecutive(), 1);
 }
 
@@ -252,7 +259,7 @@ fn responses_that_break_are_a_row_although_their_heads_arrive() {
         let endpoint = endpoint(&fleet, 0);
         let record = |outcome: &Outcome, times: u32| {
             for _ in 0..times {
-                fleet.record(&endpoint, outcome);
+                record(&fleet, &endpoint, outcome);
             }
             endpoint.health.consecutive(Class::Any)
         };
@@ -275,20 +282,32 @@ fn responses_that_break_are_a_row_although_their_heads_arrive() {
 }
 
 #[test]
+fn a_response_that_was_told_at_its_end_has_no_success_to_take_back() {
+    let fleet = fleet(2, 100, 0);
+    let endpoint = endpoint(&fleet, 0);
+    for _ in 0..9 {
+        fleet.record(&endpoint, &Outcome { kind: Kind::Broken, ..answer(200) }, fleet.seen(&endpoint), false);
+        assert_eq!(endpoint.health.consecutive(Class::Any), 1);
+        record(&fleet, &endpoint, &answer(200));
+        assert_eq!(endpoint.health.consecutive(Class::Any), 0);
+    }
+}
+
+#[test]
 fn an_endpoint_is_not_thought_ill_of_for_long_after_many_responses_broke_at_once() {
     let fleet = fleet(2, 100, 0);
     let endpoint = endpoint(&fleet, 0);
     for _ in 0..1_000 {
-        fleet.record(&endpoint, &Outcome { kind: Kind::Broken, ..answer(200) });
+        record(&fleet, &endpoint, &Outcome { kind: Kind::Broken, ..answer(200) });
     }
     assert_eq!(endpoint.health.consecutive(Class::Any), 1_000);
     for _ in 0..=32 {
-        fleet.record(&endpoint, &answer(200));
+        record(&fleet, &endpoint, &answer(200));
     }
     assert_eq!(endpoint.health.consecutive(Class::Any), 0);
     // One that was a failure by its head has no success to take back.
-    fleet.record(&endpoint, &Outcome { kind: Kind::Broken, ..answer(500) });
-    fleet.record(&endpoint, &answer(200));
+    record(&fleet, &endpoint, &Outcome { kind: Kind::Broken, ..answer(500) });
+    record(&fleet, &endpoint, &answer(200));
     assert_eq!(endpoint.health.consecutive(Class::Any), 0);
 }
 
@@ -297,7 +316,7 @@ fn what_an_endpoint_was_ejected_for_is_over_when_it_is_back() {
     let fleet = fleet(2, 100, 0);
     let endpoint = fleet.snapshot().endpoint(0).unwrap().clone();
     for outcome in [timeout(Duration::ZERO), answer(200), timeout(Duration::ZERO)] {
-        fleet.record(&endpoint, &outcome);
+        record(&fleet, &endpoint, &outcome);
     }
     assert!(eject(&fleet, 0) && fleet.probe(0, seen(&fleet, 0), 1));
     let counted = || (endpoint.health.consecutive(Class::Any), endpoint.health.window(60, fleet.clock.now()));
@@ -353,7 +372,7 @@ fn a_verdict_is_bounded_and_changes_nothing_that_is_so_already() {
 
     assert!(fleet.close(fleet.health.seen()) && !fleet.close(fleet.health.seen()));
     assert!(fleet.restore(0, seen(&fleet, 0)));
-    fleet.record(&endpoint(&fleet, 0), &timeout(Duration::ZERO));
+    record(&fleet, &endpoint(&fleet, 0), &timeout(Duration::ZERO));
     let before = (fleet.version(), seen(&fleet, 0), fleet.health.seen());
     assert!(!fleet.restore(0, seen(&fleet, 0)) && !fleet.close(fleet.health.seen()));
     assert_eq!((fleet.version(), seen(&fleet, 0), fleet.health.seen()), before);
@@ -415,7 +434,7 @@ fn a_service_that_is_closed_while_a_request_enters_lets_it_in() {
     let health = ServiceHealth::default();
     assert!(health.open(health.seen(), SECOND, 1, Duration::ZERO));
     let meanwhile = || {
-        health.close(health.seen(), SECOND);
+        health.close(health.seen());
         SECOND
     };
     assert!(matches!(health.enter(meanwhile), Door::Closed));
