@@ -153,7 +153,7 @@ fn a_burst_opens_one_connection_to_an_endpoint() {
 #[test]
 fn streams_beyond_an_endpoints_limit_have_another_connection() {
     let endpoint = Http2Endpoint::start(Manners { streams: Some(2), ..Manners::default() });
-    let proxy = to(&endpoint, "", "pool = { idle_timeout = \"100ms\" }");
+    let proxy = to(&endpoint, "", "pool = { idle_timeout = \"1s\" }");
     let client = Http2Client::connect(proxy.addresses[0]);
     // Its limit is known with the first answer.
     assert_eq!(client.send(get("http://users/")).head.status, 200);
@@ -171,6 +171,23 @@ fn streams_beyond_an_endpoints_limit_have_another_connection() {
         assert_eq!(client.wait(request).expect("a response").head.status, 200);
     }
     wait_until("idle connections are closed", || proxy.upstream_connections() == 0);
+}
+
+/// Those that are one too many are sent again, whatever their method: nothing has been done for them (RFC 9113, 8.7).
+#[test]
+fn a_burst_at_an_endpoint_that_allows_little_is_served() {
+    let endpoint = Http2Endpoint::start(Manners { streams: Some(2), hesitates: true, ..Manners::default() });
+    let proxy = to(&endpoint, "", "");
+    let client = Http2Client::connect(proxy.addresses[0]);
+    let closed = endpoint.gate.try_acquire_many(1 << 20).expect("the gate was open");
+    let post = || Request::post("http://users/").body(body(&[], &[])).expect("a request");
+    let requests: Vec<_> = (0..5).map(|_| client.start(post())).collect();
+    wait_until("two share a connection", || endpoint.connections() == 3);
+    drop(closed);
+    for request in requests {
+        assert_eq!(client.wait(request).expect("a response").head.status, 200);
+    }
+    assert_eq!((endpoint.connections(), endpoint.requests().len()), (3, 5));
 }
 
 /// All share one connection to the endpoint: what nobody reads must not fill it.

@@ -3,7 +3,7 @@
 //! So one that has died unnoticed, as when a firewall forgets it, would fail all requests of a worker until the kernel
 //! gives it up after many minutes. A request whose time is over while nothing at all has come since it was sent is
 //! therefore the last one on its connection, if that was a while or not the first: the next has another. The endpoint is
-//! sent no PINGs: servers of gRPC end a connection that has more than one in five minutes (gRPC A8 and A18).
+//! sent no PINGs: servers of gRPC end a connection that has more than one in five minutes (gRPC proposal A8).
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -92,9 +92,14 @@ impl Silence {
 }
 
 impl Connection {
-    /// Whether the endpoint allows another stream now.
+    /// How many streams the endpoint allows, as far as is known: its SETTINGS come after the first requests have gone.
+    /// None once the connection has ended.
+    fn allowed(&self) -> Option<usize> {
+        self.driver.borrow().as_ref().map(Driver::current_max_send_streams)
+    }
+
     fn has_room(&self) -> bool {
-        self.driver.borrow().as_ref().is_some_and(|driver| self.streams.get() < driver.current_max_send_streams())
+        self.allowed().is_some_and(|allowed| self.streams.get() < allowed)
     }
 }
 
@@ -163,8 +168,12 @@ impl Shared {
     pub(super) async fn begin(&self, pool: &Rc<Pool>, io: Stream, permit: Permit) -> Result<Exchange, Failure> {
         let (fault, silence) = (Fault::default(), Rc::<Silence>::default());
         let io = Noting { stream: io, fault: fault.clone(), silence: silence.clone() };
+        // What it allows on one connection it most likely allows on the next.
+        let allowed = self.connections.borrow().iter().rev().find_map(|connection| connection.allowed());
+        let mut builder = builder();
+        builder.initial_max_send_streams(allowed);
         let (sender, connection) =
-            builder().handshake(TokioIo::new(io)).await.map_err(|error| failure(pool, describe(&error)))?;
+            builder.handshake(TokioIo::new(io)).await.map_err(|error| failure(pool, describe(&error)))?;
         let driver = Rc::new(RefCell::new(Some(connection)));
         let driven = driver.clone();
         tokio::task::spawn_local(async move {
@@ -237,7 +246,8 @@ impl Shared {
 impl Exchange {
     /// Sends a request and waits for the response's head.
     pub(super) async fn run(self, head: &Parts, body: Body, stage: &Cell<Stage>) -> Result<Response, Failed> {
-        let may_be_sent_again = body.is_end_stream() && head.method.is_idempotent();
+        let is_whole = body.is_end_stream();
+        let allowed = self.connection.allowed();
         let request =
             request_for(head, &self.pool, body).map_err(|failure| Failed { failure, again: None, sent: false })?;
         let mut sender = self.connection.sender.clone();
@@ -250,17 +260,18 @@ impl Exchange {
             Err(error) => error,
         };
         drop(waiting);
-        let (again, sent) = match error.take_message() {
-            // The connection was found closed before the request was given to it.
-            Some(request) => (Some(request.into_body().0), false),
-            None => ((may_be_sent_again && self.connection.sender.is_closed()).then_some(Body::Empty), true),
-        };
+        // Where the connection was found closed, the request was not given to it.
+        let unsent = error.take_message().map(|request| request.into_body().0);
         // That an endpoint wants another certificate of ours is known only when it answers.
         let failure = match self.connection.fault.borrow().clone() {
             Some(fault) => Failure::Tls { address: self.pool.target.address.to_string(), source: fault.into() },
             None => broken(&self.pool, &error.into_error()),
         };
-        let sent = sent && !failure.is_unprocessed();
+        let sent = unsent.is_none() && !failure.is_unprocessed();
+        // Another connection may do: this one has ended, or takes fewer streams than was known when the request was sent.
+        let was_this_one = self.connection.sender.is_closed() || self.connection.allowed() < allowed;
+        let may_be_sent_again = is_whole && was_this_one && (head.method.is_idempotent() || !sent);
+        let again = unsent.or_else(|| may_be_sent_again.then_some(Body::Empty));
         Err(Failed { failure, again, sent })
     }
 }

@@ -145,8 +145,8 @@ impl Pool {
     }
 
     /// One attempt of a request: on a pooled connection if there is one, else on a new one. A pooled connection that
-    /// turns out to be dead before a byte of the response costs nothing but a second try on a new one, if the request
-    /// can be sent again (RFC 9110, 9.2.2); `resent` is called then. No deadline is kept here but that of connecting.
+    /// turns out to be dead, or full, before a byte of the response costs nothing but a second try on a new one, if the
+    /// request can be sent again (RFC 9110, 9.2.2); `resent` is called then. No deadline is kept here but that of connecting.
     /// `stage` says at any time how far it has come.
     ///
     /// # Errors
@@ -205,14 +205,14 @@ impl Pool {
         http2.map(Open::Http2).or_else(|| self.take().map(Open::Http1))
     }
 
-    /// A new connection, or a place on one that somebody else has opened in the meantime; or where there may be no more
+    /// A new connection; or a place on one that somebody else has opened in the meantime, or where there may be no more
     /// connections, one that has come home, and then true. It is of HTTP/1.1 if it has to be.
     async fn open(self: &Rc<Self>, http1: bool, reuse: Reuse, stage: &Cell<Stage>) -> Result<(Open, bool), Failure> {
         let mut turn = None;
         if !http1 && !self.expects_http1() {
             turn = Some(self.turn_to_open().await?);
             if let Some(opened) = self.h2.pooled(self) {
-                return Ok((Open::Http2(opened), false));
+                return Ok((Open::Http2(opened), true));
             }
         }
         // Who was before may have found out that each request needs a connection of its own.

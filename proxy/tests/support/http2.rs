@@ -54,6 +54,8 @@ async fn collect<H>(head: H, body: Incoming) -> Received<H> {
 pub struct Manners {
     /// Streams at once on one connection; hyper's default where it is none.
     pub streams: Option<u32>,
+    /// What it allows is said late: a while after the first requests have come.
+    pub hesitates: bool,
     /// The first connection ends when the second request comes, which gets no answer.
     pub leaves: bool,
     /// What a GET is answered with: this many bytes.
@@ -110,6 +112,9 @@ async fn serve(
     requests: Arc<Mutex<Vec<Received<http::request::Parts>>>>,
     gate: Arc<tokio::sync::Semaphore>,
 ) {
+    if manners.hesitates {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     let served = Arc::new(AtomicUsize::new(0));
     let (leave, left) = tokio::sync::watch::channel(false);
     let leave = Arc::new(leave);
