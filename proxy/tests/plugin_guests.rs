@@ -181,7 +181,7 @@ fn a_circuit_breaker_ejects_and_restores_by_failures_in_a_row() {
 
 #[test]
 fn a_circuit_breaker_compares_success_rates_in_its_ticks() {
-    let config = r#"{"consecutive_failures":0,"minimum_requests":20,"interval":"60s","ejection_time":"1h","max_ejection_time":"1d"}"#;
+    let config = r#"{"consecutive_failures":0,"minimum_requests":20,"interval":"60s","ejection_time":"1h","max_ejection_time":"1h"}"#;
     let mut breaker = Breaker::new(5, config);
     for number in 0..20 {
         for slot in 0..5 {

@@ -215,11 +215,12 @@ pub(crate) mod health {
         of(slot, EndpointHealth::state)
     }
 
-    pub fn is_well(slot: u32) -> bool {
-        let is_closed = read(|host| host.service.circuit == Circuit::Closed);
-        let is_well =
-            |health: &EndpointHealth| health.condition == Condition::InUse && health.consecutive_failures == 0;
-        is_closed && of(slot, is_well).unwrap_or(false)
+    pub fn is_usual(slot: u32, failures: u32, service_failures: u32) -> bool {
+        let (circuit, of_service) = read(|host| (host.service.circuit, host.service.consecutive_failures));
+        let are_few = |failed: u32| failed == 0 || failed < failures && of_service < service_failures;
+        let is_usual =
+            |health: &EndpointHealth| health.condition == Condition::InUse && are_few(health.consecutive_failures);
+        circuit == Circuit::Closed && of(slot, is_usual).unwrap_or(false)
     }
 
     pub fn consecutive_failures(slot: u32) -> u32 {

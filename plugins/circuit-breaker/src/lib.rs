@@ -86,16 +86,13 @@ impl CircuitBreaker for Breaker {
     }
 
     fn judge(&mut self, endpoint: &Endpoint, _: &Request, outcome: &Outcome, health: &Health<'_>) {
-        if health.is_well(endpoint) {
-            return; // As nearly always: nothing more need be known.
+        let settings = &self.settings;
+        if health.is_usual(endpoint, settings.fewest_in_a_row(), settings.fewest_of_the_service()) {
+            return;
         }
         let Some(state) = health.state(endpoint) else { return };
         let service = health.service_state();
         let failures = health.consecutive_failures(endpoint);
-        let is_usual = state.condition() == Condition::InUse && service.circuit() == Circuit::Closed;
-        if is_usual && !self.are_many(failures, health) {
-            return;
-        }
         match outcome.succeeded() {
             Some(true) => succeeded(state, service),
             Some(false) => {
@@ -142,13 +139,6 @@ fn succeeded(state: State, service: ServiceState) {
 }
 
 impl Breaker {
-    /// Whether so many failures in a row may be too many, be it for the endpoint or for the service.
-    fn are_many(&self, failures: u32, health: &Health<'_>) -> bool {
-        let settings = &self.settings;
-        failures >= settings.fewest_in_a_row()
-            || failures > 0 && health.service_consecutive_failures() >= settings.service_failures.max(1)
-    }
-
     fn failed(&mut self, endpoint: &Endpoint, state: State, failures: u32, health: &Health<'_>) {
         let reason = match state.condition() {
             Condition::InUse => self.too_many_in_a_row(endpoint, failures, health),

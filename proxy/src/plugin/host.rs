@@ -187,13 +187,18 @@ fn as_millis(time: Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
+/// In no time at all nothing could be answered: it says nothing.
+fn some_time(millis: u64) -> Option<Duration> {
+    (millis > 0).then(|| Duration::from_millis(millis))
+}
+
 impl terms::Host for State {
     fn set_timeout(&mut self, millis: u64) {
-        self.set_term(|terms| terms.timeout = Some(Duration::from_millis(millis)));
+        self.set_term(|terms| terms.timeout = some_time(millis));
     }
 
     fn set_try_timeout(&mut self, millis: u64) {
-        self.set_term(|terms| terms.try_timeout = Some(Duration::from_millis(millis)));
+        self.set_term(|terms| terms.try_timeout = some_time(millis));
     }
 
     fn set_hedging(&mut self, permille: u32) {
@@ -206,12 +211,13 @@ impl health::Host for State {
         self.health(slot).map(Health::seen)
     }
 
-    fn is_well(&mut self, slot: u32) -> bool {
-        let is_in_use = self.fleet.health.condition() == Condition::InUse;
-        is_in_use
+    fn is_usual(&mut self, slot: u32, failures: u32, service_failures: u32) -> bool {
+        let of_service = &self.fleet.health;
+        let are_few = |failed: u32| failed == 0 || failed < failures && of_service.consecutive() < service_failures;
+        of_service.condition() == Condition::InUse
             && self
                 .health(slot)
-                .is_some_and(|health| health.condition() == Condition::InUse && health.consecutive(Class::Any) == 0)
+                .is_some_and(|health| health.condition() == Condition::InUse && are_few(health.consecutive(Class::Any)))
     }
 
     fn consecutive_failures(&mut self, slot: u32) -> u32 {
@@ -415,6 +421,11 @@ mod tests {
         assert!(matches!(budget.at_deadline(start), UpdateDeadline::Continue(2)));
         assert!(matches!(budget.at_deadline(start + Duration::from_millis(1)), UpdateDeadline::Continue(2)));
         assert!(matches!(budget.at_deadline(start + Duration::from_millis(3)), UpdateDeadline::Interrupt));
+    }
+
+    #[test]
+    fn terms_of_no_time_say_nothing() {
+        assert_eq!((some_time(0), some_time(1)), (None, Some(Duration::from_millis(1))));
     }
 
     #[test]
