@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, sleep};
 use std::time::{Duration, Instant};
 
-use process::{Heddle, ask, command};
+use process::{Heddle, command, figure};
 use server::{Behaviour, Server};
 
 const SERVERS: usize = 10;
@@ -132,14 +132,8 @@ endpoints = ["#,
         Self { _process: process, address, admin }
     }
 
-    /// The sum of a figure's samples.
     fn figure(&self, name: &str) -> f64 {
-        let metrics = ask(self.admin, "GET", "/metrics", "admin").unwrap().body;
-        let of = |line: &str| {
-            let (sample, value) = line.rsplit_once(' ')?;
-            (sample.split('{').next()? == name).then(|| value.parse::<f64>().ok())?
-        };
-        metrics.lines().filter_map(of).sum()
+        figure(self.admin, name)
     }
 
     /// How long it takes until this holds.

@@ -149,8 +149,8 @@ async fn serve<E: Entrance>(entrance: E, state: Arc<State>) {
         match entrance.accept().await {
             Ok(stream) => open.begin(|has_asked| serve_connection::<E>(stream, state.clone(), has_asked)),
             Err(error) => {
-                if let Some(count) = errors.count(Instant::now()) {
-                    tracing::warn!(target: "heddle::admin", "cannot accept: {error}; {count} times since this was said last");
+                if let Some(times) = errors.count(Instant::now()) {
+                    tracing::warn!(target: "heddle::admin", times, "cannot accept: {error}");
                 }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

@@ -168,7 +168,10 @@ impl Control {
                     Request::Open => self.open(),
                     // It would open listeners that the other process does not have, which would refuse connections then.
                     Request::Reload(config, answer) if handover.is_under_way() => {
-                        tracing::warn!(target: "heddle", "another process is taking over; a changed configuration waits until it is over");
+                        tracing::warn!(
+                            target: "heddle",
+                            "another process is taking over; a changed configuration waits until that is over"
+                        );
                         postponed = Some((config, answer));
                     }
                     Request::Reload(config, answer) => drop(answer.send(self.reload(*config).await)),

@@ -95,7 +95,8 @@ pub struct Listener {
     /// holds, and what is left of it is what endpoints are told in the same header. None by default.
     pub deadline_header: Option<HeaderName>,
     /// How long a connection may stay open without a request; 1 h by default. For the first byte it is 60 s at most, since
-    /// browsers connect ahead of time, but not by so much. For the first byte of TLS it is `handshake_timeout`, or `header_timeout` where TLS passes through.
+    /// browsers connect ahead of time, but not by so much. For the first byte of TLS it is `handshake_timeout`, or
+    /// `header_timeout` where TLS passes through.
     pub idle_timeout: Duration,
     /// Connections at once over all workers; 65,536 by default. Further ones wait in the listen queue.
     pub max_connections: usize,

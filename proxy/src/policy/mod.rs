@@ -56,14 +56,6 @@ pub struct Terms {
     pub hedging: Option<u32>,
 }
 
-impl Terms {
-    /// Without times of zero, in which nothing could be answered: they say nothing.
-    pub fn without_zeros(self) -> Self {
-        let some = |time: Option<Duration>| time.filter(|time| !time.is_zero());
-        Self { timeout: some(self.timeout), try_timeout: some(self.try_timeout), ..self }
-    }
-}
-
 /// What a policy may ask about the request, or the connection, that it decides on.
 #[derive(Debug)]
 pub struct Facts {
@@ -137,13 +129,6 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn terms_of_no_time_say_nothing() {
-        let terms = |time| Terms { timeout: Some(time), try_timeout: Some(time), hedging: Some(950) };
-        assert_eq!(terms(Duration::ZERO).without_zeros(), Terms { hedging: Some(950), ..Terms::default() });
-        assert_eq!(terms(Duration::from_millis(1)).without_zeros(), terms(Duration::from_millis(1)));
-    }
 
     #[test]
     fn rotation_visits_every_eligible_slot_in_turn() {

@@ -21,12 +21,12 @@ use super::admit::admit;
 use super::attempt::{Attempt, Upload};
 use super::connection::Connection;
 use super::exchange::Call;
+use super::local::LocalService;
 use super::outcome;
 use super::refusal::Refusal;
 use super::replay::Replay;
 use super::retries::{Attempting, Retries};
 use super::visit::{Ending, Visit};
-use super::worker::LocalService;
 use crate::policy::retry::first_counts;
 use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::Body;
@@ -188,7 +188,7 @@ impl Sending<'_> {
     /// An attempt, and another one beside it where it takes longer than this. What won is left as `first`.
     async fn hedged(&mut self, first: &mut Visit, retries: &Retries<'_>, after: Duration) -> Exchanged {
         let body = self.body.body();
-        let (exchanged, beside) = {
+        let (mut exchanged, beside) = {
             let mut own = pin!(self.exchange(first, body, retries));
             match tokio::time::timeout(after, own.as_mut()).await {
                 Ok(exchanged) => (exchanged, None),
@@ -204,7 +204,6 @@ impl Sending<'_> {
                 },
             }
         };
-        let mut exchanged = exchanged;
         let Some((mut loser, first_won, lost)) = beside else {
             self.settle(first, &mut exchanged);
             return exchanged;

@@ -6,10 +6,10 @@ use std::rc::Rc;
 
 use super::connection::{Connection, Inside};
 use super::exchange::Next;
+use super::local::LocalService;
 use super::refusal::Refusal;
 use super::route::normalized;
 use super::tunnel;
-use super::worker::LocalService;
 use crate::upstream::Pool;
 
 /// Where a request, or a tunnel, goes.

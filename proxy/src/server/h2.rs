@@ -5,6 +5,7 @@
 //! answered.
 
 mod heads;
+mod parts;
 mod watch;
 
 use std::cell::RefCell;
@@ -23,7 +24,8 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::AsyncWriteExt;
 use tokio::task::JoinSet;
 
-use self::watch::{Open, ResponseBody, Tunnelled, Watch, Watched, Written};
+use self::parts::{ResponseBody, Tunnelled, Watched, Written};
+use self::watch::{Open, Watch};
 use super::client_body::within_limits;
 use super::connection::{self, BLOCKED, Connection, FAREWELL};
 use super::exchange::{self, Answer, Next};

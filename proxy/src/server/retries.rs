@@ -3,10 +3,10 @@
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use super::local::LocalService;
 use super::outcome;
 use super::refusal::Refusal;
 use super::visit::Visit;
-use super::worker::LocalService;
 use crate::policy::retry::{fits, may_follow};
 use crate::policy::{Facts, Outcome, Terms};
 use crate::service::{Active, Condition, Retry};

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use super::decide::Picked;
-use super::worker::LocalService;
+use super::local::LocalService;
 use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::BodyError;
 use crate::service::{Condition, Endpoint, InFlight, Probe, Seen};

@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use super::guests::{guest, instead, module, on_path};
-use super::process::{Heddle, ask, command, wait_for};
+use super::process::{Heddle, command, figure, wait_for};
 
 pub struct Proxy {
     heddle: Heddle,
@@ -53,17 +53,8 @@ health_check = {{ type = "http", path = "/health", interval = "500ms", timeout =
         proxy
     }
 
-    fn metrics(&self) -> String {
-        ask(self.admin, "GET", "/metrics", "admin").unwrap().body
-    }
-
-    /// The sum of a figure's samples.
     fn figure(&self, name: &str) -> f64 {
-        let of = |line: &str| {
-            let (sample, value) = line.rsplit_once(' ')?;
-            (sample.split('{').next()? == name).then(|| value.parse::<f64>().ok())?
-        };
-        self.metrics().lines().filter_map(of).sum()
+        figure(self.admin, name)
     }
 
     /// Waits until all endpoints are eligible and none is ejected.

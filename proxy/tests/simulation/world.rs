@@ -11,7 +11,7 @@ use std::time::Duration;
 use heddle::clock::Clock;
 use heddle::policy::Role;
 use heddle::registry::{Change, Registered};
-use heddle::server::worker::LocalService;
+use heddle::server::local::LocalService;
 use heddle::service::Service;
 use heddle::service::tick::Breakers;
 use heddle::timer::{TICK, Timers};

@@ -147,6 +147,16 @@ pub fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
     Ok(stream)
 }
 
+/// The sum of a figure's samples among the metrics that this admin server has.
+pub fn figure(admin: SocketAddr, name: &str) -> f64 {
+    let metrics = ask(admin, "GET", "/metrics", "admin").expect("metrics").body;
+    let of = |line: &str| {
+        let (sample, value) = line.rsplit_once(' ')?;
+        (sample.split('{').next()? == name).then(|| value.parse::<f64>().ok())?
+    };
+    metrics.lines().filter_map(of).sum()
+}
+
 /// Sends a request with a connection of its own and reads until the other side closes.
 pub fn ask(to: SocketAddr, method: &str, target: &str, host: &str) -> std::io::Result<Answer> {
     exchange(connect(to)?, method, target, host)

@@ -36,7 +36,8 @@ use crate::transport::Stream;
 /// A connection that was idle for this long is put away.
 const PARKED_AFTER: Duration = Duration::from_millis(200);
 
-/// What a client has to take within [`BLOCKED`], in bytes. Who takes one now and then takes nothing: the endpoint's connection would be kept for ever for it.
+/// What a client has to take within [`BLOCKED`], in bytes. Who takes one now and then takes nothing: the endpoint's
+/// connection would be kept for ever for it.
 const LEAST: u64 = 1024;
 
 /// A head is read in parts of this size at most, so that what is read too early is bounded.

@@ -12,23 +12,15 @@
 //! outside; but each of its streams is a task, which it asks us to run, and a task that is dropped resets its stream.
 
 use std::cell::{Cell, RefCell};
-use std::io::{self, IoSlice};
-use std::pin::{Pin, pin};
 use std::rc::Rc;
-use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::Bytes;
-use http_body::{Body as HttpBody, Frame, SizeHint};
 use slab::Slab;
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::AbortHandle;
 
 use super::heads::Heads;
-use crate::proto::BodyError;
-use crate::proto::http2::Outgoing;
+use super::parts::RequestBody;
 use crate::timer::Timers;
-use crate::transport::{Io, Stream};
 
 /// From this many streams on, more than half of which the client reset at once, a connection is closed: Envoy's advice
 /// against rapid resets (CVE-2023-44487).
@@ -41,9 +33,6 @@ const AT_ONCE: Duration = Duration::from_secs(1);
 /// an endpoint reads nothing, and what comes on top is PINGs and the like, of 9 to 17 bytes.
 const FRUITLESS: u64 = super::CONNECTION_WINDOW as u64 + (1 << 20);
 const MINUTE: Duration = Duration::from_secs(60);
-
-/// The most that a response's stream is given at once: that of a frame, unless the client asks for more (RFC 9113, 6.5.2).
-const PIECE: usize = 16 << 10;
 
 /// What the parts of a connection tell its task.
 pub struct Watch {
@@ -128,11 +117,18 @@ impl Watch {
         (streams >= STREAMS && self.reset.get() > streams / 2) || self.fruitless.get() > FRUITLESS
     }
 
-    fn got_on(&self) {
+    /// A stream has got on.
+    pub(super) fn got_on(&self) {
         self.fruitless.set(0);
     }
 
-    fn has_read(&self, bytes: usize) {
+    /// These bytes have come.
+    pub(super) fn has_read(&self, bytes: &[u8]) {
+        self.heads.borrow_mut().follow(bytes);
+        self.count(bytes.len());
+    }
+
+    fn count(&self, bytes: usize) {
         let read = if self.timers.since(self.since.get()) > MINUTE {
             self.since.set(self.timers.now());
             0
@@ -145,12 +141,13 @@ impl Watch {
 
 /// A stream that has not ended.
 pub struct Open {
-    watch: Rc<Watch>,
+    pub(super) watch: Rc<Watch>,
     /// Its place among those of the connection.
     key: usize,
     /// Tick.
     since: u64,
-    ended: bool,
+    /// Whether all of the response has gone on, so that its end is no reset.
+    pub(super) ended: bool,
 }
 
 impl Open {
@@ -174,7 +171,7 @@ impl Open {
     }
 
     /// Resets the stream. What the client has not taken yet is lost.
-    fn reset(&self) {
+    pub(super) fn reset(&self) {
         if let Some(task) = self.watch.open.borrow().get(self.key).and_then(|stream| stream.task.as_ref()) {
             task.abort();
         }
@@ -182,11 +179,11 @@ impl Open {
 
     /// The request's body, whose frames are the connection's progress.
     pub fn request_body<B>(&self, body: B) -> RequestBody<B> {
-        RequestBody { body, watch: self.watch.clone() }
+        RequestBody::new(body, &self.watch)
     }
 
     /// Whether the client was given a frame, now, and has not taken it.
-    fn set_untaken(&self, untaken: bool) {
+    pub(super) fn set_untaken(&self, untaken: bool) {
         if let Some(stream) = self.watch.open.borrow_mut().get_mut(self.key) {
             stream.untaken = untaken.then(|| self.watch.timers.now());
         }
@@ -204,216 +201,19 @@ impl Drop for Open {
     }
 }
 
-/// Tells of a request's body that it is being read.
-pub struct RequestBody<B> {
-    body: B,
-    watch: Rc<Watch>,
-}
-
-impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> HttpBody for RequestBody<B> {
-    type Data = Bytes;
-    type Error = BodyError;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
-        self.watch.got_on();
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
-}
-
-/// A response's body, with which its stream ends.
-///
-/// Data goes on in pieces of at most [`PIECE`]: that a client takes a stream is known only when the library asks for more.
-pub struct ResponseBody {
-    body: Outgoing,
-    stream: Open,
-    /// Data that has come from the body, and is still to go on.
-    rest: Bytes,
-}
-
-impl ResponseBody {
-    pub fn new(body: Outgoing, mut stream: Open) -> Self {
-        stream.ended = body.is_end_stream();
-        Self { body, stream, rest: Bytes::new() }
-    }
-
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        if self.rest.is_empty() {
-            let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                Some(Ok(frame)) => frame.into_data(),
-                other => return Poll::Ready(other),
-            };
-            match frame {
-                Ok(data) => self.rest = data,
-                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
-            }
-        }
-        let piece = self.rest.split_to(self.rest.len().min(PIECE));
-        Poll::Ready(Some(Ok(Frame::data(piece))))
-    }
-}
-
-impl HttpBody for ResponseBody {
-    type Data = Bytes;
-    type Error = h2::Error;
-
-    fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        // Asked for more, the client has taken what it was given.
-        self.stream.set_untaken(false);
-        let frame = ready!(self.poll_piece(cx));
-        self.stream.watch.got_on();
-        let is_data = matches!(&frame, Some(Ok(frame)) if frame.is_data());
-        self.stream.set_untaken(is_data);
-        self.stream.ended = !is_data || self.is_end_stream();
-        Poll::Ready(frame)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        let (mut hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
-        if let Some(upper) = hint.upper() {
-            hint.set_upper(upper.saturating_add(rest));
-        }
-        hint.set_lower(hint.lower().saturating_add(rest));
-        hint
-    }
-}
-
-/// What goes through a tunnel, which gets on with every byte, whichever way.
-pub struct Tunnelled<T> {
-    io: T,
-    stream: Open,
-}
-
-impl<T> Tunnelled<T> {
-    pub fn new(io: T, stream: Open) -> Self {
-        Self { io, stream }
-    }
-}
-
-impl<T: AsyncRead + AsyncWrite + Unpin> Io for Tunnelled<T> {
-    /// The library would take a tunnel that is dropped for one that has ended.
-    fn break_off(&self) {
-        self.stream.reset();
-    }
-}
-
-impl<T: AsyncRead + Unpin> AsyncRead for Tunnelled<T> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = Pin::new(&mut self.io).poll_read(cx, buf);
-        if buf.filled().len() > before {
-            self.stream.watch.got_on();
-        }
-        result
-    }
-}
-
-impl<T: AsyncWrite + Unpin> AsyncWrite for Tunnelled<T> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let result = Pin::new(&mut self.io).poll_write(cx, buf);
-        if matches!(result, Poll::Ready(Ok(1..))) {
-            self.stream.watch.got_on();
-        }
-        result
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_shutdown(cx)
-    }
-}
-
-/// The connection's stream, with an eye on what goes through it. Whoever has another handle can say the last word.
-pub struct Watched {
-    pub stream: Rc<RefCell<Written>>,
-    pub watch: Rc<Watch>,
-}
-
-/// A stream that is written to.
-pub struct Written {
-    pub stream: Stream,
-    /// Whether the last write was taken as a whole: no frame has been written in part then.
-    whole: bool,
-}
-
-impl Written {
-    pub fn new(stream: Stream) -> Self {
-        Self { stream, whole: true }
-    }
-
-    /// Whether another frame can be written.
-    pub fn is_between_frames(&self) -> bool {
-        self.whole
-    }
-
-    fn wrote(&mut self, result: Poll<io::Result<usize>>, offered: usize) -> Poll<io::Result<usize>> {
-        self.whole = matches!(result, Poll::Ready(Ok(taken)) if taken == offered);
-        result
-    }
-}
-
-impl AsyncRead for Watched {
-    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        let result = pin!(&mut self.stream.borrow_mut().stream).poll_read(cx, buf);
-        let read = buf.filled().get(before..).unwrap_or_default();
-        self.watch.has_read(read.len());
-        self.watch.heads.borrow_mut().follow(read);
-        result
-    }
-}
-
-impl AsyncWrite for Watched {
-    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        let mut written = self.stream.borrow_mut();
-        let result = pin!(&mut written.stream).poll_write(cx, buf);
-        written.wrote(result, buf.len())
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        bufs: &[IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let mut written = self.stream.borrow_mut();
-        let result = pin!(&mut written.stream).poll_write_vectored(cx, bufs);
-        written.wrote(result, bufs.iter().map(|buf| buf.len()).sum())
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.borrow().stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        pin!(&mut self.stream.borrow_mut().stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        pin!(&mut self.stream.borrow_mut().stream).poll_shutdown(cx)
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::pin::Pin;
+    use std::task::{Context, Poll};
+
+    use bytes::Bytes;
+    use http_body::Body as _;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
+    use super::super::parts::{PIECE, ResponseBody, Tunnelled};
     use super::*;
     use crate::proto::Body;
+    use crate::proto::http2::Outgoing;
 
     fn watch() -> Rc<Watch> {
         Watch::new(&Rc::default())
@@ -472,29 +272,29 @@ mod tests {
         let watch = watch();
         let (near, mut far) = tokio::io::duplex(64);
         let mut tunnel = Tunnelled::new(near, Open::tunnel(&watch));
-        watch.has_read(FRUITLESS as usize);
+        watch.count(FRUITLESS as usize);
         tunnel.write_all(b"w").await.unwrap();
-        watch.has_read(FRUITLESS as usize);
+        watch.count(FRUITLESS as usize);
         far.write_all(b"r").await.unwrap();
         assert_eq!(tunnel.read_u8().await.unwrap(), b'r');
-        watch.has_read(FRUITLESS as usize);
+        watch.count(FRUITLESS as usize);
         assert!(!watch.is_abused());
         // Its end is no progress.
         drop(far);
         assert_eq!(tunnel.read(&mut [0]).await.unwrap(), 0);
-        watch.has_read(1);
+        watch.count(1);
         assert!(watch.is_abused());
     }
 
     #[test]
     fn bytes_that_lead_to_nothing_are_counted_until_a_stream_gets_on() {
         let watch = watch();
-        watch.has_read(FRUITLESS as usize);
+        watch.count(FRUITLESS as usize);
         assert!(!watch.is_abused());
         let open = Open::new(&watch);
-        watch.has_read(FRUITLESS as usize);
+        watch.count(FRUITLESS as usize);
         assert!(!watch.is_abused());
-        watch.has_read(1);
+        watch.count(1);
         assert!(watch.is_abused());
         drop(open);
     }
