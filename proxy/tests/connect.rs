@@ -352,7 +352,7 @@ fn a_tunnel_is_opened_within_the_deadline() {
     let stuck = full.local_addr().expect("an address").as_socket().expect("of IP");
     let _queued = Wire::connect(stuck);
     let endpoint = named("a");
-    let proxy = Proxy::with(&[&endpoint], "request_deadline = \"200ms\"", "");
+    let proxy = Proxy::with(&[&endpoint], "request_deadline = \"500ms\"", "");
     proxy.client().connect_to(&stuck.to_string()).assert_refused(504, "deadline", "http_response_timeout");
     // A tunnel that is open may live for longer.
     let mut client = proxy.client();

@@ -129,7 +129,7 @@ fn deadlines_hold() {
 
     // The proxy's own, which the caller does not know of.
     let server = Server::start("one");
-    let proxy = proxy(&[&server.address], "request_deadline = \"400ms\"", "");
+    let proxy = proxy(&[&server.address], "request_deadline = \"1500ms\"", "");
     client(&proxy, "proxy_deadline").finish();
     server.peer.wait_for("ended WaitUnary");
     server.peer.wait_for("ended Wait");
@@ -139,7 +139,7 @@ fn deadlines_hold() {
 #[test]
 fn the_sooner_of_two_deadlines_holds() {
     for (listener, timeout) in
-        [("", "200m"), ("request_deadline = \"1h\"", "200m"), ("request_deadline = \"200ms\"", "1H")]
+        [("", "500m"), ("request_deadline = \"1h\"", "500m"), ("request_deadline = \"500ms\"", "1H")]
     {
         let (resets, reset) = mpsc::channel();
         let endpoint = Endpoint::start(move |_, wire| {
@@ -171,7 +171,7 @@ fn a_deadline_that_passes_in_a_stream_ends_it_with_a_status() {
     });
     let proxy = proxy(&[&endpoint.address.to_string()], "", "");
     let client = Http2Client::connect(proxy.addresses[0]);
-    let request = call("/test.Echo/Wait").header("grpc-timeout", "300m").body(endless()).expect("a request");
+    let request = call("/test.Echo/Wait").header("grpc-timeout", "1S").body(endless()).expect("a request");
     let response = client.send(request);
     assert_eq!((response.head.status.as_u16(), &response.body[..]), (200, MESSAGE));
     assert_eq!(response.trailers.expect("trailers")["grpc-status"], "4");
@@ -188,7 +188,7 @@ fn a_deadline_of_the_listener_holds_for_every_request() {
         }
         wire.expect_end();
     });
-    let proxy = Proxy::with(&[&endpoint], "request_deadline = \"300ms\"", "");
+    let proxy = Proxy::with(&[&endpoint], "request_deadline = \"1s\"", "");
     proxy.client().get("/").assert_refused(504, "deadline", "http_response_timeout");
     // A response that has begun is cut off, and does not look complete.
     let mut client = proxy.client();
@@ -214,7 +214,7 @@ fn a_deadline_passes_also_while_the_client_takes_nothing() {
         }
         resets.send(frames.reset_code()).expect("somebody listens");
     });
-    let proxy = proxy(&[&endpoint.address.to_string()], "request_deadline = \"300ms\"", "");
+    let proxy = proxy(&[&endpoint.address.to_string()], "request_deadline = \"1s\"", "");
     let mut client = Frames::client(Wire::connect(proxy.addresses[0]));
     client.send(HEADERS, END_HEADERS | END_STREAM, 1, &request("GET"));
     assert_eq!(reset.recv_timeout(http1::DEADLINE), Ok(CANCEL));
@@ -407,12 +407,12 @@ fn a_client_may_be_silent_while_its_response_moves() {
         for _ in 0..10 {
             frames.send(DATA, 0, stream, b"event ");
             #[expect(clippy::disallowed_methods, reason = "the endpoint is slow, which is what the test is about")]
-            thread::sleep(Duration::from_millis(100));
+            thread::sleep(Duration::from_millis(200));
         }
         frames.send(DATA, END_STREAM, stream, b"end");
         while frames.next().is_some() {}
     });
-    let proxy = proxy(&[&endpoint.address.to_string()], "body_timeout = \"200ms\"", "");
+    let proxy = proxy(&[&endpoint.address.to_string()], "body_timeout = \"1s\"", "");
     let client = Http2Client::connect(proxy.addresses[0]);
     let response = client.send(call("/test.Echo/Wait").body(endless()).expect("a request"));
     assert_eq!(response.body, [b"event ".repeat(10), b"end".to_vec()].concat());

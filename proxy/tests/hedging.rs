@@ -75,7 +75,7 @@ fn the_first_answer_wins_and_the_other_attempt_is_given_up() {
 #[test]
 fn nothing_is_sent_twice_before_it_is_known_what_is_slow() {
     let pair = pair();
-    let retry = "retry = { plugin = \"retry\", hedge = \"p95\", per_try_timeout = \"300ms\" }";
+    let retry = "retry = { plugin = \"retry\", hedge = \"p95\", per_try_timeout = \"1s\" }";
     let proxy = proxy(&pair, retry);
     assert_eq!(proxy.client().get("/slow").status(), 200);
     assert_eq!((stats(&proxy).hedges, stats(&proxy).retries), (0, 1));
@@ -84,7 +84,7 @@ fn nothing_is_sent_twice_before_it_is_known_what_is_slow() {
 #[test]
 fn only_what_is_idempotent_is_sent_twice() {
     let pair = pair();
-    let retry = "retry = { plugin = \"retry\", hedge = \"p95\", per_try_timeout = \"300ms\" }";
+    let retry = "retry = { plugin = \"retry\", hedge = \"p95\", per_try_timeout = \"1s\" }";
     let proxy = proxy(&pair, retry);
     let mut client = proxy.client();
     as_usual(&mut client);
@@ -98,7 +98,7 @@ fn only_what_is_idempotent_is_sent_twice() {
 #[test]
 fn a_hedge_takes_from_the_budget() {
     let pair = pair();
-    let retry = "retry = { plugin = \"retry\", hedge = \"p95\", per_try_timeout = \"300ms\" }";
+    let retry = "retry = { plugin = \"retry\", hedge = \"p95\", per_try_timeout = \"1s\" }";
     let proxy = proxy(&pair, &format!("{retry}\nretry_budget = {{ percent = 0, min = 0 }}"));
     let mut client = proxy.client();
     as_usual(&mut client);
@@ -151,7 +151,7 @@ fn an_answer_that_is_no_failure_waits_for_no_other() {
 #[test]
 fn a_failure_is_better_than_no_answer() {
     let (endpoints, slow) = overtaken("HTTP/1.1 503 Busy\r\ncontent-length: 4\r\n\r\nbusy");
-    let retry = "retry = { plugin = \"retry\", hedge = \"p95\", attempts = 2, per_try_timeout = \"300ms\" }";
+    let retry = "retry = { plugin = \"retry\", hedge = \"p95\", attempts = 2, per_try_timeout = \"1s\" }";
     let proxy = Proxy::with(&endpoints.each_ref(), "", retry);
     let mut client = proxy.client();
     as_usual(&mut client);
@@ -162,7 +162,7 @@ fn a_failure_is_better_than_no_answer() {
 #[test]
 fn a_probe_has_no_other_beside_it() {
     let pair = pair();
-    let proxy = proxy(&pair, "retry = { plugin = \"retry\", hedge = \"p95\", per_try_timeout = \"300ms\" }");
+    let proxy = proxy(&pair, "retry = { plugin = \"retry\", hedge = \"p95\", per_try_timeout = \"1s\" }");
     let mut client = proxy.client();
     as_usual(&mut client);
     let before = stats(&proxy).hedges;

@@ -246,7 +246,7 @@ fn a_service_without_a_usable_endpoint_says_why() {
         wire.expect_end();
     });
     let config = format!(
-        "{}[service.default]\nconnect_timeout = \"100ms\"\nrequest_timeout = \"300ms\"\n\
+        "{}[service.default]\nconnect_timeout = \"500ms\"\nrequest_timeout = \"1s\"\n\
          [service.empty]\n[service.paused]\nendpoints = [{{ address = \"127.0.0.1:1\", weight = 0 }}]\n\
          [service.gone]\nendpoints = [\"{gone}\"]\n[service.stuck]\nendpoints = [\"{stuck}\"]\n\
          [service.silent]\nendpoints = [\"{}\"]\n[service.nowhere]\nendpoints = [\"nowhere.invalid:80\"]\n",

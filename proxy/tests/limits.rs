@@ -327,7 +327,7 @@ fn a_stream_that_ends_goes_to_who_waits() {
 fn tunnels_wait_for_connections_and_count_as_requests() {
     let endpoint = Endpoint::saying(OK);
     let listeners = format!("{}{}", one_listener(""), one_listener("protocol = \"tcp\"\nservice = \"users\""));
-    let service = users(&[&endpoint], "max_requests = 2\npool = { max_connections = 1 }\nconnect_timeout = \"300ms\"");
+    let service = users(&[&endpoint], "max_requests = 2\npool = { max_connections = 1 }\nconnect_timeout = \"1s\"");
     let proxy = Proxy::start(&format!("{listeners}{service}"));
     let mut client = proxy.client();
     assert_eq!(client.get("/").status(), 200);
@@ -368,7 +368,7 @@ fn an_attempt_that_is_late_says_what_it_waited_for() {
     let endpoint = Endpoint::saying(OK);
     let listeners = format!("{}{}", one_listener(""), one_listener("protocol = \"tcp\"\nservice = \"users\""));
     let late = "connect_timeout = \"1h\"\nbreaker = \"circuit-breaker\"\n\
-                retry = { plugin = \"retry\", attempts = 1, per_try_timeout = \"200ms\" }\n";
+                retry = { plugin = \"retry\", attempts = 1, per_try_timeout = \"500ms\" }\n";
     let service = users(&[&endpoint], &format!("{late}pool = {{ max_connections = 1 }}"));
     let proxy = Proxy::start(&format!("{listeners}{service}"));
     let mut tunnel = proxy.client_of(1);

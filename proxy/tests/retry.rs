@@ -182,7 +182,7 @@ fn silent(requests: usize) -> [Endpoint; 2] {
 #[test]
 fn an_attempt_that_takes_too_long_is_followed_by_another() {
     let endpoints = silent(1);
-    let retry = "retry = { plugin = \"retry\", per_try_timeout = \"100ms\" }";
+    let retry = "retry = { plugin = \"retry\", per_try_timeout = \"500ms\" }";
     let proxy = proxy(&endpoints.each_ref().map(|endpoint| endpoint.address), retry);
     assert_eq!(proxy.client().get("/").text(), "ok");
     assert_eq!((endpoints.each_ref().map(Endpoint::connections), proxy.in_flight()), ([1, 1], 0));
@@ -191,7 +191,7 @@ fn an_attempt_that_takes_too_long_is_followed_by_another() {
 #[test]
 fn all_attempts_together_have_one_deadline() {
     let endpoints = silent(usize::MAX);
-    let retry = "retry = { plugin = \"retry\", timeout = \"300ms\", per_try_timeout = \"200ms\", attempts = 16 }";
+    let retry = "retry = { plugin = \"retry\", timeout = \"1s\", per_try_timeout = \"700ms\", attempts = 16 }";
     let proxy = proxy(&endpoints.each_ref().map(|endpoint| endpoint.address), retry);
     let answer = proxy.client().get("/");
     assert_eq!(answer.status(), 504, "{answer:?}");
