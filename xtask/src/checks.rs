@@ -1,13 +1,17 @@
-//! Everything that CI runs, in this order: what fails soonest, then the tests, then the lints.
+//! Everything that CI runs: what fails soonest, then the tests of the main workspace, and beside them the rest. Those
+//! tests wait for most of their time, and all that is left of the machine meanwhile is enough for the rest.
 
 use std::env;
 use std::ffi::{OsStr, OsString};
 use std::fs;
+use std::io::{self, BufRead, BufReader, Write};
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
+use std::thread;
 
 use crate::setup;
-use crate::step::{self, Failure, cargo, root, run, say};
+use crate::step::{self, Failure, cargo, ended, root, run, run_beside, say};
 use crate::toolchain::{Toolchain, is_plugin};
 
 /// The SDK is built by itself: with its dependencies' features, wasmtime would be built a second time.
@@ -21,7 +25,7 @@ pub fn run_all(args: &[OsString]) -> Result<(), Failure> {
     let toolchain = setup::for_build()?;
     let path = setup::for_tests()?;
     if !args.is_empty() {
-        return test(&path, args);
+        return run("tests", &mut tests(&path, args));
     }
     let others = others();
     if component("fmt")? {
@@ -30,33 +34,65 @@ pub fn run_all(args: &[OsString]) -> Result<(), Failure> {
             run(&format!("format of {}", other.name), &mut other.cargo(&["fmt", "--all", "--check"]))?;
         }
     }
-    test(&path, args)?;
-    run("tests of plugin-sdk", cargo(&["test", "--locked"]).args(SDK))?;
+    test_and(&path, || rest(&toolchain, &others))?;
     // As the tests have built it: by itself, with its own dependencies' features, it would be built once more.
     let mut demo = Command::new(step::target().join("debug/heddle"));
     run("demo --check", demo.current_dir(root()).args(["demo", "--check"]))?;
-    for other in &others {
-        other.test(&toolchain)?;
-    }
-    if component("clippy")? {
-        run("clippy", cargo(LINT).args(MAIN).args(DENY))?;
-        run("clippy of plugin-sdk", cargo(LINT).args(SDK).args(DENY))?;
-        for other in &others {
-            let mut lint = other.cargo(LINT);
-            lint.args(["--workspace", "--target-dir"]).arg(native());
-            run(&format!("clippy of {}", other.name), lint.args(DENY))?;
-        }
-    }
-    for packages in [MAIN, SDK] {
-        let mut doc = cargo(&["doc", "--locked", "--no-deps"]);
-        run("documentation", doc.args(packages).env("RUSTDOCFLAGS", "--deny warnings"))?;
-    }
     say("all checks passed");
     Ok(())
 }
 
-fn test(path: &OsStr, args: &[OsString]) -> Result<(), Failure> {
-    run("tests", cargo(&["test", "--locked"]).args(MAIN).args(args).env("PATH", path))
+fn tests(path: &OsStr, args: &[OsString]) -> Command {
+    let mut tests = cargo(&["test", "--locked"]);
+    tests.args(MAIN).args(args).env("PATH", path);
+    tests
+}
+
+/// Runs the tests of the main workspace, and something else beside them: once they are compiled, as Cargo compiles one
+/// thing at a time in a folder.
+fn test_and(path: &OsStr, other: impl FnOnce() -> Result<(), Failure> + Send) -> Result<(), Failure> {
+    say("tests");
+    let failed = |error: io::Error| Failure::new(format!("tests: {error}"));
+    let mut tests = tests(path, &[]).stderr(Stdio::piped()).spawn().map_err(failed)?;
+    let mut said = BufReader::new(tests.stderr.take().ok_or_else(|| Failure::new("tests: say nothing"))?);
+    thread::scope(|scope| {
+        let (mut other, mut beside, mut line) = (Some(other), None, Vec::new());
+        while said.read_until(b'\n', &mut line).map_err(failed)? > 0 {
+            if line.trim_ascii_start().starts_with(b"Running") {
+                beside = beside.or_else(|| other.take().map(|other| scope.spawn(other)));
+            }
+            io::stderr().write_all(&line).map_err(failed)?;
+            line.clear();
+        }
+        ended("tests", tests.wait().map_err(failed)?)?;
+        match (beside, other) {
+            (Some(beside), _) => beside.join().unwrap_or_else(|panic| resume_unwind(panic)),
+            (None, Some(other)) => other(),
+            (None, None) => Ok(()),
+        }
+    })
+}
+
+/// What there is to check but for the tests of the main workspace.
+fn rest(toolchain: &Toolchain, others: &[Other]) -> Result<(), Failure> {
+    run_beside("tests of plugin-sdk", cargo(&["test", "--locked"]).args(SDK))?;
+    for other in others {
+        other.test(toolchain)?;
+    }
+    if component("clippy")? {
+        run_beside("clippy", cargo(LINT).args(MAIN).args(DENY))?;
+        run_beside("clippy of plugin-sdk", cargo(LINT).args(SDK).args(DENY))?;
+        for other in others {
+            let mut lint = other.cargo(LINT);
+            lint.args(["--workspace", "--target-dir"]).arg(native());
+            run_beside(&format!("clippy of {}", other.name), lint.args(DENY))?;
+        }
+    }
+    for packages in [MAIN, SDK] {
+        let mut doc = cargo(&["doc", "--locked", "--no-deps"]);
+        run_beside("documentation", doc.args(packages).env("RUSTDOCFLAGS", "--deny warnings"))?;
+    }
+    Ok(())
 }
 
 /// A workspace or package beside the main one: the built-in plugins, and each example.
@@ -75,12 +111,12 @@ impl Other {
     /// Its tests, which run natively; an example that is a plugin is compiled as one too.
     fn test(&self, toolchain: &Toolchain) -> Result<(), Failure> {
         let mut test = self.cargo(&["test", "--locked", "--workspace"]);
-        run(&format!("tests of {}", self.name), test.arg("--target-dir").arg(native()))?;
+        run_beside(&format!("tests of {}", self.name), test.arg("--target-dir").arg(native()))?;
         if !is_plugin(&self.folder) {
             return Ok(());
         }
         let target = step::target().join("wasm-plugins");
-        run(&format!("compile {}", self.name), &mut toolchain.build(&step::cargo_path(), &self.folder, &target))
+        run_beside(&format!("compile {}", self.name), &toolchain.build(&step::cargo_path(), &self.folder, &target))
     }
 }
 

@@ -5,7 +5,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, ExitStatus};
 
 /// Why xtask ends early, and the exit code that says so.
 #[derive(Debug)]
@@ -31,10 +31,37 @@ pub fn say(what: &str) {
     eprintln!("==> {what}");
 }
 
-/// Announces a command and runs it with our own terminal. Its exit code becomes ours when it fails.
+/// Announces a command and runs it with our own terminal.
 pub fn run(what: &str, command: &mut Command) -> Result<(), Failure> {
     say(what);
     let status = command.status().map_err(|error| Failure::new(format!("{what}: did not start: {error}")))?;
+    ended(what, status)
+}
+
+/// Runs a command with what others leave of the machine, and announces it once it has ended. What it says is shown if it
+/// fails.
+pub fn run_beside(what: &str, command: &Command) -> Result<(), Failure> {
+    let mut nice = Command::new("nice");
+    nice.args(["-n", "19"]).arg(command.get_program()).args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => nice.env(name, value),
+            None => nice.env_remove(name),
+        };
+    }
+    if let Some(folder) = command.get_current_dir() {
+        nice.current_dir(folder);
+    }
+    let output = nice.output().map_err(|error| Failure::new(format!("{what}: did not start: {error}")))?;
+    say(what);
+    if !output.status.success() {
+        eprintln!("{}{}", String::from_utf8_lossy(&output.stderr), String::from_utf8_lossy(&output.stdout));
+    }
+    ended(what, output.status)
+}
+
+/// What the end of a command says. Its exit code becomes ours when it failed.
+pub fn ended(what: &str, status: ExitStatus) -> Result<(), Failure> {
     if status.success() {
         return Ok(());
     }
