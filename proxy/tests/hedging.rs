@@ -162,7 +162,10 @@ fn a_failure_is_better_than_no_answer() {
 #[test]
 fn a_probe_has_no_other_beside_it() {
     let pair = pair();
-    let proxy = proxy(&pair, "retry = { plugin = \"retry\", hedge = \"p95\", per_try_timeout = \"1s\" }");
+    // Without a breaker, the proxy would put the service back into use meanwhile.
+    let service =
+        "breaker = \"circuit-breaker\"\nretry = { plugin = \"retry\", hedge = \"p95\", per_try_timeout = \"1s\" }";
+    let proxy = proxy(&pair, service);
     let mut client = proxy.client();
     as_usual(&mut client);
     let before = stats(&proxy).hedges;
