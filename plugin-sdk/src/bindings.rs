@@ -59,6 +59,6 @@ pub use wit_bindgen::rt;
 #[cfg(target_family = "wasm")]
 pub mod imports {
     pub use super::balancer::heddle::policy::{clock, load, log, request};
-    pub use super::circuit_breaker::heddle::policy::{health, verdicts};
+    pub use super::circuit_breaker::heddle::policy::{attention, health, verdicts};
     pub use super::retry_policy::heddle::policy::{outcome, terms};
 }

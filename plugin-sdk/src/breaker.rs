@@ -1,5 +1,28 @@
 use crate::bindings::EndpointRecord;
-use crate::{Config, Endpoint, Health, Outcome, Registered, Request, Slot};
+use crate::{Config, Endpoint, Health, Outcome, Registered, Request, Slot, host};
+
+/// Which attempts a breaker judges, of those at an endpoint that is in use, in a service that is: those after which so many
+/// in a row have failed; 0 for never. All others cost no call.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Attention {
+    /// Of the class [`Failure::Connect`](crate::Failure::Connect), at the endpoint.
+    pub connect_failures: u32,
+    /// Of the class [`Failure::Timeout`](crate::Failure::Timeout), at the endpoint.
+    pub timeouts: u32,
+    /// Of the class [`Failure::Gateway`](crate::Failure::Gateway), at the endpoint.
+    pub gateway_errors: u32,
+    /// Of any class, at the endpoint.
+    pub failures: u32,
+    /// In the whole service, of which the last was at the endpoint.
+    pub service_failures: u32,
+}
+
+impl Attention {
+    fn tell(self) {
+        let Self { connect_failures, timeouts, gateway_errors, failures, service_failures } = self;
+        host::attention::judge_only(&[connect_failures, timeouts, gateway_errors, failures], service_failures);
+    }
+}
 
 /// Judges endpoints by how their attempts end.
 ///
@@ -55,13 +78,18 @@ pub trait CircuitBreaker: Sized {
     /// What is wrong with the settings; the configuration that named the policy is then refused with this text.
     fn new(config: Config<'_>, seed: u64) -> Result<Self, String>;
 
+    /// Which attempts are judged; none for all of them. It is asked for once, after [`CircuitBreaker::new`].
+    fn attention(&self) -> Option<Attention> {
+        None
+    }
+
     /// Endpoints were registered, removed, or changed in weight or metadata.
     fn registered_changed(&mut self, endpoints: &Registered) {
         let _ = endpoints;
     }
 
-    /// An attempt at the endpoint has ended; `health` already counts it. Called on the worker where it ended; not for an
-    /// attempt that began before the endpoint came into its present state, which says nothing of what the endpoint is
+    /// An attempt at the endpoint has ended; `health` already counts it. Called on the worker where it ended; not for one
+    /// that does not have the breaker's [`Attention`], nor for an attempt that began before the endpoint came into its present state, which says nothing of what the endpoint is
     /// like now. Of one that is half-open, it is thus the probes that are judged. Nor is it called for one that failed and
     /// began before the service as a whole came into its state.
     fn judge(&mut self, endpoint: &Endpoint, request: &Request, outcome: &Outcome, health: &Health<'_>);
@@ -80,7 +108,11 @@ pub struct Instance<C> {
 #[allow(missing_docs, reason = "the calls of the contract, which documents them")]
 impl<C: CircuitBreaker> Instance<C> {
     pub fn new(config: &str, seed: u64) -> Result<Self, String> {
-        Ok(Self { breaker: C::new(Config::new(config), seed)?, endpoints: Registered::default() })
+        let breaker = C::new(Config::new(config), seed)?;
+        if let Some(attention) = breaker.attention() {
+            attention.tell();
+        }
+        Ok(Self { breaker, endpoints: Registered::default() })
     }
 
     pub fn update(&mut self, removed: &[u32], added: Vec<EndpointRecord>) {

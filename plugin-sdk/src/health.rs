@@ -87,14 +87,6 @@ impl<'a> Health<'a> {
         host::health::state(endpoint.slot.0).map(|seen| State { slot: endpoint.slot, seen })
     }
 
-    /// Whether there is nothing to judge, as nearly always: an endpoint and the service as a whole are in use, and since the
-    /// last attempt at the endpoint that succeeded none has failed, or fewer than `failures` there and, since the last that
-    /// succeeded anywhere, fewer than `service_failures` in the whole service. One call for what would be four.
-    #[must_use]
-    pub fn is_usual(&self, endpoint: &Endpoint, failures: u32, service_failures: u32) -> bool {
-        host::health::is_usual(endpoint.slot.0, failures, service_failures)
-    }
-
     /// Failed attempts at an endpoint since the last one that succeeded.
     #[must_use]
     pub fn consecutive_failures(&self, endpoint: &Endpoint) -> u32 {

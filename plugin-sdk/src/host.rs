@@ -3,9 +3,9 @@
 use std::time::Duration;
 
 #[cfg(target_family = "wasm")]
-pub(crate) use crate::bindings::imports::{clock, health, load, log, outcome, request, terms, verdicts};
+pub(crate) use crate::bindings::imports::{attention, clock, health, load, log, outcome, request, terms, verdicts};
 #[cfg(not(target_family = "wasm"))]
-pub(crate) use crate::testing::imports::{clock, health, load, log, outcome, request, terms, verdicts};
+pub(crate) use crate::testing::imports::{attention, clock, health, load, log, outcome, request, terms, verdicts};
 
 /// The time since a fixed moment of the proxy's life, to the microsecond. It never goes back, and stands still during a
 /// decision.

@@ -112,7 +112,7 @@ mod retry;
 pub mod testing;
 
 pub use balancer::Balancer;
-pub use breaker::CircuitBreaker;
+pub use breaker::{Attention, CircuitBreaker};
 pub use config::Config;
 pub use endpoints::{Endpoint, Endpoints, PerSlot, Registered, Slot};
 pub use health::{Attempts, Circuit, Condition, Failure, Health, ServiceState, State, Totals};

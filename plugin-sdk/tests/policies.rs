@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use heddle_plugin::testing::{Breaking, Outcome, Request, Retries};
 use heddle_plugin::{
-    CircuitBreaker, Condition, Config, Endpoint, Health, Kind, Level, Registered, RetryPolicy, Terms, log, now,
+    Attention, CircuitBreaker, Condition, Config, Endpoint, Health, Kind, Level, Registered, RetryPolicy, Terms, log,
+    now,
 };
 
 struct ThreeAttempts;
@@ -34,6 +35,10 @@ impl CircuitBreaker for FiveFailures {
         Ok(Self)
     }
 
+    fn attention(&self) -> Option<Attention> {
+        Some(Attention { failures: 5, ..Attention::default() })
+    }
+
     fn judge(
         &mut self,
         endpoint: &Endpoint,
@@ -44,7 +49,7 @@ impl CircuitBreaker for FiveFailures {
         let Some(state) = health.state(endpoint) else { return };
         if state.condition() == Condition::HalfOpen && outcome.kind() == Kind::Response {
             state.restore();
-        } else if health.consecutive_failures(endpoint) >= 5 && state.eject(Duration::from_secs(30)) {
+        } else if outcome.succeeded() == Some(false) && state.eject(Duration::from_secs(30)) {
             assert!(!state.eject(Duration::from_secs(60)), "the state that this verdict names is over");
             log(Level::Warning, "ejected");
         }

@@ -112,8 +112,8 @@ fn choice(criterion: &mut Criterion) {
     });
 }
 
-/// What the breaker thinks of an attempt: of a success at an endpoint that is well, of a first failure, and of one more in
-/// a row that is not enough.
+/// What the breaker thinks of an attempt: of a success at an endpoint that is well, of a first failure, of one more in a row
+/// that is not enough, and of one at an endpoint that has been ejected for too many.
 fn verdict(criterion: &mut Criterion) {
     let mut group = criterion.benchmark_group("verdict");
     let host = Host::new("", "[service.users]\nbreaker = \"circuit-breaker\"\n");
@@ -129,18 +129,24 @@ fn verdict(criterion: &mut Criterion) {
     };
     let mut measure = |what, status, times| {
         let outcome = outcome(status);
+        let snapshot = fleet.snapshot();
+        let endpoint = snapshot.endpoint(0).unwrap();
+        let health = &endpoint.health;
         for _ in 0..times {
-            let snapshot = fleet.snapshot();
-            let endpoint = snapshot.endpoint(0).unwrap();
             fleet.record(endpoint, &outcome, fleet.seen(endpoint), false);
         }
         group.bench_function(BenchmarkId::new("circuit-breaker/10", what), |bencher| {
-            bencher.iter(|| breaker.judge(black_box(&mut facts), 0, black_box(&outcome)).unwrap());
+            bencher.iter(|| {
+                if breaker.judges(black_box(health)) {
+                    breaker.judge(black_box(&mut facts), 0, black_box(&outcome)).unwrap();
+                }
+            });
         });
     };
     measure("success", 200, 1);
     measure("failure", 500, 1);
     measure("fourth failure", 500, 3);
+    measure("fifth failure", 500, 1);
     group.finish();
 }
 

@@ -139,14 +139,18 @@ impl Breaker {
         Self { service, instance }
     }
 
-    fn attempt(&mut self, slot: u32, outcome: Outcome) {
+    /// Whether it wants to judge the attempt.
+    fn attempt(&mut self, slot: u32, outcome: Outcome) -> bool {
         let fleet = &self.service.fleet;
         let snapshot = fleet.snapshot();
         self.instance.update(&snapshot).unwrap();
         let endpoint = snapshot.endpoint(slot).unwrap();
-        if fleet.record(endpoint, &outcome, fleet.seen(endpoint), false) {
+        let judges =
+            fleet.record(endpoint, &outcome, fleet.seen(endpoint), false) && self.instance.judges(&endpoint.health);
+        if judges {
             self.instance.judge(&mut facts("/"), slot, &outcome).unwrap();
         }
+        judges
     }
 
     fn condition(&self, slot: u32) -> Condition {
@@ -177,6 +181,23 @@ fn a_circuit_breaker_ejects_and_restores_by_failures_in_a_row() {
     breaker.tick_until(1, Condition::HalfOpen);
     breaker.attempt(1, response(200));
     assert_eq!((breaker.condition(1), breaker.condition(0)), (Condition::InUse, Condition::InUse));
+}
+
+#[test]
+fn a_circuit_breaker_is_not_asked_about_what_is_usual() {
+    let refused = Outcome::of(Kind::Refused, Duration::ZERO);
+    let of_endpoints = r#"{"consecutive_failures":4,"consecutive_connect_failures":2,"service_failures":0}"#;
+    let mut breaker = Breaker::new(10, of_endpoints);
+    let judged = [200, 500, 500, 500, 500].map(|status| breaker.attempt(1, response(status)));
+    assert_eq!((judged, breaker.condition(1)), ([false, false, false, false, true], Condition::Out));
+    assert_eq!([refused; 2].map(|outcome| breaker.attempt(2, outcome)), [false, true]);
+    assert!(breaker.attempt(1, response(200)), "one that is out");
+
+    let of_service = r#"{"consecutive_failures":0,"consecutive_connect_failures":0,"service_failures":3}"#;
+    let mut breaker = Breaker::new(10, of_service);
+    let judged = [(0, 200), (1, 500), (2, 500), (3, 500), (3, 200), (1, 500)];
+    let judged = judged.map(|(slot, status)| breaker.attempt(slot, response(status)));
+    assert_eq!(judged, [false, false, false, true, false, false]);
 }
 
 #[test]

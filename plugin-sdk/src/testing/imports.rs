@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::fleet::Fleet;
 use super::{EndpointHealth, Outcome, Request, ServiceHealth};
-use crate::{Attempts, Circuit, Condition, Kind, Level, Terms};
+use crate::{Attempts, Attention, Circuit, Condition, Kind, Level, Terms};
 
 thread_local! {
     static CURRENT: RefCell<Host> = RefCell::default();
@@ -18,6 +18,7 @@ pub(crate) struct Host {
     pub tried: Vec<u32>,
     pub outcome: Outcome,
     pub terms: Terms,
+    pub attention: Option<Attention>,
     pub in_flight: Vec<u32>,
     pub latency_micros: Vec<u32>,
     pub peak_micros: Vec<Option<u32>>,
@@ -33,6 +34,22 @@ impl Host {
     pub(super) fn describe(&mut self, request: &Request, fleet: &Fleet) {
         self.request.clone_from(request);
         self.tried = request.tried.iter().filter_map(|address| fleet.slot(address)).collect();
+    }
+
+    /// Whether the breaker wants to judge an attempt at the endpoint in this slot.
+    pub(super) fn judges(&self, slot: u32) -> bool {
+        let Some(Some(health)) = self.health.get(slot as usize) else { return true };
+        let Some(attention) = self.attention else { return true };
+        let failures = [
+            (health.consecutive_connect_failures, attention.connect_failures),
+            (health.consecutive_timeouts, attention.timeouts),
+            (health.consecutive_gateway_errors, attention.gateway_errors),
+            (health.consecutive_failures, attention.failures),
+            (self.service.consecutive_failures, attention.service_failures),
+        ];
+        health.condition != Condition::InUse
+            || self.service.circuit != Circuit::Closed
+            || health.consecutive_failures > 0 && failures.into_iter().any(|(now, from)| from > 0 && now >= from)
     }
 
     /// Makes a time the current one, at which a service may have been open long enough.
@@ -205,7 +222,7 @@ pub(crate) mod terms {
 }
 
 pub(crate) mod health {
-    use super::{Attempts, Circuit, Condition, EndpointHealth, ServiceHealth, read};
+    use super::{Attempts, Condition, EndpointHealth, ServiceHealth, read};
 
     fn of<T>(slot: u32, fact: impl FnOnce(&EndpointHealth) -> T) -> Option<T> {
         read(|host| host.health.get(slot as usize)?.as_ref().map(fact))
@@ -213,14 +230,6 @@ pub(crate) mod health {
 
     pub fn state(slot: u32) -> Option<u64> {
         of(slot, EndpointHealth::state)
-    }
-
-    pub fn is_usual(slot: u32, failures: u32, service_failures: u32) -> bool {
-        let (circuit, of_service) = read(|host| (host.service.circuit, host.service.consecutive_failures));
-        let are_few = |failed: u32| failed == 0 || failed < failures && of_service < service_failures;
-        let is_usual =
-            |health: &EndpointHealth| health.condition == Condition::InUse && are_few(health.consecutive_failures);
-        circuit == Circuit::Closed && of(slot, is_usual).unwrap_or(false)
     }
 
     pub fn consecutive_failures(slot: u32) -> u32 {
@@ -273,6 +282,16 @@ pub(crate) mod health {
 
     pub fn service_consecutive_failures() -> u32 {
         read(|host| host.service.consecutive_failures)
+    }
+}
+
+pub(crate) mod attention {
+    use super::{Attention, CURRENT};
+
+    pub fn judge_only(consecutive: &[u32], service_failures: u32) {
+        let [connect_failures, timeouts, gateway_errors, failures] = *consecutive else { return };
+        let attention = Attention { connect_failures, timeouts, gateway_errors, failures, service_failures };
+        CURRENT.with_borrow_mut(|host| host.attention = Some(attention));
     }
 }
 

@@ -291,8 +291,9 @@ impl<C: CircuitBreaker> Breaking<C> {
     ///
     /// What the breaker says about the settings.
     pub fn new(config: &str, seed: u64) -> Result<Self, String> {
-        let instance = breaker::Instance::new(config, seed)?;
-        Ok(Self { instance, fleet: Fleet::default(), host: Host::default() })
+        let mut host = Host::default();
+        let instance = host.during(|| breaker::Instance::new(config, seed))?;
+        Ok(Self { instance, fleet: Fleet::default(), host })
     }
 
     /// Registers endpoints in one update.
@@ -337,11 +338,12 @@ impl<C: CircuitBreaker> Breaking<C> {
         self.judge(address, &Request::get("/"), outcome);
     }
 
-    /// Tells the breaker that an attempt at an endpoint has ended so; what is counted stays as it is.
+    /// Tells the breaker that an attempt at an endpoint has ended so, if it wants to judge that; what is counted stays as it
+    /// is.
     pub fn judge(&mut self, address: &str, request: &Request, outcome: &Outcome) {
         self.host.describe(request, &self.fleet);
         self.host.outcome = outcome.clone();
-        if let Some(slot) = self.fleet.slot(address) {
+        if let Some(slot) = self.fleet.slot(address).filter(|slot| self.host.judges(*slot)) {
             self.host.during(|| self.instance.judge(slot));
         }
     }

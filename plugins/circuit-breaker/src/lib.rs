@@ -49,8 +49,8 @@ mod settings;
 use std::time::Duration;
 
 use heddle_plugin::{
-    Circuit, CircuitBreaker, Condition, Config, Endpoint, Failure, Health, Level, Outcome, Random, Registered, Request,
-    ServiceState, State, log, now,
+    Attention, Circuit, CircuitBreaker, Condition, Config, Endpoint, Failure, Health, Level, Outcome, Random,
+    Registered, Request, ServiceState, State, log, now,
 };
 
 use settings::Settings;
@@ -85,11 +85,18 @@ impl CircuitBreaker for Breaker {
         Ok(Self { settings: Settings::read(config)?, random: Random::new(seed) })
     }
 
-    fn judge(&mut self, endpoint: &Endpoint, _: &Request, outcome: &Outcome, health: &Health<'_>) {
+    fn attention(&self) -> Option<Attention> {
         let settings = &self.settings;
-        if health.is_usual(endpoint, settings.fewest_in_a_row(), settings.fewest_of_the_service()) {
-            return;
-        }
+        Some(Attention {
+            connect_failures: settings.consecutive_connect_failures,
+            timeouts: settings.consecutive_timeouts,
+            gateway_errors: settings.consecutive_gateway_errors,
+            failures: settings.consecutive_failures,
+            service_failures: settings.service_failures,
+        })
+    }
+
+    fn judge(&mut self, endpoint: &Endpoint, _: &Request, outcome: &Outcome, health: &Health<'_>) {
         let Some(state) = health.state(endpoint) else { return };
         let service = health.service_state();
         let failures = health.consecutive_failures(endpoint);

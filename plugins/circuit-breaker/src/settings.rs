@@ -96,20 +96,4 @@ impl Settings {
             None => Ok(settings),
         }
     }
-
-    /// The fewest failures in a row that any of the rules takes for too many.
-    pub fn fewest_in_a_row(&self) -> u32 {
-        let rules = [
-            self.consecutive_failures,
-            self.consecutive_gateway_errors,
-            self.consecutive_timeouts,
-            self.consecutive_connect_failures,
-        ];
-        rules.into_iter().filter(|most| *most > 0).min().unwrap_or(u32::MAX)
-    }
-
-    /// The fewest failures in a row in the whole service that it may be opened for.
-    pub fn fewest_of_the_service(&self) -> u32 {
-        if self.service_failures > 0 { self.service_failures } else { u32::MAX }
-    }
 }

@@ -38,7 +38,7 @@ mod circuit_breaker {
 }
 
 pub(super) use balancer::heddle::policy::{clock, load, log, request, types};
-pub(super) use circuit_breaker::heddle::policy::{health, verdicts};
+pub(super) use circuit_breaker::heddle::policy::{attention, health, verdicts};
 pub(super) use retry_policy::heddle::policy::{outcome, terms};
 pub(super) use types::Endpoint;
 

@@ -9,8 +9,8 @@ use wasmtime::{ResourceLimiter, Result, UpdateDeadline};
 
 use super::fault::one_line;
 use super::generation::Generation;
-use super::guest::{clock, health, load, log, outcome, request, terms, types, verdicts};
-use crate::policy::{Facts, Outcome, Terms};
+use super::guest::{attention, clock, health, load, log, outcome, request, terms, types, verdicts};
+use crate::policy::{Attention, Facts, Outcome, Terms};
 use crate::service::{Class, Condition, Fleet, Health, PEAK_START, Snapshot};
 
 /// Lines that all instances of a generation together may log within a second.
@@ -27,6 +27,7 @@ pub(super) struct State {
     pub(super) outcome: Option<Outcome>,
     /// What the guest asked for when it was configured, and whether that is being done.
     pub(super) terms: Terms,
+    pub(super) attention: Option<Attention>,
     pub(super) configuring: bool,
     /// The endpoints, as the guest was told them.
     pub(super) snapshot: Arc<Snapshot>,
@@ -211,15 +212,6 @@ impl health::Host for State {
         self.health(slot).map(Health::seen)
     }
 
-    fn is_usual(&mut self, slot: u32, failures: u32, service_failures: u32) -> bool {
-        let of_service = &self.fleet.health;
-        let are_few = |failed: u32| failed == 0 || failed < failures && of_service.consecutive() < service_failures;
-        of_service.condition() == Condition::InUse
-            && self
-                .health(slot)
-                .is_some_and(|health| health.condition() == Condition::InUse && are_few(health.consecutive(Class::Any)))
-    }
-
     fn consecutive_failures(&mut self, slot: u32) -> u32 {
         self.health(slot).map_or(0, |health| health.consecutive(Class::Any))
     }
@@ -260,6 +252,15 @@ impl health::Host for State {
 
     fn service_consecutive_failures(&mut self) -> u32 {
         self.fleet.health.consecutive()
+    }
+}
+
+impl attention::Host for State {
+    fn judge_only(&mut self, consecutive: Vec<u32>, service_consecutive: u32) {
+        if self.configuring {
+            let of_class = |class: Class| consecutive.get(class as usize).copied().unwrap_or(0);
+            self.attention = Some(Attention { consecutive: Class::ALL.map(of_class), service_consecutive });
+        }
     }
 }
 
@@ -310,6 +311,7 @@ pub(super) fn linker(engine: &wasmtime::Engine) -> Result<Linker<State>> {
     load::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
     outcome::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
     health::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
+    attention::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
     verdicts::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
     terms::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;
     clock::add_to_linker::<State, HasSelf<State>>(&mut linker, |state| state)?;

@@ -12,7 +12,7 @@ use super::generation::Generation;
 use super::guest::{Endpoint, Guest};
 use super::host::{Budget, MemoryBound, State};
 use crate::policy::{Facts, Outcome, Terms};
-use crate::service::{self, Fleet, Snapshot};
+use crate::service::{self, Class, Condition, Fleet, Health, Snapshot};
 
 /// What a guest may hand over in the arguments of one call of a host function, or as a result, in bytes: names, log
 /// lines and slots need far less. The proxy copies them while no deadline is looked at.
@@ -45,6 +45,7 @@ impl Instance {
             deciding: false,
             outcome: None,
             terms: Terms::default(),
+            attention: None,
             configuring: true,
             snapshot: Arc::default(),
             now: None,
@@ -111,6 +112,22 @@ impl Instance {
     /// The fault.
     pub fn decide(&mut self, facts: &mut Facts, outcome: &Outcome) -> Result<Option<u32>, Fault> {
         self.about(facts, Some(*outcome), |guest, store| guest.decide(store))
+    }
+
+    /// Whether a breaker wants to judge an attempt at an endpoint of this health, which counts the attempt already.
+    pub fn judges(&self, health: &Health) -> bool {
+        let state = self.store.data();
+        let Some(attention) = state.attention else { return true };
+        let of_service = &state.fleet.health;
+        let are_many = |failures: u32, from: u32| from > 0 && failures >= from;
+        let is_failing = || {
+            let mut classes = Class::ALL.into_iter().zip(attention.consecutive);
+            classes.any(|(class, from)| are_many(health.consecutive(class), from))
+                || are_many(of_service.consecutive(), attention.service_consecutive)
+        };
+        health.condition() != Condition::InUse
+            || of_service.condition() != Condition::InUse
+            || health.consecutive(Class::Any) > 0 && is_failing()
     }
 
     /// Tells a breaker that an attempt has ended.

@@ -56,6 +56,16 @@ pub struct Terms {
     pub hedging: Option<u32>,
 }
 
+/// Which attempts a circuit breaker judges beside those at an endpoint, or in a service, that is not in use: those after
+/// which so many in a row have failed; 0 for never.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq)]
+pub struct Attention {
+    /// At the endpoint, by class.
+    pub consecutive: [u32; 4],
+    /// In the whole service.
+    pub service_consecutive: u32,
+}
+
 /// What a policy may ask about the request, or the connection, that it decides on.
 #[derive(Debug)]
 pub struct Facts {

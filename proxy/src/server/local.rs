@@ -164,6 +164,9 @@ impl LocalService {
         }
         let mut seat = breaker.borrow_mut();
         seat.refresh();
+        if seat.instance().is_some_and(|policy| !policy.judges(&endpoint.health)) {
+            return;
+        }
         let judged = seat.ask(|policy| policy.judge(facts, endpoint.slot, outcome));
         if judged.is_none() && seat.needs_instance() {
             self.mend();

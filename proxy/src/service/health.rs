@@ -80,9 +80,12 @@ pub enum Class {
 }
 
 impl Class {
+    /// All of them, by their numbers.
+    pub const ALL: [Self; 4] = [Self::Connect, Self::Timeout, Self::Gateway, Self::Any];
+
     /// The class that the contract calls so.
     pub fn of_number(number: u32) -> Option<Self> {
-        [Self::Connect, Self::Timeout, Self::Gateway, Self::Any].into_iter().find(|class| *class as u32 == number)
+        Self::ALL.into_iter().find(|class| *class as u32 == number)
     }
 }
 
