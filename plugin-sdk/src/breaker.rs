@@ -89,9 +89,9 @@ pub trait CircuitBreaker: Sized {
     }
 
     /// An attempt at the endpoint has ended; `health` already counts it. Called on the worker where it ended; not for one
-    /// that does not have the breaker's [`Attention`], nor for an attempt that began before the endpoint came into its present state, which says nothing of what the endpoint is
-    /// like now. Of one that is half-open, it is thus the probes that are judged. Nor is it called for one that failed and
-    /// began before the service as a whole came into its state.
+    /// that [`CircuitBreaker::attention`] leaves out, nor for one that began before the endpoint came into its present
+    /// state, which says nothing of what the endpoint is like now. Of one that is half-open, it is thus the probes that are
+    /// judged. Nor is it called for one that failed and began before the service as a whole came into its state.
     fn judge(&mut self, endpoint: &Endpoint, request: &Request, outcome: &Outcome, health: &Health<'_>);
 
     /// Called once a second in one instance for the whole proxy: the place for comparisons between endpoints, and for

@@ -338,7 +338,7 @@ impl<C: CircuitBreaker> Breaking<C> {
         self.judge(address, &Request::get("/"), outcome);
     }
 
-    /// Tells the breaker that an attempt at an endpoint has ended so, if it wants to judge that; what is counted stays as it
+    /// Tells the breaker that an attempt at an endpoint has ended so, unless it left that out; what is counted stays as it
     /// is.
     pub fn judge(&mut self, address: &str, request: &Request, outcome: &Outcome) {
         self.host.describe(request, &self.fleet);

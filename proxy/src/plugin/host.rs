@@ -25,9 +25,11 @@ pub(super) struct State {
     pub(super) deciding: bool,
     /// How the attempt has ended that is being decided on.
     pub(super) outcome: Option<Outcome>,
-    /// What the guest asked for when it was configured, and whether that is being done.
+    /// What a retry policy asked for when it was configured.
     pub(super) terms: Terms,
+    /// Which attempts a breaker then said that it judges; none for all of them.
     pub(super) attention: Option<Attention>,
+    /// Whether it is being configured.
     pub(super) configuring: bool,
     /// The endpoints, as the guest was told them.
     pub(super) snapshot: Arc<Snapshot>,

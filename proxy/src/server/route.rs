@@ -82,7 +82,7 @@ fn after_host(authority: &Authority) -> &str {
 /// The host of a `Host` header without its port (RFC 9110, 7.2); none where it is not these two. Nothing is as well: that is
 /// what a client sends which knows no host. What passes here can be an `:authority` of HTTP/2 too: to endpoints no request
 /// is sent that they would have to take for broken. So percent-encoding is left out, which `http` has no place for; but for
-/// a zone, with which a request cannot be sent over HTTP/2 only.
+/// a zone, with which a request can still be sent over HTTP/1.1.
 fn host_of(header: &[u8]) -> Option<&str> {
     let header = std::str::from_utf8(header).ok()?;
     let (host, port) = match header.rsplit_once(':') {

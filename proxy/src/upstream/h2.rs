@@ -268,10 +268,10 @@ impl Exchange {
             None => broken(&self.pool, &error.into_error()),
         };
         let sent = unsent.is_none() && !failure.is_unprocessed();
-        // Another connection may do: this one has ended, or takes fewer streams than was known when the request was sent.
-        let was_this_one = self.connection.sender.is_closed() || self.connection.allowed() < allowed;
-        let may_be_sent_again = is_whole && was_this_one && (head.method.is_idempotent() || !sent);
-        let again = unsent.or_else(|| may_be_sent_again.then_some(Body::Empty));
+        // It was one too many, which could not be known when it was sent, or the connection was about to end.
+        let was_turned_away = !sent && self.connection.allowed() < allowed;
+        let has_died = self.connection.sender.is_closed() && head.method.is_idempotent();
+        let again = unsent.or_else(|| (is_whole && (was_turned_away || has_died)).then_some(Body::Empty));
         Err(Failed { failure, again, sent })
     }
 }

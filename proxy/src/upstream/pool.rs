@@ -146,8 +146,8 @@ impl Pool {
 
     /// One attempt of a request: on a pooled connection if there is one, else on a new one. A pooled connection that
     /// turns out to be dead, or full, before a byte of the response costs nothing but a second try on a new one, if the
-    /// request can be sent again (RFC 9110, 9.2.2); `resent` is called then. No deadline is kept here but that of connecting.
-    /// `stage` says at any time how far it has come.
+    /// request can be sent again (RFC 9110, 9.2.2; RFC 9113, 8.7); `resent` is called then. No deadline is kept here but
+    /// that of connecting. `stage` says at any time how far it has come.
     ///
     /// # Errors
     ///
