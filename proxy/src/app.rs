@@ -9,13 +9,14 @@ mod control;
 mod prepare;
 mod worker;
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Builder;
@@ -34,7 +35,14 @@ use crate::server::socket::BindError;
 use crate::server::worker::Shared;
 use crate::service::Directory;
 use crate::transport::tls::{self, FileError};
-use crate::{admin, drain, registry};
+use crate::{admin, drain, registry, supervise};
+
+/// How much longer than the configured times a stop may take: less than the second that is promised, so that the end of
+/// the process falls into it too.
+const MARGIN: Duration = Duration::from_millis(700);
+
+/// What the control thread gets of that at least, to keep on disk what the registry has said last.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Why a proxy did not start, or did not go on with another configuration.
 #[derive(Debug, thiserror::Error)]
@@ -59,6 +67,8 @@ pub enum StartError {
     Fixed(&'static str),
     #[error("the proxy is stopping")]
     Stopping,
+    #[error("it made the proxy panic (see the line before)")]
+    Panicked,
 }
 
 /// A proxy that runs.
@@ -71,7 +81,8 @@ pub struct App {
     workers: Vec<thread::JoinHandle<bool>>,
     /// Ends with the last of them.
     running: watch::Receiver<()>,
-    control: thread::JoinHandle<()>,
+    /// Closed when the control thread ends.
+    control_ended: mpsc::Receiver<Infallible>,
     stopped: oneshot::Sender<()>,
     requests: UnboundedSender<Request>,
 }
@@ -92,6 +103,8 @@ pub struct State {
     pub admin_socket: Option<PathBuf>,
     /// By which another process may take this one's sockets over.
     pub handover: Handover,
+    /// What the admin server answers that takes long to make.
+    pub reports: admin::Reports,
     in_force: ArcSwap<InForce>,
 }
 
@@ -163,9 +176,19 @@ impl State {
         self.in_force.load().listeners.clone()
     }
 
+    /// The names by which the admin server may be called.
+    pub fn admin_hosts(&self) -> Vec<String> {
+        self.in_force.load().config.admin_hosts.clone()
+    }
+
     /// How long what is under way may take once nothing more is accepted.
     pub fn drain(&self) -> Duration {
         self.in_force.load().config.drain
+    }
+
+    /// How long a stop may take in all: the delay, the time for what is under way, and [`MARGIN`].
+    pub fn time_to_stop(&self) -> Duration {
+        self.drain_delay().saturating_add(self.drain()).saturating_add(MARGIN)
     }
 
     /// How long connections are still accepted once the proxy has been told to stop.
@@ -208,7 +231,16 @@ impl App {
         let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
         let registry = {
             let (_entered, directory) = (runtime.enter(), directory.clone());
-            registry::run(&config.registry, config.state.as_deref(), move |changes| directory.apply(changes))
+            registry::run(&config.registry, config.state.as_deref(), move |changes| {
+                for change in changes {
+                    // One that cannot be applied keeps no other from being so.
+                    supervise::caught_call("registry-changes", || {
+                        let service = change.service.clone();
+                        let _input = supervise::input(&service, &[]);
+                        directory.apply(vec![change]);
+                    });
+                }
+            })
         };
         let state = Arc::new(State {
             directory,
@@ -220,6 +252,7 @@ impl App {
             stop: Arc::new(stop),
             admin_socket: config.admin_socket.clone(),
             handover,
+            reports: admin::Reports::default(),
             in_force: ArcSwap::from_pointee(InForce { config: config.clone(), plugins, listeners: Vec::new() }),
         });
         let (senders, handed): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| unbounded_channel()).unzip();
@@ -242,9 +275,16 @@ impl App {
         };
         let admin = control.admin();
         let listeners = state.listeners().iter().map(|listener| listener.settings.address).collect();
-        let run = move || runtime.block_on(control.run(requested, asked, until_stopped));
-        let control = thread::Builder::new().name("heddle-control".into()).spawn(run)?;
-        Ok(Self { listeners, admin, state, workers, running, control, stopped, requests })
+        let (ended, control_ended) = mpsc::channel();
+        let run = move || {
+            // Dropped when the thread ends, however it does.
+            let _ended = ended;
+            runtime.block_on(control.run(requested, asked, until_stopped));
+            // What still blocks (a name that is looked up, a file on a mount that hangs) keeps nobody waiting.
+            runtime.shutdown_background();
+        };
+        thread::Builder::new().name("heddle-control".into()).spawn(run)?;
+        Ok(Self { listeners, admin, state, workers, running, control_ended, stopped, requests })
     }
 
     /// Begins to accept.
@@ -280,15 +320,21 @@ impl App {
     }
 
     /// Stops accepting after the configured delay, lets what is under way finish within the configured time, and ends
-    /// all threads. True when nothing had to be cut off.
+    /// all threads, but for those that a blocked system call holds up. True when nothing had to be cut off.
     pub fn stop(self) -> bool {
+        let within = self.state.time_to_stop();
+        let begun = Instant::now();
         self.state.stop.advance(Phase::Leaving);
         let mut finished = true;
         for worker in self.workers {
             finished &= worker.join().unwrap_or(false);
         }
         drop(self.stopped);
-        let _ = self.control.join();
+        // It only keeps on disk what the registry has said last.
+        let left = within.saturating_sub(begun.elapsed()).max(LAST_WORDS);
+        if matches!(self.control_ended.recv_timeout(left), Err(mpsc::RecvTimeoutError::Timeout)) {
+            tracing::error!(target: "heddle", "the control thread hangs, most likely in a file system: it is not waited for");
+        }
         finished
     }
 }

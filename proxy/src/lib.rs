@@ -10,6 +10,8 @@
 //! - [`server`] serves clients; [`server::exchange`] is the path of one request.
 //! - [`upstream`] calls endpoints; [`proto`] is what messages have in common on both sides, [`transport`] what they
 //!   travel on.
+//! - [`mod@log`] says what is going on, in lines that are short and hold no password.
+//! - [`supervise`] keeps long-lived tasks alive; [`regular`] reads files that cannot block.
 //! - [`clock`] is the time that policies see; [`watch`] learns of changes to files; [`admin`] shows all of it.
 //! - [`app`] is the only place that wires it together, and that puts another configuration in force; [`handover`] gives
 //!   another process the sockets.
@@ -30,13 +32,16 @@ pub mod clock;
 pub mod config;
 pub mod drain;
 pub mod handover;
+pub mod log;
 pub mod plugin;
 pub mod policy;
 pub mod proto;
 pub mod registry;
+pub mod regular;
 mod seldom;
 pub mod server;
 pub mod service;
+pub mod supervise;
 pub mod timer;
 pub mod transport;
 pub mod upstream;

@@ -45,10 +45,12 @@ impl Timers {
     pub async fn run(self: Rc<Self>) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let start = Instant::now();
+        // Begun anew, it goes on from where it was: time never goes back.
+        let (start, first) = (Instant::now(), self.now.get());
         loop {
             let at = ticks.tick().await.saturating_duration_since(start);
-            self.advance(u64::try_from(at.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX));
+            let passed = u64::try_from(at.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX);
+            self.advance(first.saturating_add(passed));
         }
     }
 

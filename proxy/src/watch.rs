@@ -5,6 +5,9 @@
 //! link is in is watched too: whoever points a link elsewhere changes nothing in the folder that it pointed to. Some
 //! mounts announce nothing, so whoever follows something also looks by itself once in a while; what counts is the
 //! content.
+//!
+//! A folder on a mount that hangs blocks even a look at it, so folders are looked at by
+//! [`blocking`](crate::supervise::blocking).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -17,6 +20,8 @@ use notify::event::{AccessKind, AccessMode, EventKind};
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use tokio::sync::Notify;
 use tokio::time::timeout;
+
+use crate::supervise::blocking;
 
 /// A change is told of once all has been quiet for this long: a file written in place is not read half-way.
 const QUIET: Duration = Duration::from_millis(30);
@@ -33,7 +38,7 @@ type Places = BTreeMap<PathBuf, Option<(u64, u64)>>;
 /// Tells of changes, for as long as it lives.
 #[derive(Debug)]
 pub struct Changes {
-    what: What,
+    what: Arc<What>,
     /// What is watched.
     places: Option<Places>,
     watcher: Option<RecommendedWatcher>,
@@ -58,26 +63,33 @@ impl Changes {
     }
 
     fn of(what: What) -> Self {
-        Self { what, places: None, watcher: None, announced: Arc::default() }
+        Self { what: Arc::new(what), places: None, watcher: None, announced: Arc::default() }
     }
 
     /// Waits for a change, at most until it is time to look anyway. Ready at once when it is called first, and when
     /// other folders have to be watched than before: what changed before they were watched is found then.
     pub async fn next(&mut self, rescan: Duration) {
-        let places = self.find_places();
+        let what = self.what.clone();
+        let places = blocking(move || what.find_places()).await;
         if self.places.as_ref() != Some(&places) {
-            self.watcher = watch(&places, &self.announced);
-            self.places = Some(places);
+            let announced = self.announced.clone();
+            (self.places, self.watcher) = blocking(move || {
+                let watcher = watch(&places, &announced);
+                (Some(places), watcher)
+            })
+            .await;
         } else if timeout(rescan, self.announced.notified()).await.is_ok() {
             let quiet = async { while timeout(QUIET, self.announced.notified()).await.is_ok() {} };
             let _as_quiet_as_it_gets = timeout(RESTLESS, quiet).await;
         }
     }
+}
 
+impl What {
     fn find_places(&self) -> Places {
-        let folders: BTreeSet<PathBuf> = match &self.what {
-            What::Files(files) => files.iter().flat_map(|file| folders_of(file)).collect(),
-            What::Folder(folder) => folders_of(&folder.join("any")),
+        let folders: BTreeSet<PathBuf> = match self {
+            Self::Files(files) => files.iter().flat_map(|file| folders_of(file)).collect(),
+            Self::Folder(folder) => folders_of(&folder.join("any")),
         };
         folders.into_iter().map(|folder| (place(&folder), folder)).map(|(place, folder)| (folder, place)).collect()
     }

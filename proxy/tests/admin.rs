@@ -77,7 +77,7 @@ fn connections_that_say_nothing_keep_nobody_out() {
     assert_eq!(get(proxy.admin, "/ready").status, 200);
     // Nor do those that have asked once, or do not read.
     let asked = silent.into_iter().map(|mut stream| {
-        let _it_may_be_closed = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: heddle\r\n\r\n");
+        let _it_may_be_closed = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n");
         stream
     });
     let more = (0..200).map(|_| connect(proxy.admin).expect("accepted"));

@@ -1,6 +1,8 @@
-//! Set-up and checks: `cargo xtask demo`, `cargo xtask test`, `cargo xtask simulate`, `cargo xtask plugin`.
+//! Set-up and checks: `cargo xtask demo`, `cargo xtask test`, `cargo xtask simulate`, `cargo xtask plugin`,
+//! `cargo xtask licences`.
 
 mod checks;
+mod licences;
 mod plugin;
 mod setup;
 mod simulate;
@@ -23,6 +25,7 @@ usage: cargo xtask COMMAND
   simulate --seed N    replay one seed of the simulated fleet, printing all that happens
   simulate --seeds N   run so many seeds, as fast as can be: 1000000 take some hours
   plugin FOLDER INTO   set up what is missing, then compile the plugin in FOLDER to INTO/<name of its package>.wasm
+  licences FILE        write the licences of all that is linked into heddle to FILE
 
 In need of packages, these call apt-get as root or through sudo.";
 
@@ -34,6 +37,7 @@ fn main() -> ExitCode {
         (Some("demo"), args) => demo(args),
         (Some("test"), args) => checks::run_all(args),
         (Some("simulate"), args) => simulate::run(args),
+        (Some("licences"), [file]) => licences::write(file.as_ref()),
         (Some("plugin"), [folder, into]) => plugin::run(folder.as_ref(), into.as_ref()),
         _ => {
             eprintln!("{USAGE}");

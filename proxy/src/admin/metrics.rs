@@ -23,6 +23,7 @@ use crate::app::State;
 use crate::plugin::{FaultKind, Plugin};
 use crate::server::listener::Refused;
 use crate::service::{ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};
+use crate::supervise;
 use crate::transport::tls::Held;
 
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -81,6 +82,11 @@ fn of_process(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "heddle_config_last_reload_timestamp_seconds",
         "When one was put in force last, since 1970; 0: none.",
         last,
+    )?;
+    families.counters(
+        "heddle_task_panics",
+        "Panics and unexpected ends of the proxy's own tasks, each of which is started again.",
+        supervise::panics().into_iter().map(|(task, count)| ([("task", task)], count)),
     )?;
     families.gauge("heddle_draining", "1 once the proxy has been told to stop.", number(state.is_draining()))
 }

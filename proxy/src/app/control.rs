@@ -21,6 +21,7 @@ use crate::server::listener::{Accepted, Closing, Listener, Part};
 use crate::server::socket::Bound;
 use crate::server::worker::Common;
 use crate::service::tick;
+use crate::supervise::{self, caught, finish, keep};
 use crate::transport::tls::{self, Files};
 use crate::{admin, drain, plugin, registry};
 
@@ -149,15 +150,24 @@ impl Control {
         mut until_stopped: oneshot::Receiver<()>,
     ) {
         // These learn by themselves that services have changed.
-        tokio::task::spawn_local(check::run(self.state.directory.clone(), self.connectors.clone()));
+        let (directory, connectors) = (self.state.directory.clone(), self.connectors.clone());
+        let checks = move || check::run(directory.clone(), connectors.clone());
+        tokio::task::spawn_local(keep("health-checks", checks));
         let state = self.state.clone();
-        tokio::spawn(drain::leave(state.stop.clone(), move || state.drain_delay()));
-        tokio::spawn(tick::run(self.state.directory.clone()));
+        tokio::spawn(finish("drain", move || {
+            let state = state.clone();
+            drain::leave(state.stop.clone(), move || state.drain_delay())
+        }));
+        let directory = self.state.directory.clone();
+        tokio::spawn(keep("ticks", move || tick::run(directory.clone())));
         let (registries, directory) = (self.state.registry.clone(), self.state.directory.clone());
-        tokio::spawn(async move {
-            registries.wait_ready().await;
-            directory.settle();
-        });
+        tokio::spawn(finish("settle", move || {
+            let (registries, directory) = (registries.clone(), directory.clone());
+            async move {
+                registries.wait_ready().await;
+                directory.settle();
+            }
+        }));
         let handover = self.state.handover.clone();
         let mut postponed = None;
         loop {
@@ -165,7 +175,7 @@ impl Control {
                 _ = &mut until_stopped => break,
                 // Who does not wait for an answer is being stopped.
                 Some(request) = requests.recv(), if postponed.is_none() => match request {
-                    Request::Open => self.open(),
+                    Request::Open => drop(supervise::caught_call("control", || self.open())),
                     // It would open listeners that the other process does not have, which would refuse connections then.
                     Request::Reload(config, answer) if handover.is_under_way() => {
                         tracing::warn!(
@@ -174,15 +184,18 @@ impl Control {
                         );
                         postponed = Some((config, answer));
                     }
-                    Request::Reload(config, answer) => drop(answer.send(self.reload(*config).await)),
+                    Request::Reload(config, answer) => drop(answer.send(self.reload_or_stay(*config).await)),
                 },
                 () = handover.over(), if postponed.is_some() => if let Some((config, answer)) = postponed.take() {
-                    drop(answer.send(self.reload(*config).await));
+                    drop(answer.send(self.reload_or_stay(*config).await));
                 },
                 Some(ask) = asks.recv() => match ask {
-                    Ask::Sockets(answer) => drop(answer.send(self.sockets().await)),
+                    Ask::Sockets(answer) => {
+                        let sockets = caught("control", self.sockets()).await;
+                        drop(answer.send(sockets.unwrap_or_else(|| Err(io::Error::other(StartError::Panicked)))));
+                    }
                     Ask::Leave(ready, answer) => {
-                        self.leave(&ready);
+                        supervise::caught_call("control", || self.leave(&ready));
                         let _ = answer.send(());
                     }
                 },
@@ -203,6 +216,11 @@ impl Control {
         self.take_commands();
     }
 
+    /// A panic, which is logged, is one more reason why a configuration is not put in force.
+    async fn reload_or_stay(&mut self, config: Config) -> Result<(), Vec<StartError>> {
+        caught("reload", self.reload(config)).await.unwrap_or_else(|| Err(vec![StartError::Panicked]))
+    }
+
     async fn reload(&mut self, config: Config) -> Result<(), Vec<StartError>> {
         if self.state.is_draining() {
             return Err(vec![StartError::Stopping]);
@@ -216,8 +234,7 @@ impl Control {
             admin: self.admin.as_ref().and_then(|admin| Some((admin.wanted, admin.socket.local_addr().ok()?))),
         };
         let prepare = move || Prepared::new(config, Some(&before), Inherited::default());
-        let prepared = tokio::task::spawn_blocking(prepare).await;
-        self.put_in_force(prepared.map_err(|_stopping| vec![StartError::Stopping])??).await;
+        self.put_in_force(supervise::blocking(prepare).await?).await;
         Ok(())
     }
 
@@ -233,8 +250,13 @@ impl Control {
         self.tell_workers(Order::Refresh).await;
         self.open_doors(doors);
         self.open_admin(admin);
-        files.replace(&self.files.lock().unwrap_or_else(PoisonError::into_inner));
-        self.files = Arc::new(Mutex::new(files));
+        // Whoever reads them anew holds the lock, for as long as a mount may hang.
+        let before = self.files.clone();
+        let files = supervise::blocking(move || {
+            files.replace(&before.lock().unwrap_or_else(PoisonError::into_inner));
+            files
+        });
+        self.files = Arc::new(Mutex::new(files.await));
         (self.config, self.common, self.plugins) = (config, common, plugins);
         self.plugins.settle(&policies(&self.config.services));
         self.follow_plugins(folder);
@@ -325,7 +347,10 @@ impl Control {
     fn serve_admin(&mut self) {
         let Some(admin) = &mut self.admin else { return };
         match admin.socket.try_clone() {
-            Ok(socket) => drop(admin.serving.spawn(admin::serve_port(socket, self.state.clone()))),
+            Ok(socket) => {
+                let state = self.state.clone();
+                admin.serving.spawn(keep("admin", move || admin::serve_port(socket.try_clone(), state.clone())));
+            }
             Err(error) => tracing::error!(target: "heddle::admin", "does not start: {error}"),
         }
     }
@@ -333,8 +358,12 @@ impl Control {
     fn take_commands(&mut self) {
         let Some(socket) = &mut self.commands else { return };
         socket.own();
-        match socket.listener() {
-            Ok(listener) => drop(self.commanded.spawn(admin::serve_commands(listener, self.state.clone()))),
+        match socket.descriptor() {
+            Ok(socket) => {
+                let state = self.state.clone();
+                self.commanded
+                    .spawn(keep("commands", move || admin::serve_commands(socket.try_clone(), state.clone())));
+            }
             Err(error) => tracing::error!(target: "heddle::admin", "does not start: {error}"),
         }
     }
@@ -343,15 +372,20 @@ impl Control {
         let Some(folder) = folder else { return };
         let followers = &mut self.followers;
         (followers.folder, followers.second_chances) = Default::default();
-        followers.second_chances.spawn(give_second_chances(self.plugins.clone()));
-        if let Some(folder) = folder {
-            followers.folder.spawn(plugin::watch(folder, self.plugins.clone(), self.config.plugins.rescan));
-        }
+        let plugins = self.plugins.clone();
+        followers.second_chances.spawn(keep("second-chances", move || give_second_chances(plugins.clone())));
+        let Some((folder, path)) = folder.zip(self.config.plugins.folder.clone()) else { return };
+        let (mut folder, plugins, rescan) = (Some(folder), self.plugins.clone(), self.config.plugins.rescan);
+        followers.folder.spawn(keep("plugins", move || {
+            let folder = folder.take().unwrap_or_else(|| Folder::new(path.clone()));
+            plugin::watch(folder, plugins.clone(), rescan)
+        }));
     }
 
     fn follow_files(&mut self) {
         self.followers.files = JoinSet::new();
-        self.followers.files.spawn(tls::watch(self.files.clone()));
+        let files = self.files.clone();
+        self.followers.files.spawn(keep("certificates", move || tls::watch(files.clone())));
     }
 
     /// What others see of it.

@@ -44,6 +44,7 @@ use self::schedule::{Schedule, Ticket, wait};
 use self::target::Target;
 use crate::config::checked::{HealthCheck, TlsClient};
 use crate::service::{Condition, Directory, Endpoint, Fleet, Service};
+use crate::supervise;
 use crate::transport::tls::Connector;
 use crate::upstream;
 
@@ -205,6 +206,8 @@ impl Checker {
 
     /// Learns what has become of a service's endpoints, if anything has changed.
     fn follow(&mut self, service: &Arc<Service>, check: &Arc<HealthCheck>, now: Instant) {
+        let version = service.fleet.version().to_le_bytes();
+        let Some(_input) = supervise::input(service.name(), &version) else { return forget(&service.fleet) };
         let Self { services, subjects, schedule, tickets, .. } = self;
         let of = services.entry(service.name().clone()).or_insert_with(|| Checked {
             service: service.clone(),
@@ -275,6 +278,9 @@ impl Checker {
         let Some(Started { ticket, at, seen }) = self.started.remove(&id) else { return };
         let Some(subject) = self.subjects.get_mut(&ticket) else { return };
         let Subject { service, check, endpoint, standing, .. } = subject;
+        let name = service.name().clone();
+        let version = service.fleet.version().to_le_bytes();
+        let Some(_input) = supervise::input(&name, &version) else { return };
         let fleet = &service.fleet;
         let count = if result.is_ok() { &fleet.checks.passed } else { &fleet.checks.failed };
         count.add(1);
@@ -306,6 +312,13 @@ pub fn conclude(
         fleet.set_check_fails(endpoint, fails);
     }
     (effect, effect.ends_ejection && fleet.probe(endpoint.slot, seen, PROBES))
+}
+
+/// Lets nothing hold that checks have found of endpoints which are no longer checked.
+fn forget(fleet: &Fleet) {
+    for endpoint in fleet.snapshot().endpoints().filter(|endpoint| endpoint.health.check_fails()) {
+        fleet.set_check_fails(endpoint, false);
+    }
 }
 
 fn tell(service: &Service, endpoint: &Endpoint, result: &Result<(), Failed>, effect: Effect, is_probed: bool) {

@@ -7,6 +7,7 @@ use std::process::ExitCode;
 
 use crate::config::checked::{ClientCertificates, Config, Etcd, Layout, Listener, ListenerTls, Passthrough, Protocol};
 use crate::config::{self, Checked, Problems};
+use crate::log::Clean;
 
 /// Reads the file, lays the environment over it, and asks `policies` about the balancers (see
 /// [`Checked::check_policies`]). Problems go to standard error, one line each, and the exit code is 1; else a summary goes
@@ -121,7 +122,7 @@ fn etcd_line(etcd: &Etcd) -> String {
         };
         format!("{} ({layout})", String::from_utf8_lossy(&watch.prefix))
     });
-    format!("etcd {}: {}", etcd.members.join(" "), watches.collect::<Vec<_>>().join(", "))
+    format!("etcd {}: {}", Clean(etcd.members.join(" ")), watches.collect::<Vec<_>>().join(", "))
 }
 
 fn count(number: usize, what: &str) -> String {

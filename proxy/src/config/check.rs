@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -19,6 +20,7 @@ use super::problem::{Place, Problems};
 use super::read::At;
 use super::{Checked, Listening, Written, service, tls as written};
 use crate::policy::Role;
+use crate::regular;
 
 mod health;
 mod listener;
@@ -26,10 +28,10 @@ mod tls;
 
 /// Checks what was read. Where there is a problem the result is no configuration to run by, and the problems say so.
 pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checked {
-    let admin = match &file.admin {
-        Some(Admin::At(at)) => Some(at.value),
-        Some(Admin::Off) => None,
-        None => Some(ADMIN),
+    let (admin, admin_hosts) = match &file.admin {
+        Some(Admin::Table { address, hosts }) => (Some(address.as_ref().map_or(ADMIN, |at| at.value)), hosts.clone()),
+        Some(Admin::Off) => (None, Vec::new()),
+        None => (Some(ADMIN), Vec::new()),
     };
     let listening = listening(&file);
     report_shared_addresses(&file, problems);
@@ -61,6 +63,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         drain_delay: file.drain_delay.unwrap_or(Duration::ZERO),
         state: file.state.map(|at| at.value),
         admin,
+        admin_hosts,
         admin_socket: file.admin_socket.map(|at| at.value),
         via: file.via.unwrap_or_else(own_name),
         suffix,
@@ -95,7 +98,7 @@ fn own_name() -> String {
 /// Every address that is written.
 fn listening(file: &File) -> Vec<Listening> {
     let admin = match &file.admin {
-        Some(Admin::At(at)) => Some(at),
+        Some(Admin::Table { address, .. }) => address.as_ref(),
         Some(Admin::Off) | None => None,
     };
     let all = file.listeners.iter().filter_map(|listener| listener.address.as_ref()).chain(admin);
@@ -105,13 +108,13 @@ fn listening(file: &File) -> Vec<Listening> {
 /// Two listeners, or a listener and the admin server, on one address. Port 0 is another one each time.
 fn report_shared_addresses(file: &File, problems: &mut Problems) {
     let admin = match &file.admin {
-        Some(Admin::At(at)) => Some(at),
+        Some(Admin::Table { address, .. }) => address.as_ref(),
         Some(Admin::Off) | None => None,
     };
     let listeners = file.listeners.iter().filter_map(|listener| listener.address.as_ref());
     let fixed = listeners.clone().chain(admin).filter(|at| at.value.port() != 0);
     report_doubles(fixed.map(|at| (at.value, at)), "expected an address of its own", problems);
-    if file.admin.is_none() {
+    if file.admin.is_none() || matches!(&file.admin, Some(Admin::Table { address: None, .. })) {
         for at in listeners.filter(|at| at.value == ADMIN) {
             let remedy = "expected another address, or one for [admin]";
             problems.add(at.problem(format!("{ADMIN} is where the admin server listens by default"), remedy));
@@ -242,7 +245,8 @@ fn login(written: &file::Etcd, problems: &mut Problems) -> Option<EtcdLogin> {
 
 /// The text of a file that is named by a key.
 fn contents(at: &At<PathBuf>, what: &str, problems: &mut Problems) -> Option<String> {
-    match std::fs::read_to_string(&at.value) {
+    let read = regular::read(&at.value, regular::TEXT);
+    match read.and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other)) {
         Ok(text) => Some(text),
         Err(error) => {
             let found = format!("{} cannot be read: {error}", at.value.display());

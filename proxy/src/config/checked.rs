@@ -31,6 +31,9 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// Where health, metrics and state are served; `127.0.0.1:4191` by default, none when switched off.
     pub admin: Option<SocketAddr>,
+    /// Names, in lower case, by which the admin server may be called over TCP besides addresses and `localhost`; none by
+    /// default.
+    pub admin_hosts: Vec<String>,
     /// Unix socket on which commands are taken too; none by default.
     pub admin_socket: Option<PathBuf>,
     /// This proxy's name in `Via`. Unique to the process by default, so that a loop is told from a chain of proxies.

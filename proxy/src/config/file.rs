@@ -16,7 +16,8 @@ use super::service::Service;
 use super::tls::{Client, KeyPair};
 use super::tree::{Node, Value};
 use super::value::{
-    choice, duration, integer, member, nonempty, path, refuse, secret, service_name, size, socket_address, suffix, via,
+    choice, duration, host_name, integer, member, nonempty, path, refuse, secret, service_name, size, socket_address,
+    suffix, via,
 };
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -59,7 +60,7 @@ pub(super) struct NamedService {
 /// `[admin]`, or `admin = false`.
 pub(super) enum Admin {
     Off,
-    At(At<SocketAddr>),
+    Table { address: Option<At<SocketAddr>>, hosts: Vec<String> },
 }
 
 /// `[plugins]`.
@@ -141,7 +142,12 @@ fn plugins(s: &mut Section<'_>, base: &Path) -> Plugins {
 
 fn admin(s: &mut Section<'_>) -> Option<Admin> {
     if let Some(Value::Table(_)) = s.peek("admin") {
-        return s.section("admin", |s| s.at("address", socket_address))?.map(Admin::At);
+        return s.section("admin", |s| Admin::Table {
+            address: s.at("address", socket_address),
+            hosts: s
+                .list("hosts", |node, key, problems| Some(take_item(node, key, problems, host_name)?.value))
+                .unwrap_or_default(),
+        });
     }
     s.get("admin", |node| match node.value {
         Value::Flag(false) => Ok(Admin::Off),

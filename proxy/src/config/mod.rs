@@ -27,6 +27,7 @@ mod tree;
 mod value;
 
 use crate::policy::Role;
+use crate::regular;
 pub use env::environment;
 pub use problem::{Place, Problem, Problems};
 pub use read::Refusal;
@@ -90,7 +91,7 @@ pub fn load(path: &Path, variables: &[(OsString, OsString)]) -> Result<Checked, 
         problems
     };
     let file: Arc<Path> = Arc::from(path);
-    let bytes = std::fs::read(path).map_err(|error| {
+    let bytes = regular::read(path, regular::TEXT).map_err(|error| {
         alone(Place::File { file: file.clone() }, format!("cannot be read: {error}"), "expected a TOML file")
     })?;
     let text = String::from_utf8(bytes).map_err(|error| {

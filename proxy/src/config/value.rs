@@ -16,11 +16,16 @@ use super::tree::{Node, Value};
 /// A value as a problem shows it: as it was written, cut short where it is long.
 pub(super) fn shown(node: &Node) -> String {
     const LONGEST: usize = 60;
-    match &node.value {
-        Value::Text(text) if text.chars().count() > LONGEST => {
-            format!("{:?}...", text.chars().take(LONGEST).collect::<String>())
+    let of_text = |text: &str| {
+        // Before it is cut: behind the cut nobody could tell a password by its `@`.
+        let text = crate::log::redact(text, false);
+        if text.chars().count() > LONGEST {
+            return format!("{:?}...", text.chars().take(LONGEST).collect::<String>());
         }
-        Value::Text(text) => format!("{text:?}"),
+        format!("{text:?}")
+    };
+    match &node.value {
+        Value::Text(text) => of_text(text),
         Value::Integer(number) => number.to_string(),
         Value::Float(number) => number.to_string(),
         Value::Flag(flag) => flag.to_string(),
@@ -285,6 +290,15 @@ pub(super) fn path(base: &Path) -> impl FnOnce(&Node) -> Result<PathBuf, Refusal
             known.then(|| base.join(text))
         })
     }
+}
+
+/// The name of a host, without a port; in lower case.
+pub(super) fn host_name(node: &Node) -> Result<String, Refusal> {
+    parsed(node, "the name of a host", "letters, digits, \"-\", \"_\" and \".\", without a port", |text| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        let known = !text.starts_with('.') && !text.is_empty() && text.len() <= 253 && text.bytes().all(allowed);
+        known.then(|| text.trim_end_matches('.').to_ascii_lowercase())
+    })
 }
 
 /// Any text but the empty one.

@@ -2,6 +2,8 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::log::redact;
+
 /// Why a text is not an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
@@ -97,9 +99,14 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 253 && !text.starts_with('.') && text.bytes().all(allowed)
 }
 
-/// Enough of a text from outside for a message.
+/// Enough of a text from outside for a message, without what stands before an `@`: that is a user and a password.
 pub(super) fn shown(text: &str) -> String {
     const LONGEST: usize = 100;
+    let safe = redact(text, false);
+    let text = match safe.rsplit_once('@') {
+        Some((before, host)) if !before.ends_with("***") => &format!("***@{host}"),
+        _ => &*safe,
+    };
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -14,6 +14,7 @@ use super::Change;
 use super::apply::{Catalog, Entry, Event, Origin, encode_key};
 use super::snapshot::Store;
 use super::status::{SourceStatus, Status};
+use crate::supervise;
 
 /// The source that is the configuration itself.
 pub(super) const FIXED: &str = "fixed";
@@ -187,8 +188,24 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
         self.check_answers();
     }
 
-    /// Until every [`Feed`] is gone, and who configures it.
-    pub async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+    /// Until every [`Feed`] is gone, and who configures it. A message whose handling panics is lost; what is known
+    /// stays, and sources are asked by `lost` to say again all that they hold.
+    pub async fn run(self, messages: mpsc::Receiver<Message>, lost: Arc<Notify>) {
+        let both = &Mutex::new((self, messages));
+        let mut is_first = true;
+        supervise::finish("registry-keeper", || {
+            if !std::mem::replace(&mut is_first, false) {
+                lost.notify_waiters();
+            }
+            async move {
+                let (keeper, messages) = &mut *both.lock().await;
+                keeper.follow(messages).await;
+            }
+        })
+        .await;
+    }
+
+    async fn follow(&mut self, messages: &mut mpsc::Receiver<Message>) {
         let mut written = self.catalog.edits();
         let mut due: Option<Instant> = None;
         let mut writing: Option<JoinHandle<()>> = None;
@@ -289,7 +306,8 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
         // What the configuration announces is not worth keeping: it is there itself.
         let known = parts.filter(|(_, part)| (part.answered || part.restored) && part.source.name != FIXED);
         let content = Store::encode(known.map(|(origin, part)| (part.name.as_str(), self.catalog.entries(origin))));
-        Some(tokio::task::spawn_blocking(move || store.save(content)))
+        // Not one of the runtime's threads, of which there are few: the folder can be on a mount that hangs.
+        Some(tokio::spawn(supervise::blocking(move || store.save(content))))
     }
 }
 

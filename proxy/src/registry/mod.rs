@@ -37,10 +37,11 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::config::checked;
+use crate::supervise;
 use address::address;
 use apply::{Entry, Origin, encode_key};
 use etcd::Etcd;
@@ -107,6 +108,8 @@ pub struct Running {
     etcd: Option<Following>,
     messages: mpsc::Sender<Message>,
     keeper: JoinHandle<()>,
+    /// The keeper has lost what sources said: they have to say all of it again.
+    lost: Arc<Notify>,
 }
 
 /// A source that is being followed; it stops when this is dropped.
@@ -135,8 +138,9 @@ where
     let origins = keeper.configure(plan.configured(config));
     keeper.restore();
     let (messages, queue) = mpsc::channel(QUEUE);
-    let keeper = tokio::spawn(keeper.run(queue));
-    let mut running = Running { status, config: config.clone(), file: None, etcd: None, messages, keeper };
+    let lost = Arc::new(Notify::new());
+    let keeper = tokio::spawn(keeper.run(queue, lost.clone()));
+    let mut running = Running { status, config: config.clone(), file: None, etcd: None, messages, keeper, lost };
     running.follow(plan, origins);
     running
 }
@@ -236,10 +240,12 @@ impl Running {
             |status| Some(Feed { own: Option::clone(&status)?, origins: origins.next()?, messages: messages.clone() });
         let (file, etcd) = (feed(file), feed(etcd));
         if let (None, Some(feed), Some(file)) = (&self.file, file, &self.config.file) {
-            self.file = Some(Following::start(File::new(file.clone()), feed));
+            let file = file.clone();
+            self.file = Some(Following::start(move || File::new(file.clone()), feed, self.lost.clone()));
         }
         if let (None, Some(feed), Some(etcd)) = (&self.etcd, etcd, &self.config.etcd) {
-            self.etcd = Some(Following::start(Etcd::new(etcd.clone()), feed));
+            let etcd = etcd.clone();
+            self.etcd = Some(Following::start(move || Etcd::new(etcd.clone()), feed, self.lost.clone()));
         }
     }
 
@@ -256,10 +262,19 @@ impl Running {
 }
 
 impl Following {
-    fn start(source: impl Source, feed: Feed) -> Self {
+    /// Follows a source, and begins anew with another one of its kind after a panic, or when what it has said is `lost`.
+    fn start<S: Source>(source: impl Fn() -> S + Send + 'static, feed: Feed, lost: Arc<Notify>) -> Self {
         let status = feed.own.clone();
         let mut task = JoinSet::new();
-        task.spawn(source.run(feed));
+        task.spawn(supervise::keep("registry", move || {
+            let (run, lost) = (source().run(feed.clone()), lost.clone());
+            async move {
+                tokio::select! {
+                    () = run => {}
+                    () = lost.notified() => {}
+                }
+            }
+        }));
         Self { status, task }
     }
 }

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::address::{AddressError, NameError, address, service_name};
 use super::apply::{Content, Entry, decode_key, encode_key};
 use super::layout::{Announced, Endpoint};
+use crate::regular;
 
 /// The name of the file in the state folder.
 pub const FILE: &str = "registry.json";
@@ -84,6 +85,12 @@ impl Store {
     /// What was kept, by the name of the source's part. Nothing where there is no snapshot or none that can be read,
     /// of which the second is logged.
     pub fn load(&self) -> HashMap<String, Vec<Entry>> {
+        if let Some(folder) = self.path.parent()
+            && folder.exists()
+            && let Err(error) = regular::private_folder(folder)
+        {
+            tracing::warn!(target: "heddle::registry", "{}: others may look into it: {error}", folder.display());
+        }
         match self.read() {
             Ok(entries) => entries,
             Err(SnapshotError::Read(error)) if error.kind() == io::ErrorKind::NotFound => HashMap::new(),
@@ -96,7 +103,7 @@ impl Store {
     }
 
     fn read(&self) -> Result<HashMap<String, Vec<Entry>>, SnapshotError> {
-        let content = std::fs::read(&self.path)?;
+        let content = regular::read(&self.path, regular::DATA)?;
         // The version first: another version may have another shape.
         let Versioned { version } = serde_json::from_slice(&content)?;
         if version != VERSION {
@@ -134,7 +141,7 @@ impl Store {
 
     fn replace(&self, content: &[u8]) -> io::Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder)?;
+        regular::private_folder(folder)?;
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         file.write_all(content)?;
         file.as_file().sync_data()?;

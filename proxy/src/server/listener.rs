@@ -16,6 +16,7 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -28,6 +29,7 @@ use super::worker::{Shared, Worker};
 use crate::config::checked;
 use crate::drain::{self, Phase};
 use crate::seldom::Seldom;
+use crate::supervise;
 use crate::transport::tls::Terminator;
 use crate::upstream::Reach;
 
@@ -208,6 +210,7 @@ pub struct Part {
 }
 
 /// A [`Part`] as the worker has it that accepts from it.
+#[derive(Clone)]
 pub struct Accepting {
     pub socket: Rc<TcpListener>,
     pub address: SocketAddr,
@@ -321,7 +324,7 @@ fn hand_on(
 }
 
 /// Serves the connections that other workers hand over, for ever.
-pub async fn take_over(worker: Rc<Worker>, mut handed: UnboundedReceiver<Accepted>) {
+pub async fn take_over(worker: Rc<Worker>, handed: &mut UnboundedReceiver<Accepted>) {
     while let Some(accepted) = handed.recv().await {
         // The worker that handed it over has counted it already.
         count(&worker.shared, worker.number, -1);
@@ -394,6 +397,10 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
+        // The runtime keeps a panic inside a connection's task from others.
+        if thread::panicking() {
+            supervise::count("connection");
+        }
         count(&self.0.shared, self.0.number, -1);
     }
 }

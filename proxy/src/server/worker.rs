@@ -13,7 +13,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
 use rustc_hash::FxBuildHasher;
+use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
 
 use super::local::LocalService;
 use super::passthrough::Passthrough;
@@ -23,6 +25,7 @@ use crate::drain::Phase;
 use crate::proto::h1::{Date, Scratch};
 use crate::proto::headers::Signature;
 use crate::service::{Directory, Service, ServiceStats};
+use crate::supervise::keep;
 use crate::timer::Timers;
 use crate::transport::Relays;
 use crate::transport::tls::Connector;
@@ -81,7 +84,7 @@ pub struct Worker {
     services: RefCell<HashMap<Arc<str>, Rc<LocalService>, FxBuildHasher>>,
     /// Names of services for which somebody waits for a connection, on whichever worker.
     inbox: UnboundedSender<Arc<str>>,
-    asked: Cell<Option<UnboundedReceiver<Arc<str>>>>,
+    asked: Mutex<UnboundedReceiver<Arc<str>>>,
     seeds: RandomState,
     phase: Cell<Phase>,
     /// Whether those that have asked for nothing have been waited for long enough, while draining.
@@ -107,7 +110,7 @@ impl Worker {
             passed_through: of(&shared.passed_through),
             services: RefCell::default(),
             inbox,
-            asked: Cell::new(Some(asked)),
+            asked: Mutex::new(asked),
             seeds: RandomState::new(),
             phase: Cell::new(Phase::Serving),
             hurries: Cell::new(false),
@@ -212,8 +215,11 @@ impl Worker {
 
     /// Lets time pass for this worker, for ever: deadlines, idle connections, idle plugins.
     pub async fn keep_house(self: Rc<Self>) {
-        tokio::task::spawn_local(self.timers.clone().run());
-        tokio::task::spawn_local(self.clone().give_up_idle());
+        let mut tasks = JoinSet::new();
+        let timers = self.timers.clone();
+        tasks.spawn_local(keep("timers", move || timers.clone().run()));
+        let worker = self.clone();
+        tasks.spawn_local(keep("idle-connections", move || worker.clone().give_up_idle()));
         let mut seconds = 0_u64;
         loop {
             tokio::time::sleep(SWEEP).await;
@@ -231,7 +237,7 @@ impl Worker {
 
     /// Gives up idle connections when somebody waits for one, for ever.
     async fn give_up_idle(self: Rc<Self>) {
-        let Some(mut asked) = self.asked.take() else { return };
+        let mut asked = self.asked.lock().await;
         while let Some(name) = asked.recv().await {
             let local = self.services.borrow().get(&name).cloned();
             if let Some(local) = local {

@@ -7,6 +7,7 @@ use std::time::Duration;
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 
 use crate::config::checked;
+use crate::supervise::blocking;
 
 /// etcd takes HTTP/2 pings at most every 5 s (`--grpc-keepalive-min-time`), and none on a connection without a request
 /// under way; it closes the connection of a client that sends more.
@@ -34,7 +35,8 @@ pub(super) async fn connect(config: &checked::Etcd, member: &str) -> Result<Clie
         options = options.with_user(&login.user, &login.password);
     }
     if member.starts_with("https://") {
-        options = options.with_tls(tls(config.tls.as_ref())?);
+        let files = config.tls.clone();
+        options = options.with_tls(blocking(move || tls(files.as_ref())).await?);
     }
     Client::connect([member], Some(options)).await.map_err(ConnectError::Client)
 }
@@ -55,7 +57,8 @@ fn tls(config: Option<&checked::EtcdTls>) -> Result<TlsOptions, ConnectError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
-    std::fs::read(path).map_err(|error| ConnectError::File { path: path.to_owned(), error })
+    crate::regular::read(path, crate::regular::TEXT)
+        .map_err(|error| ConnectError::File { path: path.to_owned(), error })
 }
 
 /// An error of etcd-client with its causes, which its own text leaves out.

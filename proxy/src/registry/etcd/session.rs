@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
 use super::connect::{ConnectError, connect, describe};
 use super::{LARGEST, Store};
 use crate::config::checked;
+use crate::log::Clean;
 use crate::registry::Feed;
 use crate::registry::apply::{Content, Entry, Event};
 use crate::registry::layout::{self, LayoutError};
@@ -189,7 +190,7 @@ impl Session<'_> {
     fn connected(&mut self, store: Store) {
         self.following = Some(Instant::now());
         let own = self.feed.own();
-        own.set_member(Some(self.member.to_owned()));
+        own.set_member(Some(Clean(self.member).to_string()));
         own.connected.store(true, Relaxed);
         tracing::info!(target: "heddle::registry", "etcd: {}: following changes from revision {}", self.member, store.revision);
     }

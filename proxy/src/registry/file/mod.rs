@@ -20,6 +20,8 @@ use tokio::time::sleep;
 use super::apply::{Entry, Event};
 use super::{Feed, Source};
 use crate::config::checked;
+use crate::regular;
+use crate::supervise::{self, blocking};
 use crate::watch::Changes;
 pub(super) use content::entries;
 pub use content::{ContentError, Format, parse};
@@ -42,6 +44,8 @@ enum FileError {
     Read(#[from] io::Error),
     #[error(transparent)]
     Content(#[from] ContentError),
+    #[error("reading this content has panicked; it is set aside until it changes")]
+    SetAside,
 }
 
 /// The content that was last taken or refused, or why there was none.
@@ -59,7 +63,7 @@ impl File {
 
     async fn read(&self) -> io::Result<Vec<u8>> {
         let path = self.config.path.clone();
-        tokio::task::spawn_blocking(move || std::fs::read(path)).await.unwrap_or_else(|error| Err(error.into()))
+        blocking(move || regular::read(&path, regular::DATA)).await
     }
 
     /// Reads the file until two readings agree; `None` when it is as `seen`.
@@ -81,7 +85,10 @@ impl File {
     }
 
     async fn take(&mut self, content: io::Result<Vec<u8>>, feed: &Feed) -> Result<(), FileError> {
-        let mut entries = parse(&content?, Format::of(&self.config.path))?;
+        let (path, content) = (self.config.path.clone(), content?);
+        let path = path.display();
+        let _input = supervise::input(&path, &content).ok_or(FileError::SetAside)?;
+        let mut entries = parse(&content, Format::of(&self.config.path))?;
         self.number(&mut entries);
         feed.send(0, vec![Event::Reset(entries)]).await;
         Ok(())

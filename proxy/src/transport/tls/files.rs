@@ -6,7 +6,6 @@
 //! second has been written.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,6 +18,8 @@ use sha2::{Digest, Sha256};
 use super::certificate::authorities;
 use super::{Certificate, Connector, FileError, Reason, Terminator};
 use crate::config::checked::{ClientCertificates, KeyPair, Listener, TlsClient};
+use crate::regular;
+use crate::supervise;
 use crate::watch::Changes;
 
 /// How often the files are read anew although nothing announced a change.
@@ -252,11 +253,11 @@ impl Files {
     }
 }
 
-/// Follows the files for ever, if there are any.
+/// Follows the files for ever.
 pub async fn watch(files: Arc<Mutex<Files>>) {
     let paths = files.lock().unwrap_or_else(PoisonError::into_inner).paths();
     if paths.is_empty() {
-        return;
+        return std::future::pending().await;
     }
     let mut changes = Changes::of_files(paths);
     let mut warned = Instant::now();
@@ -267,17 +268,14 @@ pub async fn watch(files: Arc<Mutex<Files>>) {
         if warns {
             warned = Instant::now();
         }
-        let read = tokio::task::spawn_blocking(move || {
+        supervise::blocking(move || {
             let mut files = read.lock().unwrap_or_else(PoisonError::into_inner);
             files.read_again();
             if warns {
                 files.pairs.iter().for_each(|(pair, kept)| warn_of_expiry(&pair.certificate, &kept.current));
             }
-        });
-        if read.await.is_err() {
-            // Shutting down.
-            return;
-        }
+        })
+        .await;
     }
 }
 
@@ -326,6 +324,10 @@ impl<T> Kept<T> {
             return false;
         }
         self.seen = seen;
+        let name = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
+        let content = contents.as_ref().map(|contents| contents.concat()).unwrap_or_default();
+        // It was remembered before: content that makes this panic is not tried again.
+        let Some(_input) = supervise::input(&name, &content) else { return false };
         match contents.and_then(|contents| parse(&contents)) {
             Ok(parsed) => {
                 self.current = Arc::new(parsed);
@@ -343,7 +345,7 @@ fn read(files: &[&Path]) -> (Seen, Result<Vec<Vec<u8>>, FileError>) {
     let mut hash = Sha256::new();
     let mut contents = Vec::new();
     for file in files {
-        match fs::read(file) {
+        match regular::read(file, regular::TEXT) {
             Ok(content) => {
                 hash.update((content.len() as u64).to_le_bytes());
                 hash.update(&content);
