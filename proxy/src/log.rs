@@ -48,6 +48,7 @@ pub fn start() {
         let place = info.location().map(ToString::to_string).unwrap_or_default();
         let thread = thread::current().name().unwrap_or("without a name").to_owned();
         let what = supervise::message(info.payload());
+        supervise::count_unsupervised();
         tracing::error!(target: "heddle", thread, "panic at {place}: {what}");
     }));
 }

@@ -97,7 +97,7 @@ mod tests {
     fn only_regular_files_up_to_a_limit_are_read() {
         let folder = tempfile::tempdir().unwrap();
         let at = |name: &str| folder.path().join(name);
-        std::fs::write(at("file"), "content").unwrap();
+        fs::write(at("file"), "content").unwrap();
         std::os::unix::fs::symlink("file", at("link")).unwrap();
         mkfifoat(CWD, at("fifo"), Mode::RUSR | Mode::WUSR).unwrap();
         let _socket = UnixListener::bind(at("socket")).unwrap();

@@ -68,8 +68,18 @@ pub fn panics() -> Vec<(&'static str, u64)> {
     lock(&PANICS).iter().map(|(task, count)| (*task, *count)).collect()
 }
 
-/// Counts a panic of a task that is not supervised, or whose supervisor is the caller.
-pub fn count(task: &'static str) {
+/// Counts a panic on this thread as one of a client's connection, or of something else, unless it is in a supervised
+/// task, whose supervisor counts it. For the panic hook. The runtime keeps a panic inside a connection's task from all
+/// others.
+pub fn count_unsupervised() {
+    let is_supervised = CURRENT.try_with(|current| current.try_borrow().is_ok_and(|task| task.is_some()));
+    if !is_supervised.unwrap_or(false) {
+        let is_worker = thread::current().name().is_some_and(|name| name.starts_with("heddle-worker"));
+        count(if is_worker { "connection" } else { "other" });
+    }
+}
+
+fn count(task: &'static str) {
     let mut panics = lock(&PANICS);
     let count = panics.entry(task).or_insert(0);
     *count = count.saturating_add(1);

@@ -7,8 +7,9 @@ mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use process::{Heddle, ask, command, connect, get, serve, wait_for};
@@ -17,7 +18,7 @@ use tempfile::TempDir;
 /// A proxy whose services come from a file that is not there yet.
 struct Proxy {
     folder: TempDir,
-    _heddle: Heddle,
+    heddle: Heddle,
     proxy: SocketAddr,
     admin: SocketAddr,
 }
@@ -27,8 +28,10 @@ impl Proxy {
         let folder = tempfile::tempdir().expect("a folder");
         let text = "
             plugins = { folder = 'plugins', rescan = '100ms' }
+            state = 'state'
             [admin]
             address = '127.0.0.1:0'
+            hosts = ['heddle.example']
             [[listener]]
             address = '127.0.0.1:0'
             passthrough = false
@@ -41,7 +44,7 @@ impl Proxy {
         fs::write(&path, text).expect("write");
         let heddle = Heddle::start(command(&["run", "--config", path.to_str().expect("UTF-8")]));
         let (proxy, admin) = (heddle.address("listening on "), heddle.address("health and metrics on "));
-        Self { folder, _heddle: heddle, proxy, admin }
+        Self { folder, heddle, proxy, admin }
     }
 
     /// With two servers for `users`.
@@ -240,4 +243,110 @@ fn the_state_is_told_as_json() {
     assert_eq!(shown, addresses);
     let plugin = state["plugins"].as_array().expect("a list").iter().find(|of| of["policy"] == "url-hash");
     assert_eq!(plugin.expect("the policy")["generation"]["origin"], "built in");
+}
+
+/// Issue 10, 15: a page that has a name of its own point here reads nothing.
+#[test]
+fn only_its_own_names_are_answered() {
+    let proxy = Proxy::start();
+    let status = |path: &str, host: &str| ask(proxy.admin, "GET", path, host).expect("an answer").status;
+    for path in ["/live", "/ready", "/metrics", "/state", "/none", "http://rebind.example/live"] {
+        assert_eq!(status(path, "rebind.example:4191"), 421, "{path}");
+    }
+    assert_eq!(status("http://rebind.example/live", "localhost"), 421);
+    let address = proxy.admin.to_string();
+    for host in [address.as_str(), "localhost", "[::1]:80", "heddle.example:80"] {
+        assert_eq!(status("/live", host), 200, "{host}");
+    }
+}
+
+/// Issue 10, 15.
+#[test]
+fn no_answer_is_taken_for_another_kind_of_content() {
+    let proxy = Proxy::start();
+    let asked = [
+        ("GET", "/live", "localhost", 200),
+        ("GET", "/ready", "localhost", 503),
+        ("GET", "/metrics", "localhost", 200),
+        ("HEAD", "/metrics", "localhost", 200),
+        ("GET", "/state", "localhost", 200),
+        ("HEAD", "/state", "localhost", 200),
+        ("GET", "/none", "localhost", 404),
+        ("PUT", "/live", "localhost", 405),
+        ("POST", "/drain", "localhost", 403),
+        ("GET", "/live", "rebind.example", 421),
+        ("GET", "/live", "u@localhost", 400),
+    ];
+    for (method, path, host, status) in asked {
+        let answer = ask(proxy.admin, method, path, host).expect("an answer");
+        assert_eq!(answer.status, status, "{method} {path} {host}");
+        assert!(answer.head.contains("x-content-type-options: nosniff"), "{method} {path} {host}: {answer:?}");
+        if method == "HEAD" {
+            assert_eq!(answer.body, "", "{path}");
+            assert!(!answer.head.contains("content-length: 0"), "that would be another length than of GET: {answer:?}");
+        }
+    }
+}
+
+/// Issue 10, 15: 4,000 pipelined requests are read bit by bit, lose nothing, and keep no probe waiting.
+#[test]
+fn pipelined_requests_keep_no_probe_waiting() {
+    let (proxy, _servers) = Proxy::start_with_servers();
+    let pipelined = "HEAD /state HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(199)
+        + "HEAD /state HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    let clients: Vec<_> = (0..20)
+        .map(|_| {
+            let mut client = connect(proxy.admin).expect("accepted");
+            client.write_all(pipelined.as_bytes()).expect("sent");
+            client
+        })
+        .collect();
+    for _ in 0..5 {
+        assert_eq!(get(proxy.admin, "/live").status, 200);
+    }
+    for mut client in clients {
+        let mut text = String::new();
+        client.read_to_string(&mut text).expect("answers");
+        assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 200);
+    }
+}
+
+/// Issue 10, 15: what is kept there says which services there are, and where.
+#[test]
+fn the_state_folder_is_its_owners() {
+    let (proxy, _servers) = Proxy::start_with_servers();
+    let folder = proxy.folder.path().join("state");
+    let mode = |path: &std::path::Path| fs::metadata(path).ok().map(|found| found.mode() & 0o777);
+    wait_for("the registry's answer is kept", || mode(&folder.join("registry.json")));
+    assert_eq!((mode(&folder), mode(&folder.join("registry.json"))), (Some(0o700), Some(0o600)));
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    proxy.announce(&[]);
+    wait_for("it is its owner's again", || (mode(&folder) == Some(0o700)).then_some(()));
+}
+
+/// Issue 10, 15: nothing from outside makes a long line, and no line holds the password of a URL.
+#[test]
+fn lines_of_the_log_are_short_and_hold_no_password() {
+    let proxy = Proxy::start();
+    let services = proxy.folder.path().join("services.toml");
+    let long = "x".repeat(1 << 20);
+    for (text, part) in [
+        (format!("[services.users]\n{long} = 1"), "more bytes)"),
+        ("[services.users]\nendpoints = ['http://user:secret@host:80']".to_owned(), "of \"http://***@host:80\""),
+        (
+            "[services.users]\nendpoints = []\n'http://user:secret@host' = 1".to_owned(),
+            "unknown field `http://***@host`",
+        ),
+    ] {
+        fs::write(&services, text).expect("write");
+        proxy.heddle.after(part, 0);
+    }
+    let config = proxy.folder.path().join("heddle.toml");
+    let endpoint = format!("http://user:secret{}@host:80", "t".repeat(100));
+    let before = fs::read_to_string(&config).expect("it is there");
+    fs::write(&config, format!("{before}endpoints = ['{endpoint}']")).expect("write");
+    proxy.heddle.after("goes on with the configuration as it was", 0);
+    for line in proxy.heddle.said() {
+        assert!(line.len() < 4096 && !line.contains("secret"), "{}", &line[..line.len().min(4096)]);
+    }
 }

@@ -9,7 +9,7 @@
 use std::future::Future;
 use std::io;
 use std::process;
-use std::sync::Arc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -28,7 +28,7 @@ const START: Duration = Duration::from_secs(1);
 const CUT: Duration = Duration::from_millis(500);
 
 /// How much later than a proxy the process ends that hangs.
-const LATER: Duration = Duration::from_millis(150);
+const LATER: Duration = Duration::from_millis(100);
 
 /// Listens for the signals that end the process, which from then on do not kill it.
 pub struct Signals {
@@ -144,8 +144,16 @@ async fn limit(mut running: watch::Receiver<Option<Arc<State>>>) {
 }
 
 /// Ends the process as it is: something in it hangs.
-fn end(why: &str) -> ! {
-    tracing::error!(target: "heddle", "{why}: the process ends");
+fn end(why: &'static str) -> ! {
+    let (said, heard) = mpsc::channel::<()>();
+    let say = move || {
+        tracing::error!(target: "heddle", "{why}: the process ends");
+        drop(said);
+    };
+    // Standard error may be what hangs.
+    if thread::Builder::new().spawn(say).is_ok() {
+        let _ = heard.recv_timeout(Duration::from_millis(100));
+    }
     #[expect(clippy::exit, reason = "the main thread may be what hangs")]
     process::exit(1)
 }

@@ -373,4 +373,33 @@ mod tests {
         let (removed, added): (Vec<_>, Vec<_>) = ((0..10).collect(), (5..100).collect());
         assert_eq!(lines(&change(&removed, &added)), ["users: 90 endpoints joined, 5 left, 5 changed"]);
     }
+
+    /// Issue 10, 10: what cannot be applied ends neither the keeper nor the sources.
+    #[tokio::test]
+    async fn a_change_that_panics_keeps_no_other_from_being_applied() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("services.toml");
+        let write =
+            |service: &str| std::fs::write(&path, format!("[services.{service}]\nendpoints = ['a:1']")).unwrap();
+        write("bad");
+        let rescan = Duration::from_millis(20);
+        let file = Some(crate::config::checked::FileSource { path: path.clone(), rescan });
+        let config = crate::config::checked::Registry { file, ..Default::default() };
+        let (seen, mut changes) = mpsc::unbounded_channel();
+        let running = crate::registry::run(&config, None, move |all: Vec<Change>| {
+            for change in all {
+                assert!(change.service != "bad" || change.added.is_empty(), "it cannot be applied");
+                let _ = seen.send(change.service);
+            }
+        });
+        let panicked = || supervise::panics().iter().any(|(task, count)| *task == "registry-keeper" && *count > 0);
+        while !panicked() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        write("good");
+        // The one that was not applied is taken back before, or not.
+        let good = async { while changes.recv().await.is_some_and(|service| service != "good") {} };
+        tokio::time::timeout(Duration::from_secs(60), good).await.unwrap();
+        running.stop().await;
+    }
 }

@@ -16,7 +16,6 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::thread;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
@@ -29,7 +28,6 @@ use super::worker::{Shared, Worker};
 use crate::config::checked;
 use crate::drain::{self, Phase};
 use crate::seldom::Seldom;
-use crate::supervise;
 use crate::transport::tls::Terminator;
 use crate::upstream::Reach;
 
@@ -397,10 +395,6 @@ impl Counted {
 
 impl Drop for Counted {
     fn drop(&mut self) {
-        // The runtime keeps a panic inside a connection's task from others.
-        if thread::panicking() {
-            supervise::count("connection");
-        }
         count(&self.0.shared, self.0.number, -1);
     }
 }
