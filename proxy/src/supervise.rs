@@ -35,7 +35,7 @@ use std::task::{Context, Poll};
 use std::thread;
 use std::time::Duration;
 
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 use tokio::time::{Instant, sleep};
 
 /// The wait before the first restart.
@@ -46,6 +46,15 @@ const LONGEST_WAIT: Duration = Duration::from_secs(30);
 
 /// Inputs of one task that are set aside at once. Beyond that, one of them is tried again.
 const MOST_ASIDE: usize = 256;
+
+/// Threads at once for the [`blocking`] calls of one task. A task waits for each call, but may give one up that takes too
+/// long, and come again.
+const THREADS: usize = 4;
+
+/// The same for calls outside all tasks.
+const THREADS_OUTSIDE: usize = 64;
+
+static OUTSIDE: LazyLock<Arc<Semaphore>> = LazyLock::new(|| Arc::new(Semaphore::new(THREADS_OUTSIDE)));
 
 /// What is kept of the name of an input, in bytes.
 const NAME: usize = 1024;
@@ -96,6 +105,7 @@ struct Task {
     aside: Mutex<Aside>,
     /// Whether `aside` has any, so that the common case takes no lock.
     has_aside: AtomicBool,
+    threads: Arc<Semaphore>,
 }
 
 #[derive(Debug, Default)]
@@ -108,7 +118,8 @@ struct Aside {
 
 impl Task {
     fn new() -> Arc<Self> {
-        Arc::new(Self { aside: Mutex::default(), has_aside: AtomicBool::new(false) })
+        let threads = Arc::new(Semaphore::new(THREADS));
+        Arc::new(Self { aside: Mutex::default(), has_aside: AtomicBool::new(false), threads })
     }
 
     fn set_aside(&self, name: String, hash: u64) {
@@ -298,15 +309,20 @@ pub fn message(panic: &(dyn Any + Send)) -> String {
 
 /// Runs a call that may block for ever on a thread of its own, as a part of the current task. A panic inside it goes on
 /// in the caller. If the future is dropped, the thread goes on and its result is lost; the end of the process does not
-/// wait for it. Without a thread for it, it runs on one of the runtime's.
+/// wait for it. A task has four such threads at most: while all of them hang, a further call waits. Where no thread can be
+/// started, the call runs on one of the runtime's.
 ///
 /// # Panics
 ///
 /// When the call does.
 pub async fn blocking<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'static) -> T {
     let task = CURRENT.with(|current| current.borrow().clone());
+    let threads = task.as_ref().map_or(&*OUTSIDE, |task| &task.threads).clone();
+    // It is never closed.
+    let permit = threads.acquire_owned().await.ok();
     let (answer, answered) = oneshot::channel();
     let run = move || {
+        let _permit = permit;
         let _entered = Entered::new(task);
         // Nobody may be waiting any more.
         let _ = answer.send(catch_unwind(AssertUnwindSafe(call)));
@@ -496,6 +512,32 @@ mod tests {
             assert_eq!(blocking(|| 7).await, 7);
         });
         drop(runtime);
+        drop(release);
+    }
+
+    /// Issue 10, 10: whoever gives up a call that hangs, and comes again, leaves no more than a few threads behind.
+    #[tokio::test]
+    async fn a_task_has_a_bounded_number_of_calls_that_hang() {
+        let (release, hung) = std::sync::mpsc::channel::<()>();
+        let (hung, begun) = (Arc::new(Mutex::new(hung)), Arc::new(AtomicUsize::new(0)));
+        let tries = Arc::new(AtomicUsize::new(0));
+        let begin = || {
+            let (hung, begun, tries) = (hung.clone(), begun.clone(), tries.clone());
+            async move {
+                loop {
+                    let (hung, begun) = (hung.clone(), begun.clone());
+                    let call = blocking(move || {
+                        begun.fetch_add(1, Relaxed);
+                        lock(&hung).recv()
+                    });
+                    let given_up = tokio::time::timeout(Duration::from_millis(20), call).await;
+                    assert!(given_up.is_err());
+                    tries.fetch_add(1, Relaxed);
+                }
+            }
+        };
+        run_until(keep("test-hung", begin), || tries.load(Relaxed) > 8 && begun.load(Relaxed) >= THREADS).await;
+        assert_eq!((begun.load(Relaxed), panics_of("test-hung")), (THREADS, 0));
         drop(release);
     }
 

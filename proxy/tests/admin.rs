@@ -177,6 +177,10 @@ fn requests_are_counted_where_they_ended() {
     assert_eq!(figure("heddle_endpoints_eligible{service=\"users\"}"), servers.len() as f64);
     assert_eq!(figure("heddle_registry_connected{source=\"file\"}"), 1.0);
     assert_eq!(figure("heddle_ready"), 1.0);
+    // Issue 10, 10: one series for each task, whether it has panicked or not.
+    for task in ["admin", "certificates", "config", "health-checks", "maintenance", "plugins", "registry", "ticks"] {
+        assert_eq!(figure(&format!("heddle_task_panics_total{{task=\"{task}\"}}")), 0.0);
+    }
     assert!(figure("process_resident_memory_bytes") > 0.0);
 
     let mut buckets: Vec<f64> = figures

@@ -207,10 +207,23 @@ fn standard_library() -> Result<Vec<(String, String)>, Failure> {
     let sysroot = output(Command::new("rustc").args(["--print", "sysroot"]))?;
     let folder = Path::new(sysroot.trim()).join("share/doc/rust");
     let of = |name: &str| {
-        Some((format!("{name} of the Rust standard library"), fs::read_to_string(folder.join(name)).ok()?))
+        let text = fs::read_to_string(folder.join(name)).ok()?;
+        Some((format!("{name} of the Rust standard library"), text))
     };
-    Ok(["COPYRIGHT", "LICENSE-APACHE", "LICENSE-MIT"].into_iter().filter_map(of).collect())
+    Ok(STANDARD.iter().copied().filter_map(of).collect())
 }
+
+/// The standard library is under MIT or Apache-2.0; compiler-builtins, and tables of characters in it, have terms of
+/// their own. Where the texts are depends on the version.
+const STANDARD: &[&str] = &[
+    "COPYRIGHT",
+    "LICENSE-APACHE",
+    "LICENSE-MIT",
+    "licenses/Apache-2.0.txt",
+    "licenses/MIT.txt",
+    "licenses/LLVM-exception.txt",
+    "licenses/Unicode-3.0.txt",
+];
 
 #[cfg(test)]
 mod tests {
