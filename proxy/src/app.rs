@@ -14,7 +14,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
@@ -81,8 +81,8 @@ pub struct App {
     workers: Vec<thread::JoinHandle<bool>>,
     /// Ends with the last of them.
     running: watch::Receiver<()>,
-    /// Closed when the control thread ends.
-    control_ended: mpsc::Receiver<Infallible>,
+    /// Closed when the control thread ends. The lock is for tests that share a proxy among threads.
+    control_ended: Mutex<mpsc::Receiver<Infallible>>,
     stopped: oneshot::Sender<()>,
     requests: UnboundedSender<Request>,
 }
@@ -284,7 +284,16 @@ impl App {
             runtime.shutdown_background();
         };
         thread::Builder::new().name("heddle-control".into()).spawn(run)?;
-        Ok(Self { listeners, admin, state, workers, running, control_ended, stopped, requests })
+        Ok(Self {
+            listeners,
+            admin,
+            state,
+            workers,
+            running,
+            control_ended: Mutex::new(control_ended),
+            stopped,
+            requests,
+        })
     }
 
     /// Begins to accept.
@@ -332,7 +341,8 @@ impl App {
         drop(self.stopped);
         // It only keeps on disk what the registry has said last.
         let left = within.saturating_sub(begun.elapsed()).max(LAST_WORDS);
-        if matches!(self.control_ended.recv_timeout(left), Err(mpsc::RecvTimeoutError::Timeout)) {
+        let ended = self.control_ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if matches!(ended.recv_timeout(left), Err(mpsc::RecvTimeoutError::Timeout)) {
             tracing::error!(target: "heddle", "the control thread hangs, most likely in a file system: it is not waited for");
         }
         finished
