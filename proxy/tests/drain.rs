@@ -16,7 +16,7 @@ use std::io::{Read, Write};
 use std::net::SocketAddr;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
+use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
 use std::time::Duration;
@@ -461,6 +461,16 @@ fn a_start_that_hangs_is_ended_by_a_signal() {
     }
 }
 
+/// A process that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
 /// Issue 10, 10: nobody reads standard error, and a pipe holds 64 KiB.
 #[test]
 fn a_log_that_nobody_reads_keeps_no_stop_waiting() {
@@ -473,7 +483,7 @@ fn a_log_that_nobody_reads_keeps_no_stop_waiting() {
     );
     fs::write(at("heddle.toml"), text).expect("write");
     let mut command = command(&["run", "--config", at("heddle.toml").to_str().expect("UTF-8")]);
-    let mut heddle = command.stderr(Stdio::piped()).spawn().expect("heddle starts");
+    let mut heddle = Killed(command.stderr(Stdio::piped()).spawn().expect("heddle starts"));
     let is_answered = || {
         let mut stream = UnixStream::connect(at("admin.sock")).ok()?;
         stream.set_read_timeout(Some(Duration::from_secs(3))).expect("a socket");
@@ -491,6 +501,6 @@ fn a_log_that_nobody_reads_keeps_no_stop_waiting() {
         fs::write(at("services.toml"), format!("[services.users]\nendpoints = [{endpoints}]")).expect("write");
         is_answered().filter(|answered| !answered)
     });
-    kill_process(Pid::from_child(&heddle), Signal::TERM).expect("it runs");
-    wait_for("it ends", || heddle.try_wait().expect("a child"));
+    kill_process(Pid::from_child(&heddle.0), Signal::TERM).expect("it runs");
+    wait_for("it ends", || heddle.0.try_wait().expect("a child"));
 }
