@@ -10,6 +10,7 @@
 //! - [`server`] serves clients; [`server::exchange`] is the path of one request.
 //! - [`upstream`] calls endpoints; [`proto`] is what messages have in common on both sides, [`transport`] what they
 //!   travel on.
+//! - [`turn`] bounds what one poll of a task does, so that no connection keeps a worker from the others.
 //! - [`clock`] is the time that policies see; [`watch`] learns of changes to files; [`admin`] shows all of it.
 //! - [`app`] is the only place that wires it together, and that puts another configuration in force; [`handover`] gives
 //!   another process the sockets.
@@ -39,5 +40,6 @@ pub mod server;
 pub mod service;
 pub mod timer;
 pub mod transport;
+pub mod turn;
 pub mod upstream;
 pub mod watch;

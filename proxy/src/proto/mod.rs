@@ -5,6 +5,7 @@
 
 pub mod body;
 pub mod deadline;
+pub mod frames;
 pub mod grpc;
 pub mod h1;
 pub mod headers;

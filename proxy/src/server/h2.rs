@@ -32,13 +32,16 @@ use super::exchange::{self, Answer, Next};
 use super::refusal::Refusal;
 use crate::config::checked::Listener;
 use crate::proto::Request;
-use crate::proto::http2::{self, From, Outgoing};
+use crate::proto::http2::{self, From, Outgoing, SEND_BUFFER};
 use crate::proto::upgrade::ExtendedConnect;
 use crate::transport::Stream;
 
-/// Streams at once on one connection; this and the windows are what Envoy advises at an edge.
+/// Streams at once on one connection; this and the window of the connection are what Envoy advises at an edge.
 const STREAMS: u32 = 100;
-const STREAM_WINDOW: u32 = 64 * 1024;
+
+/// What a client may send on one stream before the endpoint takes it. With what waits to be written to the endpoint, a
+/// blocked upload holds less than 64 KiB.
+const STREAM_WINDOW: u32 = 32 * 1024;
 const CONNECTION_WINDOW: u32 = 1024 * 1024;
 
 /// The same for a connection that is itself in a stream of another: there may be as many of these as that has streams.
@@ -56,9 +59,6 @@ const PER_HEADER: usize = 32;
 /// them (CVE-2025-8671): a connection with more is ended.
 const UNSEEN_RESETS: usize = 20;
 const OWN_RESETS: usize = 100;
-
-/// What is taken of one response before the client takes it.
-const SEND_BUFFER: usize = 64 * 1024;
 
 /// A client that does not answer a ping within this time is gone; it is sent one as often while it is silent.
 const PING: Duration = Duration::from_secs(30);
@@ -83,7 +83,7 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
                 if let (Some(next), Some(upgrade)) = (next, upgrade) {
                     tunnels.spawn(go_on(connection, upgrade, next, Open::tunnel(&watch)));
                 }
-                Ok::<_, Infallible>(response.map(|body| ResponseBody::new(Outgoing(body), open)))
+                Ok::<_, Infallible>(response.map(|body| ResponseBody::new(Outgoing::new(body), open)))
             }
         })
     };
@@ -278,7 +278,7 @@ mod tests {
             service_fn(move |request: http::Request<Incoming>| {
                 let open = Open::new(&watch);
                 let body = if request.uri().path() == "/large" { download() } else { Body::Empty };
-                async move { Ok::<_, Infallible>(http::Response::new(ResponseBody::new(Outgoing(body), open))) }
+                async move { Ok::<_, Infallible>(http::Response::new(ResponseBody::new(Outgoing::new(body), open))) }
             })
         };
         let serve = async {

@@ -28,7 +28,7 @@ use super::connection::{BLOCKED, Connection, FAREWELL, is_readable};
 use super::exchange::{self, Answer, Next};
 use super::refusal::Refusal;
 use super::worker::Worker;
-use crate::proto::h1::{Framing, Sender};
+use crate::proto::h1::{self, Framing, Sender};
 use crate::proto::{Body, Request};
 use crate::timer::Deadline;
 use crate::transport::Stream;
@@ -39,9 +39,6 @@ const PARKED_AFTER: Duration = Duration::from_millis(200);
 /// What a client has to take within [`BLOCKED`], in bytes. Who takes one now and then takes nothing: the endpoint's
 /// connection would be kept for ever for it.
 const LEAST: u64 = 1024;
-
-/// A head is read in parts of this size at most, so that what is read too early is bounded.
-const READ: usize = 64 * 1024;
 
 /// Up to this size what was read too early is copied: what is kept while a request is served, maybe for long, must not
 /// keep a large block of read buffer with it.
@@ -173,7 +170,7 @@ impl<'a> Serving<'a> {
                         Err(refusal) => return Poll::Ready(Arrived::Refused(refusal)),
                     }
                 }
-                match self.socket.poll_read(READ, cx) {
+                match self.socket.poll_read(h1::HEAD, cx) {
                     Poll::Ready(Ok(read)) if !read.is_empty() => unread = read,
                     Poll::Ready(_) => return Poll::Ready(Arrived::End),
                     Poll::Pending => return self.poll_too_late(begun.is_some(), cx),
@@ -326,7 +323,7 @@ pub async fn close(worker: &Worker, mut stream: Stream, all_read: bool) {
     let mut deadline = worker.timers.deadline(FAREWELL);
     poll_fn(|cx| {
         while !worker.is_draining() && deadline.poll_passed(cx).is_pending() {
-            match ready!(worker.scratch.poll_read(&mut stream, READ, cx)) {
+            match ready!(worker.scratch.poll_read(&mut stream, h1::BODY, cx)) {
                 Ok(read) if !read.is_empty() => {}
                 _ => break,
             }

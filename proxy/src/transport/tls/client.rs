@@ -11,7 +11,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::{TlsConnector, TlsStream};
 
-use super::{Certificate, FileError, H2, Reason, provider};
+use super::{Certificate, FileError, H2, HELD_BACK, Reason, provider};
 use crate::config::checked::TlsClient;
 use crate::transport::Stream;
 
@@ -98,7 +98,8 @@ impl Connector {
         };
         let protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         let connector = TlsConnector::from(self.config.load_full());
-        let tls = connector.with_alpn(protocols).connect(name, stream).await?;
+        let mut tls = connector.with_alpn(protocols).connect(name, stream.beneath_tls()).await?;
+        tls.get_mut().1.set_buffer_limit(Some(HELD_BACK));
         let http2 = tls.get_ref().1.alpn_protocol() == Some(H2);
         Ok((TlsStream::Client(tls).into(), http2))
     }

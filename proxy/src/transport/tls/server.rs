@@ -14,7 +14,7 @@ use tokio_rustls::{TlsAcceptor, TlsStream};
 
 use super::certificate::identity;
 use super::choice::Certificates;
-use super::{Certificate, FileError, H2, HTTP_1_1, Reason, provider};
+use super::{Certificate, FileError, H2, HELD_BACK, HTTP_1_1, Reason, provider};
 use crate::config::checked::{ClientCertificates, Listener, ListenerTls, Protocol, TlsServer};
 use crate::policy::Peer;
 use crate::timer::Timers;
@@ -183,9 +183,10 @@ impl Terminator {
     async fn handshake(&self, timers: &Rc<Timers>, stream: Stream) -> Result<(Stream, Peer), HandshakeError> {
         let config = self.current.load().as_ref().map(|current| current.config.clone());
         let acceptor = TlsAcceptor::from(config.ok_or(HandshakeError::NoCertificate)?);
-        let accepted = timers.within(self.settings.handshake_timeout, acceptor.accept(stream)).await;
-        let tls = accepted.map_err(|_| HandshakeError::Timeout)??;
-        let session = tls.get_ref().1;
+        let accepted = timers.within(self.settings.handshake_timeout, acceptor.accept(stream.beneath_tls())).await;
+        let mut tls = accepted.map_err(|_| HandshakeError::Timeout)??;
+        let session = tls.get_mut().1;
+        session.set_buffer_limit(Some(HELD_BACK));
         let certificate = session.peer_certificates().and_then(|chain| chain.first());
         let peer = Peer {
             server_name: session.server_name().map(|name| Arc::from(name.to_ascii_lowercase())),
