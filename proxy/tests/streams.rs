@@ -213,27 +213,29 @@ fn a_blocked_upload_holds_little() {
 struct BlockedStreams {
     sender: h2::client::SendRequest<bytes::Bytes>,
     streams: Vec<h2::client::ResponseFuture>,
-    runtime: tokio::runtime::Runtime,
 }
 
 impl BlockedStreams {
     fn connect(to: std::net::SocketAddr, window: u32) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-        let runtime = runtime.expect("a runtime");
-        let sender = runtime.block_on(async {
-            let stream = tokio::net::TcpStream::connect(to).await.expect("a connection");
-            let mut client = h2::client::Builder::new();
-            client.initial_window_size(window).initial_connection_window_size(1 << 30);
-            let (sender, connection) = client.handshake(stream).await.expect("a handshake");
-            tokio::spawn(connection);
-            sender
+        let (give, take) = std::sync::mpsc::channel();
+        std::thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+            runtime.block_on(async {
+                let stream = tokio::net::TcpStream::connect(to).await.expect("a connection");
+                let mut client = h2::client::Builder::new();
+                client.initial_window_size(window).initial_connection_window_size(1 << 30);
+                let (sender, connection) = client.handshake(stream).await.expect("a handshake");
+                give.send(sender).expect("wanted");
+                connection.await
+            })
         });
-        Self { sender, streams: Vec::new(), runtime }
+        Self { sender: take.recv().expect("a connection"), streams: Vec::new() }
     }
 
     fn ask(&mut self, target: &str) {
         let request = http::Request::get(format!("http://far{target}")).body(()).expect("a request");
-        self.runtime.block_on(poll_fn(|cx| self.sender.poll_ready(cx))).expect("room");
+        let runtime = tokio::runtime::Builder::new_current_thread().build().expect("a runtime");
+        runtime.block_on(poll_fn(|cx| self.sender.poll_ready(cx))).expect("room");
         self.streams.push(self.sender.send_request(request, true).expect("sent").0);
     }
 }

@@ -31,9 +31,10 @@ pub const BODY: usize = 32 * 1024;
 /// The most that is read at once of a response's head and what follows it.
 pub const RESPONSE: usize = 66 * 1024;
 
-/// Blocks for [`HEAD`] and [`RESPONSE`].
+/// Blocks for [`HEAD`] and [`RESPONSE`]. Most pieces have been dropped by the next read, which then begins anew in the
+/// same block.
 const HEADS: usize = 64 * 1024;
-const RESPONSES: usize = 128 * 1024;
+const RESPONSES: usize = 80 * 1024;
 
 /// The thread's read buffers.
 #[derive(Default)]
@@ -52,10 +53,12 @@ impl Scratch {
     ///
     /// When the stream is broken.
     pub fn poll_read(&self, io: &mut Stream, most: usize, cx: &mut Context<'_>) -> Poll<io::Result<Bytes>> {
-        let (buffer, room, least, block) = match most {
-            ..=HEAD => (&self.heads, HEAD, HEAD, HEADS),
-            ..=BODY => (&self.bodies, BODY, BODY / 2, BODY),
-            _ => (&self.responses, RESPONSE, RESPONSE, RESPONSES),
+        let (buffer, room, least, block) = if most <= HEAD {
+            (&self.heads, HEAD, HEAD, HEADS)
+        } else if most <= BODY {
+            (&self.bodies, BODY, BODY / 2, BODY)
+        } else {
+            (&self.responses, RESPONSE, RESPONSE, RESPONSES)
         };
         let mut buffer = buffer.borrow_mut();
         make_room(&mut buffer, room, least, block);

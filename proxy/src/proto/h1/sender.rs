@@ -3,8 +3,8 @@
 //! Frames that are ready together leave in one write: what is small is copied behind what was encoded before, up to
 //! [`COALESCED`] bytes, and what is large is written from where it is. Nothing waits for more to be joined with. What a
 //! message holds here is so bounded by [`COALESCED`] and one piece of its body: bytes that were written make room before
-//! others are added, and no frame is taken while the stream itself holds back what it was given, as TLS does. A piece that
-//! the stream does not take is copied: it may wait for long, and must not keep the block that it was read into.
+//! others are added, and no frame is taken while the stream itself holds back what it was given, as TLS does. A part
+//! of a piece that the stream does not take is copied: it may wait for long, and must not keep a larger block.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -15,6 +15,7 @@ use http_body::{Body as _, Frame};
 use tokio::io::AsyncWrite;
 
 use super::body::{Framing, encode_chunk_size, encode_last_chunk};
+use super::scratch::BODY;
 use crate::proto::{Body, BodyError};
 use crate::turn;
 
@@ -52,8 +53,8 @@ pub struct Sender {
     written: usize,
     /// To be written next.
     data: Bytes,
-    /// Whether `data` has memory of its own.
-    is_own: bool,
+    /// The size of the piece that `data` was a part of; 0 once it has memory of its own.
+    piece: usize,
     /// Whether `data` is a chunk, whose end is yet to be written.
     chunk_open: bool,
     sending: Option<Sending>,
@@ -178,10 +179,11 @@ impl Sender {
                 io.poll_write_vectored(cx, &[IoSlice::new(encoded), IoSlice::new(data), IoSlice::new(end)])
             }
         };
-        // Where no more than this turn is over, it goes on at once.
-        if wrote.is_pending() && !self.is_own && !self.data.is_empty() && turn::may_go_on() {
+        // A piece that is most of its block keeps little more. And where only this turn is over, it goes on at once.
+        let is_small_part = self.data.len() <= COALESCED || self.piece > BODY;
+        if wrote.is_pending() && self.piece > 0 && is_small_part && turn::may_go_on() {
             self.data = Bytes::copy_from_slice(&self.data);
-            self.is_own = true;
+            self.piece = 0;
         }
         wrote
     }
@@ -198,6 +200,7 @@ impl Sender {
         }
         // Not only empty: it would keep the block.
         self.data = Bytes::new();
+        self.piece = 0;
         if of_end > 0 {
             self.chunk_open = false;
             self.make_room();
@@ -237,8 +240,8 @@ impl Sender {
                         self.output.extend_from_slice(b"\r\n");
                     }
                 } else {
+                    self.piece = data.len();
                     self.data = data;
-                    self.is_own = false;
                     self.chunk_open = is_chunk;
                 }
             }
