@@ -1,7 +1,8 @@
 //! One connection, driven by whoever has an exchange on it.
 
+use std::future::poll_fn;
 use std::io;
-use std::pin::Pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::task::{Context, Poll, Waker, ready};
 
@@ -10,6 +11,7 @@ use http::header::UPGRADE;
 use http::request::Parts;
 use http::{StatusCode, Version};
 use http_body::{Body as _, Frame, SizeHint};
+use tokio::task::unconstrained;
 
 use super::codec::{Head, MAX_HEAD, Malformed, decode_response, encode_request};
 use crate::proto::h1::{self, BodyDecoder, Framing, Piece, Scratch, SendError, Sender, joined};
@@ -57,8 +59,10 @@ impl Connection {
 
     /// Whether an idle connection can be used: the endpoint has neither closed it nor sent what nobody asked for.
     pub fn is_usable(&mut self) -> bool {
-        let mut cx = Context::from_waker(Waker::noop());
-        self.input.is_empty() && self.scratch.poll_read(&mut self.io, 1, &mut cx).is_pending()
+        let Self { io, scratch, input, .. } = self;
+        // Nothing to read has to mean that, and not that this turn of the task is over.
+        let mut read = pin!(unconstrained(poll_fn(|cx| scratch.poll_read(io, 1, cx))));
+        input.is_empty() && read.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 
     /// Sends a request and waits for the response's head. The body goes on being sent while the response is read.
@@ -74,7 +78,7 @@ impl Connection {
         // A client of HTTP/2 may take its time for each of its streams: less is read for it ahead.
         let most = if head.version == Version::HTTP_2 { h1::BODY } else { h1::RESPONSE };
         let mut reading = ReadingHead { most, ends_a_line: true, interim: 0 };
-        std::future::poll_fn(|cx| self.poll_head(head, &mut reading, cx)).await
+        poll_fn(|cx| self.poll_head(head, &mut reading, cx)).await
     }
 
     /// Ready with the head. What there is of it is not read anew before another line has ended, of which a head has few.
