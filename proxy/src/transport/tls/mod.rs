@@ -28,9 +28,9 @@ pub use server::{HandshakeError, Terminator};
 /// HTTP/2 over TLS, as it is called in a handshake (RFC 9113, 3.1).
 pub const H2: &[u8] = b"h2";
 
-/// What a session holds of encrypted bytes that the socket has not taken: one read of a body ([`crate::proto::h1::BODY`])
-/// with what is around it, so that it is encrypted and written at once, and no more of it for a slow reader.
-const HELD_BACK: usize = 36 * 1024;
+/// What a session holds of encrypted bytes that the socket has not taken: a record of the largest size with what is around
+/// its data. With one read of a body that waits for it, a blocked reader holds about 64 KiB.
+const HELD_BACK: usize = 18 * 1024;
 
 /// HTTP/1.1, as it is called in a handshake (RFC 7301, 6).
 pub const HTTP_1_1: &[u8] = b"http/1.1";
