@@ -184,6 +184,10 @@ impl outcome::Host for State {
     fn budget_left(&mut self) -> Option<u32> {
         self.outcome.map(|outcome| outcome.budget_left)
     }
+
+    fn others_eligible(&mut self) -> Option<u32> {
+        self.outcome?.others_eligible
+    }
 }
 
 fn as_millis(time: Duration) -> u64 {

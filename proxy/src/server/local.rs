@@ -192,6 +192,23 @@ impl LocalService {
         decided.flatten().map(|millis| Duration::from_millis(millis.into()))
     }
 
+    /// How many endpoints could take the request now that are neither among `tried` nor the one of slot `at`.
+    pub fn others_eligible(&self, tried: &[u32], at: Option<u32>) -> u32 {
+        let (snapshot, limit) = (self.service.snapshot(), self.service.settings.pool.max_requests);
+        let is_free = |slot: u32| {
+            let endpoint = snapshot.eligible_endpoint(slot);
+            endpoint.is_some_and(|endpoint| limit.is_none_or(|limit| endpoint.load.in_flight() < limit))
+        };
+        let all = match limit {
+            None => snapshot.eligible_count(),
+            Some(_) => snapshot.endpoints().filter(|endpoint| is_free(endpoint.slot)).count(),
+        };
+        let mut tried: Vec<u32> = tried.iter().copied().chain(at).filter(|slot| is_free(*slot)).collect();
+        tried.sort_unstable();
+        tried.dedup();
+        u32::try_from(all.saturating_sub(tried.len())).unwrap_or(u32::MAX)
+    }
+
     /// Makes policies anew that were at fault: between requests, as the one that is under way has its answer already.
     fn mend(self: &Rc<Self>) {
         let local = self.clone();

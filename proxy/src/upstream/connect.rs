@@ -1,7 +1,8 @@
 //! Opening a connection.
 //!
 //! Connections are kept alive by the kernel's probes: the other side of one that is idle, as tunnels may be for long,
-//! may vanish without a word, and a firewall on the way forgets what is silent.
+//! may vanish without a word, and a firewall on the way forgets what is silent. Where a name has several addresses they
+//! are tried as [`happy_eyeballs`](super::happy_eyeballs) says.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,6 +15,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use super::happy_eyeballs::{ATTEMPT_DELAY, interleaved, race};
 use super::{Failure, Reach};
 use crate::timer::Timers;
 use crate::transport::Stream;
@@ -79,9 +81,9 @@ pub async fn open(
     opening: Opening<'_>,
 ) -> Result<(Stream, bool), Failure> {
     let connected = match socket {
-        Some(socket) => connect_to_any([socket].into_iter(), address, settings.reach.as_deref()).await,
+        Some(socket) => connect_to_any(vec![socket], address, settings.reach.as_deref()).await,
         None => match look_up(address, settings.lookups.as_ref()).await {
-            Ok(sockets) => connect_to_any(sockets.into_iter(), address, settings.reach.as_deref()).await,
+            Ok(sockets) => connect_to_any(sockets, address, settings.reach.as_deref()).await,
             Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
         },
     };
@@ -114,28 +116,30 @@ async fn look_up(address: &str, lookups: Option<&Arc<Semaphore>>) -> io::Result<
     found.await.map_err(io::Error::other)?
 }
 
-/// Tries the allowed ones of these addresses in turn; the error of the last.
-async fn connect_to_any(
-    sockets: impl Iterator<Item = SocketAddr>,
-    address: &str,
-    reach: Option<&Reach>,
-) -> Result<TcpStream, Failure> {
-    let mut failure = Failure::Denied { address: address.to_owned() };
-    for socket in sockets.filter(|socket| reach.is_none_or(|reach| reach.has(socket.ip()))) {
-        let connected = match reach.filter(|reach| !reach.has_own(socket.ip())).map(|_| is_own(socket)) {
-            Some(Ok(true)) => {
-                failure = Failure::Denied { address: address.to_owned() };
-                continue;
-            }
-            Some(Err(error)) => Err(error),
-            Some(Ok(false)) | None => TcpStream::connect(socket).await,
-        };
-        match connected {
-            Ok(stream) => return Ok(stream),
-            Err(source) => failure = Failure::Connect { address: address.to_owned(), source },
-        }
+/// Connects to one of these addresses, as [`race`] says; the failure of the last.
+async fn connect_to_any(sockets: Vec<SocketAddr>, address: &str, reach: Option<&Reach>) -> Result<TcpStream, Failure> {
+    if let &[socket] = sockets.as_slice() {
+        return connect_to(socket, address, reach).await;
     }
-    Err(failure)
+    let connected = race(interleaved(sockets), ATTEMPT_DELAY, |socket| connect_to(socket, address, reach)).await;
+    connected.unwrap_or_else(|| Err(denied(address)))
+}
+
+/// Connects to an address, if that is allowed.
+async fn connect_to(socket: SocketAddr, address: &str, reach: Option<&Reach>) -> Result<TcpStream, Failure> {
+    if reach.is_some_and(|reach| !reach.has(socket.ip())) {
+        return Err(denied(address));
+    }
+    let connected = match reach.filter(|reach| !reach.has_own(socket.ip())).map(|_| is_own(socket)) {
+        Some(Ok(true)) => return Err(denied(address)),
+        Some(Err(error)) => Err(error),
+        Some(Ok(false)) | None => TcpStream::connect(socket).await,
+    };
+    connected.map_err(|source| Failure::Connect { address: address.to_owned(), source })
+}
+
+fn denied(address: &str) -> Failure {
+    Failure::Denied { address: address.to_owned() }
 }
 
 /// Whether an address is one of this machine's own, as any of them is this machine: what is sent there comes from it.

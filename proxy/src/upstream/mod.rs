@@ -8,6 +8,7 @@ mod connect;
 mod fault;
 pub mod h1;
 mod h2;
+mod happy_eyeballs;
 mod pool;
 mod reach;
 
