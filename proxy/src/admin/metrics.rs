@@ -98,6 +98,17 @@ fn of_workers(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "Open connections of clients.",
         connections.iter().map(|(number, count)| ([("worker", number.as_str())], *count)),
     )?;
+    let tasks: Vec<_> = workers
+        .runtimes
+        .iter()
+        .enumerate()
+        .filter_map(|(number, runtime)| Some((number.to_string(), runtime.get()?.metrics().num_alive_tasks() as f64)))
+        .collect();
+    families.gauges(
+        "heddle_worker_tasks",
+        "Tasks of the worker's runtime: a few of its own, and those of connections, streams and connection attempts.",
+        tasks.iter().map(|(number, count)| ([("worker", number.as_str())], *count)),
+    )?;
     families.counters(
         "heddle_unrouted_requests",
         "Requests that named no service and were not passed through, by class of status.",

@@ -7,7 +7,7 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::runtime::{Builder, Handle, LocalOptions};
 use tokio::sync::mpsc::UnboundedReceiver;
 use tokio::sync::oneshot;
 use tokio::task::{JoinSet, spawn_local};
@@ -57,6 +57,9 @@ pub fn run(post: Post) -> bool {
 
 async fn serve(post: Post) -> bool {
     let Post { number, state, common, mut orders, handed, mut watcher } = post;
+    if let Some(runtime) = state.workers.runtimes.get(number) {
+        let _ = runtime.set(Handle::current());
+    }
     let worker = Worker::new(number, state.workers.clone(), common);
     spawn_local(worker.clone().keep_house());
     spawn_local(take_over(worker.clone(), handed));

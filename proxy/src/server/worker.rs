@@ -8,11 +8,12 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustc_hash::FxBuildHasher;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::local::LocalService;
@@ -51,6 +52,8 @@ pub struct Shared {
     pub directory: Arc<Directory>,
     /// Connections of clients, by worker.
     pub connections: Vec<AtomicUsize>,
+    /// The runtimes, by worker, for their figures; none before a worker has begun.
+    pub runtimes: Vec<OnceLock<Handle>>,
     /// Requests that reached no service, by worker: refused ones, and those passed through.
     pub unrouted: Vec<Arc<ServiceStats>>,
     pub passed_through: Vec<Arc<ServiceStats>>,
@@ -60,7 +63,8 @@ impl Shared {
     pub fn new(directory: Arc<Directory>, workers: usize) -> Arc<Self> {
         let stats = || (0..workers).map(|_| Arc::default()).collect();
         let connections = (0..workers).map(|_| AtomicUsize::new(0)).collect();
-        Arc::new(Self { directory, connections, unrouted: stats(), passed_through: stats() })
+        let runtimes = (0..workers).map(|_| OnceLock::new()).collect();
+        Arc::new(Self { directory, connections, runtimes, unrouted: stats(), passed_through: stats() })
     }
 }
 

@@ -49,7 +49,7 @@ fn every_line_of_the_table_holds() {
 
 /// What the endpoints do, and what they saw.
 #[derive(Default)]
-struct Script {
+pub struct Script {
     /// The bytes that answer a request, and whether the connection ends after them; none to answer well.
     case: Option<(Vec<u8>, bool)>,
     /// The heads, each with the number of its connection.
@@ -281,7 +281,7 @@ fn texts(heads: &[Vec<u8>]) -> Vec<String> {
     heads.iter().map(|head| String::from_utf8_lossy(head).into_owned()).collect()
 }
 
-fn parsed(head: &[u8]) -> Message {
+pub fn parsed(head: &[u8]) -> Message {
     let text = String::from_utf8_lossy(head);
     let mut lines = text.trim_end().split("\r\n");
     let start = lines.next().unwrap_or_default().to_owned();
@@ -311,13 +311,13 @@ fn serve_http1(number: usize, mut wire: Wire, script: &Mutex<Script>) {
     }
 }
 
-fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
     [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// An endpoint of HTTP/2 that answers with the frames of the script, or else well.
-fn serve_http2(mut wire: Wire, script: &Mutex<Script>) {
+pub fn serve_http2(mut wire: Wire, script: &Mutex<Script>) {
     if wire.exactly(PREFACE.len()).is_err() || wire.try_send(frame(SETTINGS, 0, 0, &[])).is_err() {
         return;
     }

@@ -71,6 +71,11 @@ impl Sender {
         }
     }
 
+    /// Ends the message where its body broke off: what was encoded before can still be written.
+    pub fn cut(&mut self) {
+        self.sending = None;
+    }
+
     /// Whether the message's body has been taken to its end.
     pub fn has_whole_body(&self) -> bool {
         self.sending.is_none()

@@ -28,7 +28,7 @@ use super::connection::{BLOCKED, Connection, FAREWELL, is_readable};
 use super::exchange::{self, Answer, Next};
 use super::refusal::Refusal;
 use super::worker::Worker;
-use crate::proto::h1::{Framing, Sender};
+use crate::proto::h1::{Framing, SendError, Sender};
 use crate::proto::{Body, Request};
 use crate::timer::Deadline;
 use crate::transport::Stream;
@@ -262,10 +262,18 @@ impl<'a> Serving<'a> {
     /// Writes the response; whether the client has it.
     async fn send(&mut self) -> bool {
         let mut pace = Pace::default();
+        let mut is_cut = false;
         poll_fn(|cx| {
             self.socket.attend(cx);
-            if let Poll::Ready(sent) = self.sender.poll_send(&mut Writer(self.socket), cx) {
-                return Poll::Ready(sent.is_ok());
+            let mut sent = self.sender.poll_send(&mut Writer(self.socket), cx);
+            // A client that gets the head, and not the end, knows that there was an answer.
+            if matches!(sent, Poll::Ready(Err(SendError::Body(_)))) {
+                is_cut = true;
+                self.sender.cut();
+                sent = self.sender.poll_send(&mut Writer(self.socket), cx);
+            }
+            if let Poll::Ready(sent) = sent {
+                return Poll::Ready(sent.is_ok() && !is_cut);
             }
             if self.socket.poll_gone(cx).is_ready() {
                 return Poll::Ready(false);
