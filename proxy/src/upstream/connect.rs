@@ -156,6 +156,23 @@ fn is_own(socket: SocketAddr) -> io::Result<bool> {
 mod tests {
     use super::*;
 
+    #[tokio::test]
+    async fn the_first_address_that_answers_and_is_allowed_is_used() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        // Nobody listens there.
+        let closed = SocketAddr::from(([127, 0, 0, 2], 1));
+        let connect = async |sockets: &[SocketAddr], reach: Option<&Reach>| {
+            connect_to_any(sockets.to_vec(), "users:80", reach).await.map(|stream| stream.peer_addr().unwrap())
+        };
+        assert_eq!(connect(&[closed, open], None).await.unwrap(), open);
+        assert_eq!(connect(&[open, closed], None).await.unwrap(), open);
+        assert!(matches!(connect(&[closed, closed], None).await, Err(Failure::Connect { .. })));
+        let elsewhere = Reach::new(&Default::default(), false);
+        assert!(matches!(connect(&[open, closed], Some(&elsewhere)).await, Err(Failure::Denied { .. })));
+        assert!(matches!(connect(&[], None).await, Err(Failure::Denied { .. })));
+    }
+
     #[test]
     fn an_own_address_is_told_without_a_connection() {
         // What is sent to the other addresses of loopback comes from the first.

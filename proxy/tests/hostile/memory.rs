@@ -20,10 +20,9 @@ use crate::etcd::Etcd;
 use crate::frames::{END_HEADERS, END_STREAM, HEADERS, PREFACE, SETTINGS, WINDOW_UPDATE};
 use crate::guests::guest;
 use crate::http1::{Endpoint, OK, Wire};
-use crate::notation::literal;
+use crate::notation::{frame, literal};
 use crate::process::{self, Heddle, figure, wait_for};
 use crate::soak::serve;
-use crate::table::frame;
 use crate::tls::{Authority, TlsWire};
 
 const MIB: u64 = 1024;

@@ -1,6 +1,6 @@
 //! The notation of `http.txt`: its lines, its escapes, its frames.
 
-use crate::frames::{CONTINUATION, DATA, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE};
+use crate::frames::{CONTINUATION, DATA, END_HEADERS, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE};
 
 /// One line.
 #[derive(Debug)]
@@ -114,8 +114,8 @@ pub fn frames(column: &str, stream: u32) -> Vec<u8> {
         .collect()
 }
 
-fn one_frame(frame: &str, this: u32) -> Vec<u8> {
-    let mut words = frame.splitn(4, ' ');
+fn one_frame(text: &str, this: u32) -> Vec<u8> {
+    let mut words = text.splitn(4, ' ');
     let kind = words.next().unwrap_or_default();
     if kind == "X" {
         return hex(words.next().expect("bytes").trim());
@@ -147,8 +147,27 @@ fn one_frame(frame: &str, this: u32) -> Vec<u8> {
         "G" => (GOAWAY, hex(rest)),
         other => (u8::from_str_radix(&other[1..], 16).expect("a type"), hex(rest)),
     };
+    // A head that is larger than a frame may be goes on in CONTINUATIONs, and is complete with the last of them.
+    if kind == HEADERS && payload.len() > MAX_FRAME {
+        let mut parts = payload.chunks(MAX_FRAME);
+        let first = frame(HEADERS, flags & !END_HEADERS, stream, parts.next().unwrap_or_default());
+        let count = parts.len();
+        let rest = parts.enumerate().flat_map(|(number, part)| {
+            let is_last = number + 1 == count;
+            frame(CONTINUATION, if is_last { flags & END_HEADERS } else { 0 }, stream, part)
+        });
+        return first.into_iter().chain(rest).collect();
+    }
+    frame(kind, flags, stream, &payload)
+}
+
+/// The largest frame that may be sent where nothing else was agreed on (RFC 9113, 4.2).
+const MAX_FRAME: usize = 16 << 10;
+
+/// A frame.
+pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
     let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), &payload].concat()
+    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// A header block, or a part of one.

@@ -20,9 +20,9 @@ use tempfile::TempDir;
 use crate::frames::{DATA, END_HEADERS, END_STREAM, HEADERS, PREFACE, RST_STREAM, SETTINGS};
 use crate::guests::{guest, instead, on_path};
 use crate::http1::{Endpoint, Message, Wire};
-use crate::notation::literal;
+use crate::notation::{frame, literal};
 use crate::process::{Heddle, command, figure, wait_for};
-use crate::table::{frame, parsed, serve_http2};
+use crate::table::{parsed, serve_http2};
 use crate::tls::{Authority, TlsWire};
 
 /// Threads that send.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::frames::{DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, PREFACE, RST_STREAM, SETTINGS, STATUS_200};
 use crate::http1::{Endpoint, Message, Proxy, Wire, one_listener, users, wait_until};
-use crate::notation::{self, Case, Checks, cases, expected, frames, literal, unescape};
+use crate::notation::{self, Case, Checks, cases, expected, frame, frames, literal, unescape};
 
 /// How long an answer may take that comes at all.
 const TIME: Duration = Duration::from_secs(10);
@@ -142,7 +142,10 @@ impl Stage {
         // The same client goes on if it may, and is never given what was not for it.
         self.script.lock().unwrap().case = None;
         let probe = format!("GET /probe HTTP/1.1\r\nHost: {service}\r\n\r\n");
-        let probed = client.try_send(&probe).map_err(|error| error.to_string()).and_then(|()| client.try_response());
+        let probed = match &whole {
+            Ok(_) => client.try_send(&probe).map_err(|error| error.to_string()).and_then(|()| client.try_response()),
+            Err(_) => Err("its connection has ended".to_owned()),
+        };
         let probed = probed.or_else(|_| {
             client = self.client();
             client.send(&probe);
@@ -309,11 +312,6 @@ fn serve_http1(number: usize, mut wire: Wire, script: &Mutex<Script>) {
             return;
         }
     }
-}
-
-pub fn frame(kind: u8, flags: u8, stream: u32, payload: &[u8]) -> Vec<u8> {
-    let length = u32::try_from(payload.len()).expect("a short frame").to_be_bytes();
-    [&length[1..], &[kind, flags], &stream.to_be_bytes(), payload].concat()
 }
 
 /// An endpoint of HTTP/2 that answers with the frames of the script, or else well.
