@@ -129,7 +129,7 @@ impl WeightedRoundRobin {
         let (left, all) = (self.groups.iter().map(|group| group.owed).sum::<i128>(), self.total());
         for group in self.groups.iter_mut().filter(|_| all > 0) {
             // In picks divided by 2^20, whose product with any share is far below 2^127.
-            group.owed -= (left >> 20) * group.share() / all << 20;
+            group.owed -= ((left >> 20) * group.share() / all) << 20;
         }
     }
 }

@@ -11,6 +11,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,9 @@ impl Drop for Cgroup {
     }
 }
 
+/// Held by the proxy under test: together they would need more than the machine may have, and slow each other down.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
 /// A proxy with little.
 struct Small {
     heddle: Heddle,
@@ -79,11 +83,15 @@ struct Small {
     admin: SocketAddr,
     folder: TempDir,
     _fine: Endpoint,
+    /// The last to go.
+    _turn: MutexGuard<'static, ()>,
 }
 
 impl Small {
     /// With this configuration beside a listener, an admin server, and the service `fine`. `FOLDER` in it is a folder.
     fn start(config: &str) -> Self {
+        // One that failed leaves nothing behind that matters here.
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let (fine, folder) = (Endpoint::saying(OK), tempfile::tempdir().unwrap());
         let at = |name: &str| folder.path().join(name);
         fs::create_dir(at("plugins")).unwrap();
@@ -107,7 +115,7 @@ impl Small {
         let said = heddle.after("listening on ", 0);
         let address = said.split_whitespace().next().unwrap().parse().unwrap();
         let admin = heddle.address("health and metrics on ");
-        let mut small = Self { heddle, cgroup, address, admin, folder, _fine: fine };
+        let mut small = Self { heddle, cgroup, address, admin, folder, _fine: fine, _turn: turn };
         wait_for("it serves", || small.ask_fine().ok());
         small.check("at the start");
         small
@@ -368,7 +376,10 @@ fn plugin_files() {
     let aside = small.folder.path().join("aside");
     fs::write(&aside, guest(&[])).unwrap();
     fs::rename(&aside, small.folder.path().join("plugins/round-robin.wasm")).unwrap();
-    small.heddle.after("loaded from", 0);
+    wait_for("the good file is loaded", || {
+        let is_loaded = |line: &String| line.contains("loaded from") && line.contains("round-robin.wasm");
+        small.heddle.said().iter().any(is_loaded).then_some(())
+    });
     small.check("a good file after all of them");
 }
 

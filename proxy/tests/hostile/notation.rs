@@ -1,5 +1,7 @@
 //! The notation of `http.txt`: its lines, its escapes, its frames.
 
+#![allow(clippy::string_slice, reason = "between ASCII characters of a file that is part of the test")]
+
 use crate::frames::{CONTINUATION, DATA, END_HEADERS, GOAWAY, HEADERS, PING, RST_STREAM, SETTINGS, WINDOW_UPDATE};
 
 /// One line.
