@@ -18,7 +18,7 @@ use super::local::LocalService;
 use super::passthrough;
 use super::record::{Limits, Record};
 use super::refusal::Refusal;
-use super::route::{Named, named, target};
+use super::route::{Named, check_asterisk, named, target};
 use super::tunnel::{self, Tunnel};
 use crate::config::checked::{Forwarded, UpstreamProtocol};
 use crate::policy::Facts;
@@ -87,6 +87,7 @@ fn find_destination(connection: &Connection, head: &Parts) -> Result<Destination
     if connection.worker.common().signature.is_on(&head.headers) {
         return Err(Refusal::Loop);
     }
+    check_asterisk(head)?;
     let Named { host, absolute } = named(head)?;
     destination::find(connection, host, absolute.map(|target| target.port_u16().unwrap_or(80)))
 }

@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::net::Ipv6Addr;
 
+use http::Version;
 use http::header::HOST;
 use http::request::Parts;
 use http::uri::{Authority, Scheme};
-use http::{Method, Version};
 use http_body::Body as _;
 
 use super::refusal::Refusal;
@@ -31,10 +31,6 @@ pub fn named(head: &Parts) -> Result<Named<'_>, Refusal> {
     let host = hosts.next();
     if hosts.next().is_some() {
         return Err(Refusal::BadRequest("more than one Host header; expected one"));
-    }
-    // HTTP/1 is held to this by its codec; in HTTP/2 the library takes `*` for a path (RFC 9113, 8.3.1).
-    if head.uri.path().starts_with('*') && (head.method != Method::OPTIONS || head.uri.path() != "*") {
-        return Err(Refusal::BadRequest("a target in a form that is not the method's"));
     }
     if let Some(authority) = head.uri.authority() {
         if authority.as_str().contains('@') {
@@ -105,6 +101,19 @@ fn host_of(header: &[u8]) -> Option<&str> {
 /// RFC 3986, 3.2.2, without the comma, which would look like a second host.
 fn may_be_in_name(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&byte)
+}
+
+/// HTTP/1 is held to this by its codec; in HTTP/2 the library takes what begins with `*` for a path.
+///
+/// # Errors
+///
+/// When the target is `*` and the method is not OPTIONS (RFC 9113, 8.3.1), or there is more behind the `*`.
+pub fn check_asterisk(head: &Parts) -> Result<(), Refusal> {
+    let path = head.uri.path();
+    if path.starts_with('*') && (path != "*" || head.method != http::Method::OPTIONS) {
+        return Err(Refusal::BadRequest("a target in a form that is not the method's"));
+    }
+    Ok(())
 }
 
 /// In lower case, without a final dot.

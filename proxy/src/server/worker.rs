@@ -8,12 +8,11 @@ use std::cell::{Cell, Ref, RefCell};
 use std::collections::HashMap;
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use rustc_hash::FxBuildHasher;
-use tokio::runtime::Handle;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::local::LocalService;
@@ -53,7 +52,7 @@ pub struct Shared {
     /// Connections of clients, by worker.
     pub connections: Vec<AtomicUsize>,
     /// The runtimes, by worker, for their figures; none before a worker has begun.
-    pub runtimes: Vec<OnceLock<Handle>>,
+    pub runtimes: Vec<std::sync::OnceLock<tokio::runtime::Handle>>,
     /// Requests that reached no service, by worker: refused ones, and those passed through.
     pub unrouted: Vec<Arc<ServiceStats>>,
     pub passed_through: Vec<Arc<ServiceStats>>,
@@ -63,7 +62,7 @@ impl Shared {
     pub fn new(directory: Arc<Directory>, workers: usize) -> Arc<Self> {
         let stats = || (0..workers).map(|_| Arc::default()).collect();
         let connections = (0..workers).map(|_| AtomicUsize::new(0)).collect();
-        let runtimes = (0..workers).map(|_| OnceLock::new()).collect();
+        let runtimes = (0..workers).map(|_| std::sync::OnceLock::new()).collect();
         Arc::new(Self { directory, connections, runtimes, unrouted: stats(), passed_through: stats() })
     }
 }

@@ -81,9 +81,9 @@ pub async fn open(
     opening: Opening<'_>,
 ) -> Result<(Stream, bool), Failure> {
     let connected = match socket {
-        Some(socket) => connect_to_any(vec![socket], address, settings.reach.as_deref()).await,
+        Some(socket) => connect_to_any(vec![socket], address, settings).await,
         None => match look_up(address, settings.lookups.as_ref()).await {
-            Ok(sockets) => connect_to_any(sockets, address, settings.reach.as_deref()).await,
+            Ok(sockets) => connect_to_any(sockets, address, settings).await,
             Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
         },
     };
@@ -117,16 +117,21 @@ async fn look_up(address: &str, lookups: Option<&Arc<Semaphore>>) -> io::Result<
 }
 
 /// Connects to one of these addresses, as [`race`] says; the failure of the last.
-async fn connect_to_any(sockets: Vec<SocketAddr>, address: &str, reach: Option<&Reach>) -> Result<TcpStream, Failure> {
+async fn connect_to_any(
+    sockets: Vec<SocketAddr>,
+    address: &str,
+    settings: &ConnectSettings,
+) -> Result<TcpStream, Failure> {
     if let &[socket] = sockets.as_slice() {
-        return connect_to(socket, address, reach).await;
+        return connect_to(socket, address, settings).await;
     }
-    let connected = race(interleaved(sockets), ATTEMPT_DELAY, |socket| connect_to(socket, address, reach)).await;
+    let connected = race(interleaved(sockets), ATTEMPT_DELAY, |socket| connect_to(socket, address, settings)).await;
     connected.unwrap_or_else(|| Err(denied(address)))
 }
 
 /// Connects to an address, if that is allowed.
-async fn connect_to(socket: SocketAddr, address: &str, reach: Option<&Reach>) -> Result<TcpStream, Failure> {
+async fn connect_to(socket: SocketAddr, address: &str, settings: &ConnectSettings) -> Result<TcpStream, Failure> {
+    let reach = settings.reach.as_deref();
     if reach.is_some_and(|reach| !reach.has(socket.ip())) {
         return Err(denied(address));
     }
@@ -162,14 +167,20 @@ mod tests {
         let open = listener.local_addr().unwrap();
         // Nobody listens there.
         let closed = SocketAddr::from(([127, 0, 0, 2], 1));
-        let connect = async |sockets: &[SocketAddr], reach: Option<&Reach>| {
-            connect_to_any(sockets.to_vec(), "users:80", reach).await.map(|stream| stream.peer_addr().unwrap())
+        let settings = |reach: Option<Reach>| ConnectSettings {
+            timeout: Duration::from_secs(9),
+            reach: reach.map(Arc::new),
+            lookups: None,
+        };
+        let connect = async |sockets: &[SocketAddr], reach: Option<Reach>| {
+            let settings = settings(reach);
+            connect_to_any(sockets.to_vec(), "users:80", &settings).await.map(|stream| stream.peer_addr().unwrap())
         };
         assert_eq!(connect(&[closed, open], None).await.unwrap(), open);
         assert_eq!(connect(&[open, closed], None).await.unwrap(), open);
         assert!(matches!(connect(&[closed, closed], None).await, Err(Failure::Connect { .. })));
         let elsewhere = Reach::new(&Default::default(), false);
-        assert!(matches!(connect(&[open, closed], Some(&elsewhere)).await, Err(Failure::Denied { .. })));
+        assert!(matches!(connect(&[open, closed], Some(elsewhere)).await, Err(Failure::Denied { .. })));
         assert!(matches!(connect(&[], None).await, Err(Failure::Denied { .. })));
     }
 

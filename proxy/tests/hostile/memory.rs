@@ -145,7 +145,7 @@ impl Small {
     fn settle(&self) {
         let mut last = (0, Instant::now());
         wait_for("its memory stops growing", || {
-            let now = self.heddle.memory().unwrap_or_default();
+            let now = self.heddle.memory();
             if now > last.0 + 256 {
                 last = (now, Instant::now());
             }

@@ -234,7 +234,7 @@ pool = {{ idle_timeout = "1s" }}
 
     fn rest(&self) -> Rest {
         Rest {
-            memory: self.heddle.memory().expect("it runs"),
+            memory: self.heddle.memory(),
             descriptors: self.heddle.count_of("fd"),
             threads: self.heddle.count_of("task"),
             tasks: figure(self.admin, "heddle_worker_tasks") as usize,

@@ -94,11 +94,20 @@ impl Heddle {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
-    /// The memory that it has now, in KiB; none once it has ended.
-    pub fn memory(&self) -> Option<u64> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).ok()?;
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-        line.trim().trim_end_matches(" kB").parse().ok()
+    /// The memory that it has now, in KiB.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// CPU time so far.
+    pub fn cpu(&self) -> Duration {
+        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
+        // The name in parentheses, of any characters, is the second of the fields (proc(5)).
+        let fields = stat.rsplit_once(')').expect("a name").1.split_whitespace();
+        let ticks: u32 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u32>().expect("ticks")).sum();
+        Duration::from_millis(10) * ticks
     }
 
     /// How many entries a folder of its `/proc` has: `fd` for open descriptors, `task` for threads.
@@ -109,15 +118,6 @@ impl Heddle {
     /// Whether it has not ended.
     pub fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("a child").is_none()
-    }
-
-    /// CPU time so far.
-    pub fn cpu(&self) -> Duration {
-        let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
-        // The name in parentheses, of any characters, is the second of the fields (proc(5)).
-        let fields = stat.rsplit_once(')').expect("a name").1.split_whitespace();
-        let ticks: u32 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u32>().expect("ticks")).sum();
-        Duration::from_millis(10) * ticks
     }
 
     pub fn signal(&self, signal: Signal) {

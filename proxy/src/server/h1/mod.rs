@@ -28,7 +28,7 @@ use super::connection::{BLOCKED, Connection, FAREWELL, is_readable};
 use super::exchange::{self, Answer, Next};
 use super::refusal::Refusal;
 use super::worker::Worker;
-use crate::proto::h1::{Framing, SendError, Sender};
+use crate::proto::h1::{Framing, Sender};
 use crate::proto::{Body, Request};
 use crate::timer::Deadline;
 use crate::transport::Stream;
@@ -267,7 +267,7 @@ impl<'a> Serving<'a> {
             self.socket.attend(cx);
             let mut sent = self.sender.poll_send(&mut Writer(self.socket), cx);
             // A client that gets the head, and not the end, knows that there was an answer.
-            if matches!(sent, Poll::Ready(Err(SendError::Body(_)))) {
+            if matches!(sent, Poll::Ready(Err(crate::proto::h1::SendError::Body(_)))) {
                 is_cut = true;
                 self.sender.cut();
                 sent = self.sender.poll_send(&mut Writer(self.socket), cx);
