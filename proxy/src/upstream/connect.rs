@@ -116,12 +116,13 @@ async fn look_up(address: &str, lookups: Option<&Arc<Semaphore>>) -> io::Result<
     found.await.map_err(io::Error::other)?
 }
 
-/// Connects to one of these addresses, as [`race`] says; the failure of the last.
+/// Connects to one of these addresses that are allowed, as [`race`] says; the failure of the last.
 async fn connect_to_any(
-    sockets: Vec<SocketAddr>,
+    mut sockets: Vec<SocketAddr>,
     address: &str,
     settings: &ConnectSettings,
 ) -> Result<TcpStream, Failure> {
+    sockets.retain(|socket| settings.reach.as_ref().is_none_or(|reach| reach.has(socket.ip())));
     if let &[socket] = sockets.as_slice() {
         return connect_to(socket, address, settings).await;
     }
@@ -129,12 +130,9 @@ async fn connect_to_any(
     connected.unwrap_or_else(|| Err(denied(address)))
 }
 
-/// Connects to an address, if that is allowed.
+/// Connects to an address, unless it turns out to be this machine's own, and may not be that.
 async fn connect_to(socket: SocketAddr, address: &str, settings: &ConnectSettings) -> Result<TcpStream, Failure> {
     let reach = settings.reach.as_deref();
-    if reach.is_some_and(|reach| !reach.has(socket.ip())) {
-        return Err(denied(address));
-    }
     let connected = match reach.filter(|reach| !reach.has_own(socket.ip())).map(|_| is_own(socket)) {
         Some(Ok(true)) => return Err(denied(address)),
         Some(Err(error)) => Err(error),
