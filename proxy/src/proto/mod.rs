@@ -9,6 +9,7 @@ pub mod grpc;
 pub mod h1;
 pub mod headers;
 pub mod http2;
+pub mod names;
 pub mod trailers;
 pub mod upgrade;
 

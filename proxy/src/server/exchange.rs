@@ -26,6 +26,7 @@ use crate::proto::deadline::{self, Due};
 use crate::proto::headers::{
     ClientSide, forward, identify, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers,
 };
+use crate::proto::names::strip_lookalikes;
 use crate::proto::upgrade::{ExtendedConnect, Upgrade};
 use crate::proto::{Body, Request, Response, grpc};
 use crate::service::ServiceStats;
@@ -310,6 +311,7 @@ fn prepare_request(
     if head.version == Version::HTTP_2 && protocol != UpstreamProtocol::Http2 {
         join_cookies(&mut head.headers);
     }
+    strip_lookalikes(&mut head.headers, connection.listener.settings.deadline_header.as_ref());
     connection.worker.common().signature.sign(&mut head.headers, head.version);
     let how = connection.listener.settings.forwarded;
     if how != Forwarded::Off {
@@ -325,3 +327,4 @@ fn prepare_response(mut response: Response) -> Response {
     *response.version_mut() = Version::HTTP_11;
     response
 }
+    strip_lookalikes(response.headers_mut(), None);

@@ -16,7 +16,7 @@ use super::attempt::Upload;
 use super::attempts::Held;
 use super::refusal::Refusal;
 use crate::proto::body::Stream;
-use crate::proto::{Body, BodyError, Response, grpc};
+use crate::proto::{Body, BodyError, Response, grpc, trailers};
 use crate::service::ServiceStats;
 use crate::timer::{Deadline, Timers};
 
@@ -129,7 +129,12 @@ impl HttpBody for Recorded {
         let this = &mut *self;
         loop {
             let Some(stream) = &mut this.stream else { return Poll::Ready(this.last.take()) };
-            if let Poll::Ready(frame) = stream.as_mut().poll_frame(cx) {
+            if let Poll::Ready(mut frame) = stream.as_mut().poll_frame(cx) {
+                if let Some(Ok(frame)) = &mut frame
+                    && let Some(trailers) = frame.trailers_mut()
+                {
+                    trailers::strip_forbidden(trailers);
+                }
                 this.idle.reset(this.limits.idle_timeout);
                 this.follow(frame.as_ref());
                 return Poll::Ready(frame);
