@@ -83,6 +83,8 @@ pub struct State {
     pub workers: Arc<Shared>,
     /// The certificates in use.
     pub certificates: Arc<ArcSwap<Vec<tls::Held>>>,
+    /// TLS handshakes with endpoints.
+    pub endpoint_handshakes: Arc<tls::Handshakes>,
     /// When the process began to serve.
     pub started: SystemTime,
     pub reloads: Reloads,
@@ -215,6 +217,7 @@ impl App {
             registry: registry.status().clone(),
             workers: shared.clone(),
             certificates: prepared.files.held(),
+            endpoint_handshakes: prepared.files.handshakes(),
             started: SystemTime::now(),
             reloads: Reloads::default(),
             stop: Arc::new(stop),

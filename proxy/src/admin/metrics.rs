@@ -144,6 +144,27 @@ fn of_tls(families: &mut Families<'_>, state: &State) -> fmt::Result {
         }),
     )?;
     families.counters(
+        "heddle_tls_handshakes",
+        "Handshakes with clients that were done, by version, group of the key exchange and kind.",
+        state.listeners().iter().flat_map(|listener| {
+            let address = listener.settings.address.to_string();
+            let labelled = |([version, group, kind], count): ([&'static str; 3], u64)| {
+                let [version, group, kind] = [version, group, kind].map(str::to_owned);
+                ([("listener", address.clone()), ("version", version), ("group", group), ("kind", kind)], count)
+            };
+            listener.tls.handshakes().totals().into_iter().map(labelled).collect::<Vec<_>>()
+        }),
+    )?;
+    families.counters(
+        "heddle_tls_endpoint_handshakes",
+        "Handshakes with endpoints that were done, likewise.",
+        state
+            .endpoint_handshakes
+            .totals()
+            .into_iter()
+            .map(|([version, group, kind], count)| ([("version", version), ("group", group), ("kind", kind)], count)),
+    )?;
+    families.counters(
         "heddle_tls_handshake_failures",
         "Handshakes with clients that failed, by listener.",
         state

@@ -13,7 +13,7 @@ use super::prepare::{AdminAt, At, Before, Opening, Prepared, policies};
 use super::worker::Order;
 use super::{InForce, StartError, State};
 use crate::check::{self, Connectors};
-use crate::config::checked::Config;
+use crate::config::{self, checked::Config};
 use crate::drain::Phase;
 use crate::handover::{Ask, Inherited, Kind, Passed, Ready, Sockets};
 use crate::plugin::{Folder, Plugins, give_second_chances};
@@ -70,6 +70,11 @@ impl Door {
     }
 }
 
+/// Says where clients could say themselves who they are.
+fn warn_of_bypasses(config: &Config) {
+    config::bypasses(config).iter().for_each(|line| tracing::warn!(target: "heddle::config", "{line}"));
+}
+
 /// The admin server; it ends when this is dropped.
 struct Admin {
     wanted: SocketAddr,
@@ -100,6 +105,8 @@ impl Control {
     ) -> Self {
         let Prepared { config, common, plugins, folder, files, doors, admin, commands } = prepared;
         let connectors = Arc::new(ArcSwap::from_pointee(common.connectors.clone()));
+        files.judge();
+        warn_of_bypasses(&config);
         let mut control = Self {
             state,
             config,
@@ -231,6 +238,10 @@ impl Control {
         self.state.directory.reload(config.services.clone(), move |policy, role| requires.require(policy, role));
         self.registry.reload(&config.registry).await;
         self.tell_workers(Order::Refresh).await;
+        files.judge();
+        if config::bypasses(&config) != config::bypasses(&self.config) {
+            warn_of_bypasses(&config);
+        }
         self.open_doors(doors);
         self.open_admin(admin);
         files.replace(&self.files.lock().unwrap_or_else(PoisonError::into_inner));

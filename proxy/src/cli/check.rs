@@ -10,12 +10,13 @@ use crate::config::{self, Checked, Problems};
 
 /// Reads the file, lays the environment over it, and asks `policies` about the balancers (see
 /// [`Checked::check_policies`]). Problems go to standard error, one line each, and the exit code is 1; else a summary goes
-/// to standard output.
+/// to standard output, and after it what leaves a way around the identity of clients ([`config::bypasses`]).
 pub fn check(path: &Path, policies: impl FnOnce(&Checked) -> Result<(), Problems>) -> ExitCode {
     let checked = config::load(path, &config::environment());
     match checked.and_then(|checked| policies(&checked).map(|()| checked)) {
         Ok(checked) => {
             println!("{} is in order.\n{}", path.display(), summary(&checked));
+            config::bypasses(&checked.config).iter().for_each(|line| println!("warning   {line}"));
             ExitCode::SUCCESS
         }
         Err(problems) => {

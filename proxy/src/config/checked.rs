@@ -78,6 +78,10 @@ pub struct Listener {
     pub proxy_protocol: Vec<Network>,
     /// What the proxy tells services about the client.
     pub forwarded: Forwarded,
+    /// Whether clients may learn the addresses of endpoints and of the proxy itself: in the reasons of refusals (body,
+    /// `Proxy-Status`, `grpc-message`), and in replies of SOCKS5. By default on loopback only, and where no PROXY
+    /// protocol is taken.
+    pub expose_addresses: bool,
     /// How long a client may leave it open what it speaks, with [`Protocol::Auto`] on a listener of a service, and in
     /// tunnels to services: after that it is taken for one whose server speaks first. 200 ms by default; a client's round
     /// trip has to fit into it.
@@ -142,13 +146,25 @@ pub struct TlsServer {
     /// [`Config::certificates`] come after these.
     pub certificates: Vec<KeyPair>,
     pub client: ClientCertificates,
+    /// PEM file with the revocation lists (CRLs) of all authorities that sign clients' certificates: one that is on its
+    /// list is refused. None, the default: nothing is revoked.
+    pub client_crl: Option<PathBuf>,
     /// Whether TLS 1.2 is refused; false by default.
     pub only_tls13: bool,
-    /// Whether sessions can be resumed by tickets, whose keys are changed every six hours; true by default.
+    /// Whether sessions can be resumed by tickets; true by default. A ticket is good for an hour from the handshake in
+    /// which the client last proved who it is, and no longer than the certificates, authorities and revocation lists of
+    /// that moment; where no client is asked for a certificate, as long as its key: at most twelve hours.
     pub session_tickets: bool,
     /// From the first byte of a handshake to its end, and before that for the first byte, unless clients may speak
     /// without TLS too ([`Protocol::Auto`]); 10 s by default.
     pub handshake_timeout: Duration,
+}
+
+impl Listener {
+    /// Whether clients may prove here who they are by a certificate.
+    pub fn asks_for_certificates(&self) -> bool {
+        matches!(&self.tls, ListenerTls::Terminate(tls) if tls.client != ClientCertificates::Off)
+    }
 }
 
 /// Whether clients prove who they are, to the authorities of a PEM file.

@@ -108,6 +108,7 @@ const PROTOCOLS: &[(&str, UpstreamProtocol)] = &[
     ("negotiated", UpstreamProtocol::Negotiated),
     ("http1", UpstreamProtocol::Http1),
     ("http2", UpstreamProtocol::Http2),
+    ("opaque", UpstreamProtocol::Opaque),
 ];
 
 const PROXY_PROTOCOLS: &[(&str, Option<ProxyProtocol>)] =

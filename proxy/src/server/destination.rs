@@ -23,8 +23,12 @@ pub enum Destination {
 ///
 /// # Errors
 ///
-/// When there is no such service, and the host is not passed through.
+/// When there is no such service, and the host is not passed through; and when the client's certificate is no longer
+/// accepted.
 pub fn find(connection: &Connection, host: &str, port: Option<u16>) -> Result<Destination, Refusal> {
+    if connection.is_revoked() {
+        return Err(Refusal::Revoked);
+    }
     let Connection { worker, listener, .. } = connection;
     let service = if connection.is_bound() { connection.service() } else { worker.service_of_host(host) };
     if let Some(service) = service {

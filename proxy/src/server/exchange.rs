@@ -59,7 +59,7 @@ impl From<Response> for Answer {
 pub async fn serve(connection: Rc<Connection>, request: Request) -> Answer {
     let (head, body) = request.into_parts();
     let mut head = Box::new(head);
-    let mut call = Call::new(&head);
+    let mut call = Call::new(&connection, &head);
     if head.method == Method::CONNECT && head.extensions.get::<ExtendedConnect>().is_none() {
         return connect(&connection, &head, &body, &call).await;
     }
@@ -97,10 +97,14 @@ async fn to_service(
     local: &Rc<LocalService>,
     mut head: Box<Parts>,
     body: Body,
-    call: Call,
+    mut call: Call,
 ) -> Answer {
     let Connection { client, peer, .. } = connection;
     let settings = &local.service.settings;
+    if connection.listener.settings.asks_for_certificates() && settings.protocol != UpstreamProtocol::Opaque {
+        // What follows a change to an unknown protocol could be requests: see [`super::layer`].
+        call.upgrade = call.upgrade.take().and_then(Upgrade::to_websocket);
+    }
     if call.upgrade.is_some() && settings.protocol == UpstreamProtocol::Http2 {
         return call
             .refused(&Refusal::Unsupported("an upgrade for a service whose endpoints speak HTTP/2"), &local.stats);
@@ -176,10 +180,12 @@ pub(super) struct Call {
     is_impatient: bool,
     /// The protocol that the client wants to change to.
     pub upgrade: Option<Upgrade>,
+    /// Whether a refusal may name addresses.
+    shows_addresses: bool,
 }
 
 impl Call {
-    fn new(head: &Parts) -> Self {
+    fn new(connection: &Connection, head: &Parts) -> Self {
         let is_grpc = grpc::is_call(&head.headers);
         Self {
             started: Instant::now(),
@@ -189,6 +195,7 @@ impl Call {
             due: None,
             is_impatient: false,
             upgrade: None,
+            shows_addresses: connection.listener.settings.expose_addresses,
         }
     }
 
@@ -252,7 +259,11 @@ impl Call {
     /// Answers with a refusal.
     fn refused(&self, refusal: &Refusal, stats: &ServiceStats) -> Answer {
         refusal.record(stats, self.started);
-        if self.is_grpc { refusal.grpc_response().into() } else { refusal.response().into() }
+        let response = match self.is_grpc {
+            true => refusal.grpc_response(self.shows_addresses),
+            false => refusal.response(self.shows_addresses),
+        };
+        response.into()
     }
 }
 
@@ -287,7 +298,7 @@ impl Way<'_> {
 
 /// Answers a request that is not served, in the way of its protocol.
 pub fn refuse(connection: &Connection, head: &Parts, refusal: &Refusal) -> Answer {
-    Call::new(head).refused(refusal, &connection.worker.unrouted)
+    Call::new(connection, head).refused(refusal, &connection.worker.unrouted)
 }
 
 /// Makes the request ready for endpoints that speak this protocol, with or without TLS.
@@ -300,6 +311,7 @@ fn prepare_request(
 ) {
     let trailers = protocol.may_be_http2(tls) && takes_trailers(&head.headers);
     strip_hop_by_hop(&mut head.headers);
+    strip_lookalikes(&mut head.headers, connection.listener.settings.deadline_header.as_ref());
     if let Some(upgrade) = upgrade {
         upgrade.ask(&mut head.headers);
     }
@@ -311,7 +323,6 @@ fn prepare_request(
     if head.version == Version::HTTP_2 && protocol != UpstreamProtocol::Http2 {
         join_cookies(&mut head.headers);
     }
-    strip_lookalikes(&mut head.headers, connection.listener.settings.deadline_header.as_ref());
     connection.worker.common().signature.sign(&mut head.headers, head.version);
     let how = connection.listener.settings.forwarded;
     if how != Forwarded::Off {
@@ -324,7 +335,7 @@ fn prepare_request(
 
 fn prepare_response(mut response: Response) -> Response {
     strip_hop_by_hop(response.headers_mut());
+    strip_lookalikes(response.headers_mut(), None);
     *response.version_mut() = Version::HTTP_11;
     response
 }
-    strip_lookalikes(response.headers_mut(), None);

@@ -148,7 +148,11 @@ pub async fn serve(connection: Rc<Connection>, stream: Stream) {
             return Poll::Ready(false);
         }
         // Who has just connected is told with its first request: told before, it would come again with that at once.
-        let leaves = if watch.has_served() { worker.is_leaving() } else { worker.has_no_time_for(since) };
+        let leaves = if watch.has_served() {
+            worker.is_leaving() || connection.is_outlived()
+        } else {
+            worker.has_no_time_for(since)
+        };
         if (is_over || leaves) && told.is_none() {
             told = Some(worker.timers.now());
             idle.reset(idle_timeout);

@@ -45,6 +45,8 @@ pub enum Refusal {
     UnknownService { host: String },
     #[error("port {port} is not among those that this proxy may connect to")]
     PortDenied { port: u16 },
+    #[error("the client's certificate is no longer accepted; expected a new connection with another")]
+    Revoked,
     #[error("the request has been through this proxy before")]
     Loop,
     #[error("{0} is not served here")]
@@ -80,6 +82,7 @@ impl Refusal {
             Self::Version => (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "http_request_error", "router"),
             Self::UnknownService { .. } => (StatusCode::NOT_FOUND, "destination_not_found", "router"),
             Self::PortDenied { .. } => (StatusCode::FORBIDDEN, "http_request_denied", "router"),
+            Self::Revoked => (StatusCode::FORBIDDEN, "http_request_denied", "tls"),
             Self::Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected", "router"),
             Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "http_request_denied", "router"),
             Self::NoEndpoint { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "registry"),
@@ -102,7 +105,7 @@ impl Refusal {
                 Code::ResourceExhausted
             }
             Self::UnknownService { .. } | Self::Unsupported(_) => Code::Unimplemented,
-            Self::PortDenied { .. } => Code::PermissionDenied,
+            Self::PortDenied { .. } | Self::Revoked => Code::PermissionDenied,
             // Not `RESOURCE_EXHAUSTED`, by which gRPC means a quota of the caller's: this is everybody's, and passes.
             Self::NoEndpoint { .. }
             | Self::Paused { .. }
@@ -134,7 +137,7 @@ impl Refusal {
     /// What a client of SOCKS5 is told (RFC 1928, 6).
     pub fn socks_reply(&self) -> Reply {
         match self {
-            Self::UnknownService { .. } | Self::PortDenied { .. } => Reply::NotAllowed,
+            Self::UnknownService { .. } | Self::PortDenied { .. } | Self::Revoked => Reply::NotAllowed,
             Self::NoEndpoint { .. } | Self::Paused { .. } | Self::Declined { .. } | Self::Open { .. } => {
                 Reply::HostUnreachable
             }
@@ -149,10 +152,19 @@ impl Refusal {
         self.classify().0
     }
 
-    /// The response that says so.
-    pub fn response(&self) -> Response {
+    /// What a client is told, with the address of the endpoint only where the client may know it.
+    fn reason(&self, addresses: bool) -> String {
+        match self {
+            Self::Upstream(failure) if !addresses => failure.without_address(),
+            _ => self.to_string(),
+        }
+    }
+
+    /// The response that says so, with `addresses` or without.
+    pub fn response(&self, addresses: bool) -> Response {
         let (status, _, part) = self.classify();
-        let mut response = Response::new(Body::Full(Bytes::from(format!("heddle: {part}: {self}\n"))));
+        let reason = self.reason(addresses);
+        let mut response = Response::new(Body::Full(Bytes::from(format!("heddle: {part}: {reason}\n"))));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -160,7 +172,7 @@ impl Refusal {
             // Whole seconds (RFC 9110, 10.2.3), never too soon.
             headers.insert(RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000).max(1) as u64));
         }
-        self.write_proxy_status(headers);
+        self.write_proxy_status(headers, &reason);
         response
     }
 
@@ -176,23 +188,24 @@ impl Refusal {
     }
 
     /// The response that says so to a gRPC call: trailers without a message before them, which come in the head.
-    pub fn grpc_response(&self) -> Response {
+    pub fn grpc_response(&self, addresses: bool) -> Response {
         let mut response = Response::default();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, GRPC);
-        self.write_grpc(headers);
-        self.write_proxy_status(headers);
+        let reason = self.reason(addresses);
+        self.grpc_code().write(&format!("heddle: {}: {reason}", self.classify().2), headers);
+        self.write_proxy_status(headers, &reason);
         response
     }
 
-    /// The trailers that say so.
+    /// The trailers that say so, without addresses.
     pub fn write_grpc(&self, trailers: &mut HeaderMap) {
-        self.grpc_code().write(&format!("heddle: {}: {self}", self.classify().2), trailers);
+        self.grpc_code().write(&format!("heddle: {}: {}", self.classify().2, self.reason(false)), trailers);
     }
 
-    fn write_proxy_status(&self, headers: &mut HeaderMap) {
+    fn write_proxy_status(&self, headers: &mut HeaderMap, reason: &str) {
         let (_, error, part) = self.classify();
-        let details = format!("heddle; error={error}; details=\"{part}: {}\"", quoted(&self.to_string()));
+        let details = format!("heddle; error={error}; details=\"{part}: {}\"", quoted(reason));
         if let Ok(details) = HeaderValue::try_from(details) {
             headers.insert(HeaderName::from_static("proxy-status"), details);
         }
@@ -283,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_part_and_the_reason() {
-        let response = Refusal::UnknownService { host: "no\"body\u{e9}".into() }.response();
+        let response = Refusal::UnknownService { host: "no\"body\u{e9}".into() }.response(true);
         assert_eq!(response.status(), 404);
         let header = response.headers()["proxy-status"].to_str().unwrap();
         assert!(
@@ -311,9 +324,54 @@ mod tests {
         assert_eq!(status(Failure::Denied { address: address() }), 403);
     }
 
+    /// Issue 10, 17: where a listener does not allow it, nobody learns the addresses of endpoints, or what a library says
+    /// about them.
+    #[test]
+    fn addresses_are_told_only_where_that_is_allowed() {
+        use crate::proto::BodyError;
+        use crate::upstream::h1::Malformed;
+        let address = || "10.0.0.1:8080".to_owned();
+        let io = || std::io::Error::other("10.0.0.1 has no route");
+        let tls = |source| Failure::Tls { address: address(), source };
+        let expected = rustls::pki_types::ServerName::try_from("10.0.0.1").unwrap();
+        let other_name = rustls::CertificateError::NotValidForNameContext { expected, presented: Vec::new() };
+        for failure in [
+            Failure::NoPermit { address: address() },
+            Failure::Resolve { address: address(), source: io() },
+            Failure::Connect { address: address(), source: io() },
+            Failure::ConnectTimeout { address: address() },
+            Failure::Denied { address: address() },
+            tls(TlsFailure::Name(address())),
+            tls(TlsFailure::Certificate(other_name)),
+            tls(TlsFailure::Protocol(rustls::Error::General("10.0.0.1".to_owned()))),
+            tls(TlsFailure::Broken(io())),
+            Failure::Closed { address: address() },
+            Failure::Broken { address: address(), source: io() },
+            Failure::Malformed { address: address(), what: Malformed::Head },
+            Failure::Http2 { address: address(), what: "10.0.0.1".to_owned() },
+            Failure::GoingAway { address: address() },
+            Failure::Reset { address: address(), code: 2 },
+            Failure::Timeout { address: address() },
+            Failure::Request { what: "a method".to_owned() },
+            Failure::ClientBody(BodyError::Idle),
+        ] {
+            let names_it = |response: &Response| {
+                let body =
+                    matches!(response.body(), Body::Full(text) if text.windows(8).any(|part| part == b"10.0.0.1"));
+                body || response.headers().values().any(|value| value.to_str().is_ok_and(|v| v.contains("10.0.0.1")))
+            };
+            let refusal = Refusal::from(failure);
+            let has_address = !matches!(refusal, Refusal::Upstream(Failure::Request { .. } | Failure::ClientBody(_)));
+            for (addresses, expected) in [(true, has_address), (false, false)] {
+                assert_eq!(names_it(&refusal.response(addresses)), expected, "{refusal}");
+                assert_eq!(names_it(&refusal.grpc_response(addresses)), expected, "{refusal}");
+            }
+        }
+    }
+
     #[test]
     fn a_call_is_refused_in_grpcs_way() {
-        let response = Refusal::NoEndpoint { service: "us%ers".into() }.grpc_response();
+        let response = Refusal::NoEndpoint { service: "us%ers".into() }.grpc_response(true);
         assert_eq!((response.status().as_u16(), &response.headers()["content-type"]), (200, &GRPC));
         assert_eq!(response.headers()["grpc-status"], "14");
         assert_eq!(response.headers()["grpc-message"], "heddle: registry: no endpoint of us%25ers is eligible");
@@ -327,11 +385,11 @@ mod tests {
             Refusal::Full { service: "users".into(), limit: Limit::Pending },
             Failure::NoPermit { address: "10.0.0.1:80".to_owned() }.into(),
         ] {
-            let response = refusal.response();
+            let response = refusal.response(true);
             assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &HeaderValue::from(1)));
-            assert_eq!(refusal.grpc_response().headers()["grpc-status"], "14");
+            assert_eq!(refusal.grpc_response(true).headers()["grpc-status"], "14");
         }
-        assert!(!Refusal::Deadline.response().headers().contains_key("retry-after"));
+        assert!(!Refusal::Deadline.response(true).headers().contains_key("retry-after"));
     }
 
     #[test]

@@ -5,7 +5,9 @@
 //! the fewest connections.
 
 use std::cell::Cell;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -88,7 +90,8 @@ impl Tunnel {
             Direction::Sent => tunnels.sent.add(bytes as u64),
             Direction::Received => tunnels.received.add(bytes as u64),
         };
-        self.record.end.set(match connection.worker.relays.join(stream, self.other, self.idle_timeout, moved).await {
+        let joined = connection.worker.relays.join(stream, self.other, self.idle_timeout, moved);
+        self.record.end.set(match while_accepted(connection, joined).await {
             Parted::Ended => TunnelEnd::Closed,
             Parted::Idle => TunnelEnd::Idle,
             Parted::Broken(error) => {
@@ -96,6 +99,26 @@ impl Tunnel {
                 TunnelEnd::Broken
             }
         });
+    }
+}
+
+/// How often a tunnel looks whether its client's certificate is still accepted.
+const RECHECK: Duration = Duration::from_secs(15);
+
+/// Goes on for as long as the client's certificate is accepted: who has lost a key, or been dismissed, has lost what it
+/// has open too. One that has merely expired is good for the tunnels that were opened with it, which nobody could be asked
+/// to open again.
+async fn while_accepted(connection: &Connection, joined: impl Future<Output = Parted>) -> Parted {
+    if connection.proof.is_none() {
+        return joined.await;
+    }
+    let mut joined = pin!(joined);
+    loop {
+        match connection.worker.timers.within(RECHECK, joined.as_mut()).await {
+            Ok(parted) => return parted,
+            Err(_) if connection.is_revoked() => return Parted::Broken(io::Error::other(Refusal::Revoked.to_string())),
+            Err(_) => {}
+        }
     }
 }
 
@@ -126,6 +149,9 @@ async fn open_to_service(
     let settings = &local.service.settings;
     let addresses = Addresses { source: *client, destination: connection.local };
     let header = settings.proxy_protocol.map(|version| proxy_protocol::encode(version, &addresses));
+    if connection.is_revoked() {
+        return Err(Refusal::Revoked);
+    }
     let _service_probe = local.enter()?;
     let began = Instant::now();
     let mut retries = Retries::begin(local, &worker.timers, began, None);

@@ -66,6 +66,36 @@ pub enum Failure {
 const REFUSED_STREAM: u32 = 0x7;
 
 impl Failure {
+    /// The same without addresses, and without words of others that may hold some: for those who are not to know them.
+    pub fn without_address(&self) -> String {
+        match self {
+            Self::NoPermit { .. } => {
+                "as many connections to the endpoint, or to its service, as there may be".to_owned()
+            }
+            Self::Resolve { source, .. } => format!("the endpoint's name cannot be resolved: {}", source.kind()),
+            Self::Connect { source, .. } => format!("cannot connect to the endpoint: {}", source.kind()),
+            Self::ConnectTimeout { .. } => "no connection to the endpoint in time".to_owned(),
+            Self::Denied { .. } => "the name leads to addresses that this proxy may not connect to".to_owned(),
+            Self::Tls { source, .. } => format!(
+                "no TLS with the endpoint: {}",
+                match source {
+                    TlsFailure::Name(_) => "it has no name that a certificate can be for",
+                    TlsFailure::Certificate(_) => "its certificate is not accepted",
+                    TlsFailure::Protocol(_) => "the handshake failed",
+                    TlsFailure::Broken(_) => "the connection broke during the handshake",
+                }
+            ),
+            Self::Closed { .. } => "the endpoint closed the connection without a response".to_owned(),
+            Self::Broken { source, .. } => format!("the connection to the endpoint broke: {}", source.kind()),
+            Self::Malformed { what, .. } => format!("the endpoint sent {what}"),
+            Self::Http2 { .. } => "the endpoint broke HTTP/2".to_owned(),
+            Self::GoingAway { .. } => "the endpoint is going away and did not take the request".to_owned(),
+            Self::Reset { code, .. } => format!("the endpoint reset the stream with HTTP/2 error {code}"),
+            Self::Timeout { .. } => "no response from the endpoint in time".to_owned(),
+            Self::Request { .. } | Self::ClientBody(_) => self.to_string(),
+        }
+    }
+
     /// Whether the endpoint has said that it did not process the request.
     pub fn is_unprocessed(&self) -> bool {
         matches!(self, Self::GoingAway { .. } | Self::Reset { code: REFUSED_STREAM, .. })

@@ -224,7 +224,7 @@ impl Pool {
         stage.set(stage.get().max(Stage::Connecting));
         let offered: &[&[u8]] = match self.target.protocol {
             _ if http1 => &[HTTP_1_1],
-            UpstreamProtocol::Negotiated => &[H2, HTTP_1_1],
+            UpstreamProtocol::Negotiated | UpstreamProtocol::Opaque => &[H2, HTTP_1_1],
             UpstreamProtocol::Http1 => &[HTTP_1_1],
             UpstreamProtocol::Http2 => &[H2],
         };
@@ -243,7 +243,8 @@ impl Pool {
     /// Whether a new connection is for one request at a time, as far as is known: what was agreed on last is most
     /// likely agreed on again.
     fn expects_http1(&self) -> bool {
-        !self.target.may_speak_http2() || self.target.protocol == UpstreamProtocol::Negotiated && self.spoke_http1.get()
+        let is_agreed_on = matches!(self.target.protocol, UpstreamProtocol::Negotiated | UpstreamProtocol::Opaque);
+        !self.target.may_speak_http2() || is_agreed_on && self.spoke_http1.get()
     }
 
     async fn exchange_h1(

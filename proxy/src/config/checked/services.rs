@@ -39,9 +39,10 @@ pub struct Service {
     /// Bytes of a request's body that are kept while it is sent, so that it can be sent again; 64 KiB by default. Only
     /// with a retry policy.
     pub max_replay_bytes: usize,
-    /// Where it is stated, in other words not [`UpstreamProtocol::Negotiated`], the service is sent requests and nothing
-    /// else: what is not recognized, in a tunnel or with [`Protocol::Auto`](super::Protocol::Auto), is refused.
-    /// [`Protocol::Tcp`](super::Protocol::Tcp) passes it on.
+    /// With [`UpstreamProtocol::Http1`] and [`UpstreamProtocol::Http2`] the service is sent requests and nothing else:
+    /// what is not recognized, in a tunnel or with [`Protocol::Auto`](super::Protocol::Auto), is refused.
+    /// [`Protocol::Tcp`](super::Protocol::Tcp) passes it on. Listeners that ask for clients' certificates pass it on with
+    /// [`UpstreamProtocol::Opaque`] only.
     pub protocol: UpstreamProtocol,
     /// One connection attempt; 1 s by default.
     pub connect_timeout: Duration,
@@ -181,6 +182,9 @@ pub enum UpstreamProtocol {
     /// What is agreed on during the TLS handshake (ALPN), HTTP/2 if the endpoint takes it; HTTP/1.1 without TLS. The
     /// default.
     Negotiated,
+    /// The same for requests. It is said that anything else may be passed on too, as it is and unread, also from clients
+    /// whose certificate is to say who they are.
+    Opaque,
     Http1,
     /// Without TLS, with prior knowledge (RFC 9113, 3.3).
     Http2,
@@ -190,7 +194,7 @@ impl UpstreamProtocol {
     /// Whether connections, with or without TLS, may turn out to carry HTTP/2.
     pub fn may_be_http2(self, tls: bool) -> bool {
         match self {
-            Self::Negotiated => tls,
+            Self::Negotiated | Self::Opaque => tls,
             Self::Http1 => false,
             Self::Http2 => true,
         }

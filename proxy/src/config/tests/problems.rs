@@ -106,7 +106,7 @@ fn keys_that_stand_twice() {
         &[
             ":3: not TOML: duplicate key; expected each key once",
             r#":5: admin.adress: unknown key; did you mean "address"?"#,
-            r#":7: service.users.protocol: 1 is not a protocol; expected "negotiated" or "http1" or "http2""#,
+            r#":7: service.users.protocol: 1 is not a protocol; expected "negotiated" or "http1" or "http2" or "opaque""#,
             ":8: not TOML: duplicate key; expected each key once",
             r#":9: service.users.balancer: 1 is not a balancer; expected the name of a plugin, or a table such as { plugin = "url-hash" }"#,
         ],
@@ -351,7 +351,7 @@ fn services() {
         (
             "[service.users]\nprotocol = \"h2\"\nbalancer = \"../x\"",
             &[
-                r#":4: service.users.protocol: "h2" is not a protocol; expected "negotiated" or "http1" or "http2""#,
+                r#":4: service.users.protocol: "h2" is not a protocol; expected "negotiated" or "http1" or "http2" or "opaque""#,
                 r#":5: service.users.balancer: "../x" is not the name of a plugin; expected the name of its file without .wasm, such as "round-robin""#,
             ],
         ),

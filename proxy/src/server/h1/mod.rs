@@ -136,7 +136,8 @@ impl<'a> Serving<'a> {
             let Answer { response, next } = answer;
             let (head, body) = response.into_parts();
             let worker = &self.connection.worker;
-            let keep_alive = self.socket.begin_response() && !worker.is_leaving();
+            let leaves = worker.is_leaving() || self.connection.is_outlived();
+            let keep_alive = self.socket.begin_response() && !leaves;
             let form = response_form(head.status, body.size_hint().exact(), asks, keep_alive);
             let date = worker.date.at(worker.timers.now());
             encode_response(&head, form, asks.version, &date, self.sender.output());
@@ -256,7 +257,7 @@ impl<'a> Serving<'a> {
     /// Says why what has arrived is no request.
     fn refuse(&self, refusal: &Refusal) -> Answer {
         refusal.record(&self.connection.worker.unrouted, Instant::now());
-        refusal.response().into()
+        refusal.response(self.connection.listener.settings.expose_addresses).into()
     }
 
     /// Writes the response; whether the client has it.
@@ -303,7 +304,7 @@ impl Pace {
 
 /// A refusal as the last bytes on a stream, where what came is not for HTTP/1 to answer.
 pub fn last_bytes(worker: &Worker, refusal: &Refusal) -> Vec<u8> {
-    let (head, body) = refusal.response().into_parts();
+    let (head, body) = refusal.response(false).into_parts();
     let asks = Asks::NOTHING_MORE;
     let form = response_form(head.status, body.size_hint().exact(), asks, false);
     let mut bytes = Vec::new();
