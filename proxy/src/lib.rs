@@ -24,11 +24,13 @@
 
 pub mod admin;
 pub mod app;
+mod cgroup;
 pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;
 pub mod drain;
+pub mod egress;
 pub mod handover;
 pub mod plugin;
 pub mod policy;

@@ -241,3 +241,33 @@ fn the_state_is_told_as_json() {
     let plugin = state["plugins"].as_array().expect("a list").iter().find(|of| of["policy"] == "url-hash");
     assert_eq!(plugin.expect("the policy")["generation"]["origin"], "built in");
 }
+
+/// Issue 10, 17: `/state` shows endpoints' metadata, and the keys that were not taken as they are, with reasons.
+#[test]
+fn the_state_shows_metadata_and_skipped_keys() {
+    let proxy = Proxy::start();
+    let server = serve(|| ());
+    let text = format!(
+        "[services.users]\nendpoints = [{{ address = '{server}', weight = -1, metadata = {{ zone = 'a' }} }}, \
+         '169.254.169.254:80']\n"
+    );
+    fs::write(proxy.folder.path().join("services.toml"), text).expect("write");
+    wait_for("it is ready", || (get(proxy.admin, "/ready").status == 200).then_some(()));
+    // An answer of just before may be kept for a second.
+    let state = wait_for("the services are there", || {
+        let state: serde_json::Value = serde_json::from_str(&get(proxy.admin, "/state").body).expect("JSON");
+        state["services"][0]["endpoints"][0]["address"].is_string().then_some(state)
+    });
+    let users = &state["services"][0];
+    assert_eq!(users["endpoints"].as_array().map(Vec::len), Some(1), "{users:#}");
+    assert_eq!(users["endpoints"][0]["metadata"], serde_json::json!({"zone": "a"}));
+    let registry = &state["registry"];
+    assert_eq!(registry["registrations"], 2, "the key of the second is known, without an endpoint");
+    assert!(registry["registry_bytes"].as_u64() > Some(0) && registry["max_endpoints"].as_u64() > Some(0));
+    let skipped = registry["sources"][0]["skipped_keys"].as_array().expect("a list");
+    let shown = |key: &str| skipped.iter().find(|skipped| skipped["key"] == key).expect(key);
+    let (weight, denied) = (shown(&format!("users/{server}")), shown("users/169.254.169.254:80"));
+    assert_eq!((&weight["kept"], &denied["kept"]), (&true.into(), &false.into()));
+    assert!(weight["reason"].as_str().is_some_and(|reason| reason.contains("the weight -1")), "{weight}");
+    assert!(denied["reason"].as_str().is_some_and(|reason| reason.contains("169.254.169.254")), "{denied}");
+}

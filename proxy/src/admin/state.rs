@@ -97,6 +97,7 @@ struct ShownEndpoint {
     id: String,
     address: String,
     weight: u32,
+    metadata: BTreeMap<String, String>,
     eligible: bool,
     /// Whether it is out of use because of its health check.
     check_fails: bool,
@@ -191,6 +192,7 @@ fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot, now: Duration) -> Sho
         id: registered.id.clone(),
         address: registered.address.clone(),
         weight: registered.weight,
+        metadata: registered.metadata.iter().cloned().collect(),
         eligible: snapshot.eligible_endpoint(*slot).is_some(),
         check_fails: health.check_fails(),
         paused_by: endpoint.pause().by().collect(),

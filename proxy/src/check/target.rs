@@ -53,8 +53,8 @@ impl Target {
     pub async fn connect(&self, header: &[u8], protocols: &[&[u8]]) -> Result<(Stream, bool), Failed> {
         let settings = ConnectSettings {
             timeout: self.settings().connect_timeout,
-            // What the registry announces is what the operator announced.
             reach: None,
+            egress: Some(self.endpoint.registered.egress.clone()),
             lookups: Some(self.lookups.clone()),
         };
         let tls = self.connector.as_ref().map(|connector| Offer { connector, protocols });

@@ -12,12 +12,15 @@ use std::time::Duration;
 
 use super::checked::{
     Config, Ejection, Etcd, EtcdLogin, EtcdWatch, FileSource, FixedEndpoint, KeyPair, Layout, Listener, ListenerTls,
-    Plugins, Policy, Pool, Protocol, Registry, RetryBudget, Service, Services, TlsClient, UpstreamProtocol,
+    Password, Plugins, Policy, Pool, Protocol, Registry, RegistryLimits, RetryBudget, Service, Services, SourceRules,
+    TlsClient, UpstreamProtocol,
 };
 use super::file::{self, Admin, File, NamedService};
+use super::names::NamePattern;
 use super::problem::{Place, Problems};
 use super::read::At;
 use super::{Checked, Listening, Written, service, tls as written};
+use crate::cgroup;
 use crate::policy::Role;
 
 mod health;
@@ -55,6 +58,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
     let listeners = file.listeners.into_iter();
     let listeners: Vec<_> = listeners.filter_map(|written| listener::check(written, has_common, problems)).collect();
     report_idle_certificates(&file.certificates, &listeners, problems);
+    let registry = registry(file.registry, fixed, problems);
     let config = Config {
         workers: file.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         drain: file.drain.unwrap_or(Duration::from_secs(8)),
@@ -67,11 +71,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         plugins: plugins(file.plugins),
         certificates,
         listeners,
-        registry: Registry {
-            etcd: file.etcd.map(|written| etcd(written, problems)),
-            file: file.file.and_then(|written| file_source(written, problems)),
-            fixed,
-        },
+        registry,
         services,
     };
     Checked { config, listening, policies }
@@ -186,6 +186,49 @@ fn report_idle_certificates(written: &[written::KeyPair], listeners: &[Listener]
     }
 }
 
+fn registry(
+    written: file::Registry,
+    fixed: HashMap<Arc<str>, Vec<FixedEndpoint>>,
+    problems: &mut Problems,
+) -> Registry {
+    let memory = cgroup::memory_limit();
+    let defaults = RegistryLimits::within(memory);
+    let limits = RegistryLimits {
+        max_endpoints: written.max_endpoints.unwrap_or(defaults.max_endpoints),
+        max_bytes: written.max_registry_bytes.unwrap_or(defaults.max_bytes),
+    };
+    // What is written here is the operator's own word for each name.
+    let everything = || NamePattern::new("*").into_iter().collect();
+    let mut fixed_rules = SourceRules { names: everything(), ..SourceRules::default() };
+    if let Some(written) = written.fixed {
+        let has_names = written.names.is_some();
+        let rules = source_rules(written);
+        fixed_rules = SourceRules { names: if has_names { rules.names } else { fixed_rules.names }, ..rules };
+    }
+    Registry {
+        etcd: written.etcd.map(|written| Etcd { limits, largest: largest_answer(memory), ..etcd(written, problems) }),
+        file: written.file.and_then(|written| file_source(written, problems)),
+        fixed,
+        fixed_rules,
+        limits,
+    }
+}
+
+/// The largest answer of etcd that is taken: it is in memory up to three times while it is read. The least holds what
+/// etcd lets one request write by default, 1.5 MiB.
+fn largest_answer(memory: Option<u64>) -> usize {
+    let memory = memory.and_then(|memory| usize::try_from(memory).ok()).unwrap_or(usize::MAX);
+    (memory / 16).clamp(4 << 20, 64 << 20)
+}
+
+fn source_rules(written: file::SourceRules) -> SourceRules {
+    SourceRules {
+        names: written.names.into_iter().flatten().map(|at| at.value).collect(),
+        allow_networks: written.allow_networks.into_iter().map(|at| at.value).collect(),
+        deny_networks: written.deny_networks.into_iter().map(|at| at.value).collect(),
+    }
+}
+
 /// The file itself may come later, as a mounted one does; its folder may not, since that is how a mistyped path looks.
 fn file_source(written: file::FileSource, problems: &mut Problems) -> Option<FileSource> {
     let at = written.path?;
@@ -202,7 +245,8 @@ fn file_source(written: file::FileSource, problems: &mut Problems) -> Option<Fil
     } else if at.value.is_dir() {
         problems.add(at.problem(format!("{} is a folder", at.value.display()), "expected a file"));
     }
-    Some(FileSource { rescan: written.rescan.unwrap_or(Duration::from_secs(5)), path: at.value })
+    let rescan = written.rescan.unwrap_or(Duration::from_secs(5));
+    Some(FileSource { rescan, path: at.value, rules: source_rules(written.rules) })
 }
 
 fn etcd(written: file::Etcd, problems: &mut Problems) -> Etcd {
@@ -224,6 +268,9 @@ fn etcd(written: file::Etcd, problems: &mut Problems) -> Etcd {
         liveness: written.liveness.unwrap_or(Duration::from_secs(15)),
         backoff: written.backoff.unwrap_or(Duration::from_secs(1)),
         page: written.page.unwrap_or(1000),
+        rules: source_rules(written.rules),
+        largest: largest_answer(None),
+        limits: RegistryLimits::default(),
     }
 }
 
@@ -234,9 +281,10 @@ fn login(written: &file::Etcd, problems: &mut Problems) -> Option<EtcdLogin> {
         if password.is_empty() {
             problems.add(at.problem(format!("{} is empty", at.value.display()), "expected a file with the password"));
         }
-        Some(password.to_owned())
+        // Read again at each login.
+        Some(Password::File(at.value.clone()))
     });
-    let password = written.password.clone().or(from_file)?;
+    let password = written.password.clone().map(Password::Text).or(from_file)?;
     Some(EtcdLogin { user: written.user.clone()?, password })
 }
 

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 use http::HeaderName;
 
+use super::names::NamePattern;
+
 pub use services::{
     CheckKind, Ejection, GrpcCheck, HealthCheck, HttpCheck, Policy, Pool, ProxyProtocol, RetryBudget, Service,
     Services, TlsClient, UpstreamProtocol,
@@ -231,6 +233,47 @@ pub struct Registry {
     pub file: Option<FileSource>,
     /// Endpoints written in the configuration itself (`endpoints` of a service).
     pub fixed: HashMap<Arc<str>, Vec<FixedEndpoint>>,
+    pub fixed_rules: SourceRules,
+    pub limits: RegistryLimits,
+}
+
+/// What of a source's contents is taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SourceRules {
+    /// Services with several labels outside the suffix that take proxy requests, CONNECT and SOCKS for their name as a
+    /// host. All others do.
+    pub names: Vec<NamePattern>,
+    /// Endpoints may be at these addresses only; empty for all but those that are never meant.
+    pub allow_networks: Vec<Network>,
+    /// Denied whatever else allows them.
+    pub deny_networks: Vec<Network>,
+}
+
+/// How much of what all sources announce is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegistryLimits {
+    /// Registrations: endpoints as often as keys announce them.
+    pub max_endpoints: usize,
+    /// Their memory, as estimated from their text.
+    pub max_bytes: usize,
+}
+
+impl Default for RegistryLimits {
+    fn default() -> Self {
+        Self::within(None)
+    }
+}
+
+impl RegistryLimits {
+    /// The defaults of a process that may have so much memory: a quarter of it is for registrations, and there may be as
+    /// many as need a quarter when each takes 2 KiB.
+    pub fn within(memory: Option<u64>) -> Self {
+        let memory = memory.and_then(|memory| usize::try_from(memory).ok()).unwrap_or(usize::MAX);
+        Self {
+            max_endpoints: (memory / (8 << 10)).clamp(1_000, 250_000),
+            max_bytes: (memory / 4).clamp(8 << 20, 1 << 30),
+        }
+    }
 }
 
 /// An endpoint written in a configuration or services file.
@@ -250,6 +293,7 @@ pub struct FileSource {
     pub path: PathBuf,
     /// How often it is read anew although nothing announced a change; 5 s by default.
     pub rescan: Duration,
+    pub rules: SourceRules,
 }
 
 /// An etcd cluster (v3 API, 3.4 or later).
@@ -271,13 +315,43 @@ pub struct Etcd {
     pub backoff: Duration,
     /// Keys read at once; 1,000 by default.
     pub page: u32,
+    /// The largest answer that is taken, in bytes: a page of keys, or the changes of one moment. 64 MiB, less where
+    /// there is little memory.
+    pub largest: usize,
+    pub rules: SourceRules,
+    /// Of the registry as a whole, so that a reading collects no more than is kept.
+    pub limits: RegistryLimits,
 }
 
 /// User and password; the token is renewed when the server no longer takes it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EtcdLogin {
     pub user: String,
-    pub password: String,
+    pub password: Password,
+}
+
+/// Where a password is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Password {
+    /// In the configuration.
+    Text(String),
+    /// In a file, read at each login; line breaks at its end do not belong to it.
+    File(PathBuf),
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(_) => f.write_str("(a password)"),
+            Self::File(path) => path.fmt(f),
+        }
+    }
+}
+
+impl From<&str> for Password {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
 }
 
 impl fmt::Debug for EtcdLogin {

@@ -9,14 +9,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::checked::Layout;
-use super::listener::Listener;
+use super::checked::{Layout, Network};
+use super::listener::{Listener, networks};
+use super::names::NamePattern;
 use super::read::{At, Section, take_item};
 use super::service::Service;
 use super::tls::{Client, KeyPair};
 use super::tree::{Node, Value};
 use super::value::{
-    choice, duration, integer, member, nonempty, path, refuse, secret, service_name, size, socket_address, suffix, via,
+    choice, duration, integer, member, name_pattern, nonempty, path, refuse, secret, service_name, size,
+    socket_address, suffix, via,
 };
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -38,8 +40,7 @@ pub(super) struct File {
     pub admin_socket: Option<At<PathBuf>>,
     pub certificates: Vec<KeyPair>,
     pub listeners: Vec<Listener>,
-    pub etcd: Option<Etcd>,
-    pub file: Option<FileSource>,
+    pub registry: Registry,
     pub services: Services,
 }
 
@@ -73,10 +74,29 @@ pub(super) struct Plugins {
     pub faults: Option<u32>,
 }
 
+/// `[registry]`.
+#[derive(Default)]
+pub(super) struct Registry {
+    pub etcd: Option<Etcd>,
+    pub file: Option<FileSource>,
+    /// `[registry.fixed]`.
+    pub fixed: Option<SourceRules>,
+    pub max_endpoints: Option<usize>,
+    pub max_registry_bytes: Option<usize>,
+}
+
+/// What of a source is taken: a part of `[registry.etcd]`, `[registry.file]` and `[registry.fixed]`.
+pub(super) struct SourceRules {
+    pub names: Option<Vec<At<NamePattern>>>,
+    pub allow_networks: Vec<At<Network>>,
+    pub deny_networks: Vec<At<Network>>,
+}
+
 /// `[registry.file]`.
 pub(super) struct FileSource {
     pub path: Option<At<PathBuf>>,
     pub rescan: Option<Duration>,
+    pub rules: SourceRules,
 }
 
 /// `[registry.etcd]`.
@@ -93,6 +113,7 @@ pub(super) struct Etcd {
     pub liveness: Option<Duration>,
     pub backoff: Option<Duration>,
     pub page: Option<u32>,
+    pub rules: SourceRules,
 }
 
 /// One `[[registry.etcd.watch]]`.
@@ -104,7 +125,7 @@ pub(super) struct Watch {
 impl File {
     /// Reads the top level; relative paths start from `base`.
     pub fn read(s: &mut Section<'_>, base: &Path) -> File {
-        let (etcd, file) = s.section("registry", |s| registry(s, base)).unwrap_or_default();
+        let registry = s.section("registry", |s| registry(s, base)).unwrap_or_default();
         File {
             workers: s.get("workers", integer(1..=1024)),
             drain: s.get("drain", duration(Duration::ZERO..=HOUR)),
@@ -117,8 +138,7 @@ impl File {
             admin_socket: s.at("admin_socket", path(base)),
             certificates: certificates(s, base),
             listeners: listeners(s, base),
-            etcd,
-            file,
+            registry,
             services: s.section("service", |s| services(s, base)).unwrap_or_default(),
         }
     }
@@ -162,13 +182,30 @@ fn certificates(s: &mut Section<'_>, base: &Path) -> Vec<KeyPair> {
     certificates.unwrap_or_default()
 }
 
-fn registry(s: &mut Section<'_>, base: &Path) -> (Option<Etcd>, Option<FileSource>) {
-    let etcd = s.section("etcd", |s| etcd(s, base));
-    let file = s.section("file", |s| FileSource {
-        path: s.required("path", "the path of a .toml or .json file", path(base)),
-        rescan: s.get("rescan", duration(RESCAN)),
-    });
-    (etcd, file)
+fn registry(s: &mut Section<'_>, base: &Path) -> Registry {
+    Registry {
+        etcd: s.section("etcd", |s| etcd(s, base)),
+        file: s.section("file", |s| FileSource {
+            path: s.required("path", "the path of a .toml or .json file", path(base)),
+            rescan: s.get("rescan", duration(RESCAN)),
+            rules: source_rules(s),
+        }),
+        fixed: s.section("fixed", source_rules),
+        max_endpoints: s.get("max_endpoints", integer(1..=10_000_000)),
+        max_registry_bytes: s.get("max_registry_bytes", size(64 << 10..=64 << 30)),
+    }
+}
+
+fn source_rules(s: &mut Section<'_>) -> SourceRules {
+    // An empty list could mean all or nothing.
+    if s.has("allow_networks") {
+        s.needs_items("allow_networks", "at least one network, or no such key");
+    }
+    SourceRules {
+        names: s.list("names", |node, key, problems| take_item(node, key, problems, name_pattern)),
+        allow_networks: networks(s, "allow_networks"),
+        deny_networks: networks(s, "deny_networks"),
+    }
 }
 
 fn etcd(s: &mut Section<'_>, base: &Path) -> Etcd {
@@ -189,6 +226,7 @@ fn etcd(s: &mut Section<'_>, base: &Path) -> Etcd {
         liveness: s.get("liveness", duration(Duration::from_millis(300)..=HOUR)),
         backoff: s.get("backoff", duration(WAIT)),
         page: s.get("page", integer(1..=10_000)),
+        rules: source_rules(s),
     }
 }
 

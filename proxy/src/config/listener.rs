@@ -274,6 +274,6 @@ fn port_list(s: &mut Section<'_>, key: &'static str) -> Vec<At<RangeInclusive<u1
     s.list(key, |node, key, problems| take_item(node, key, problems, ports)).unwrap_or_default()
 }
 
-fn networks(s: &mut Section<'_>, key: &'static str) -> Vec<At<Network>> {
+pub(super) fn networks(s: &mut Section<'_>, key: &'static str) -> Vec<At<Network>> {
     s.list(key, |node, key, problems| take_item(node, key, problems, network)).unwrap_or_default()
 }

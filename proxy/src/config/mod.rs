@@ -17,6 +17,7 @@ mod env;
 mod file;
 mod health;
 mod listener;
+pub mod names;
 mod problem;
 mod read;
 mod service;

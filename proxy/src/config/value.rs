@@ -10,6 +10,7 @@ use http::HeaderName;
 use http::uri::{Authority, PathAndQuery};
 
 use super::checked::Network;
+use super::names::{NamePattern, is_ipv4_spelling, is_localhost};
 use super::read::Refusal;
 use super::tree::{Node, Value};
 
@@ -302,6 +303,10 @@ pub(super) fn secret(node: &Node) -> Result<String, Refusal> {
 
 /// The name of a service; see [`is_service_name`].
 pub(super) fn service_name(node: &Node) -> Result<Arc<str>, Refusal> {
+    if text(node).is_some_and(|text| is_ipv4_spelling(text) || is_localhost(text)) {
+        let found = format!("{} is an address or this machine, which no service can take over", shown(node));
+        return Err(Refusal { found, remedy: format!("expected {SERVICE_NAME}") });
+    }
     parsed(node, "a service name", SERVICE_NAME, |text| is_service_name(text).then(|| Arc::from(text)))
 }
 
@@ -310,14 +315,25 @@ pub(super) const SERVICE_NAME: &str =
     "lower-case letters, digits, \"-\" and \"_\" in parts separated by dots, other than \"default\"";
 
 /// Whether this can name a service: what may stand in a request's host, in lower case. Parts of 1 to 63 letters, digits,
-/// `-` and `_`, separated by dots, at most 253 in all. `default` is taken: `[service.default]` holds for all others.
+/// `-` and `_`, separated by dots, at most 253 in all. `default` is taken: `[service.default]` holds for all others. An
+/// IP address in any spelling, and `localhost` with all below it, is none.
 pub fn is_service_name(name: &str) -> bool {
-    name != "default" && is_name(name)
+    name != "default" && is_name(name) && !is_ipv4_spelling(name) && !is_localhost(name)
 }
 
 fn is_name(name: &str) -> bool {
     let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
     name.len() <= 253 && name.split('.').all(|part| (1..=63).contains(&part.len()) && part.bytes().all(known))
+}
+
+/// Services that take proxy requests; see [`NamePattern`].
+pub(super) fn name_pattern(node: &Node) -> Result<NamePattern, Refusal> {
+    parsed(
+        node,
+        "a pattern of service names",
+        "a name in lower case, with \"*\" for any text, such as \"*.internal\"",
+        NamePattern::new,
+    )
 }
 
 /// The suffix of service hosts; empty for none.

@@ -224,10 +224,11 @@ fn probe_fleet(clock: Clock) -> Arc<Fleet> {
             weight: n,
             order: u64::from(n),
             metadata: Vec::new(),
+            egress: Arc::default(),
         })
         .collect();
     let fleet = Fleet::new("probe".into(), Ejection { max_percent: 100, panic_percent: 0 }, clock);
-    fleet.apply(Change { service: "probe".into(), removed: Vec::new(), added, paused: None });
+    fleet.apply(Change { service: "probe".into(), removed: Vec::new(), added, paused: None, proxied: None });
     Arc::new(fleet)
 }
 

@@ -221,8 +221,12 @@ impl LocalService {
                 load: endpoint.load.clone(),
                 protocol: settings.protocol,
                 tls: self.tls.clone(),
-                // What the registry announces is what the operator announced.
-                connect: ConnectSettings { timeout: settings.connect_timeout, reach: None, lookups: None },
+                connect: ConnectSettings {
+                    timeout: settings.connect_timeout,
+                    reach: None,
+                    egress: Some(endpoint.registered.egress.clone()),
+                    lookups: None,
+                },
                 limits: settings.pool,
                 connections: self.service.fleet.connections.clone(),
                 max_connections: settings.max_connections,

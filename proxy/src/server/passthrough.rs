@@ -77,6 +77,7 @@ impl Passthrough {
             connect: ConnectSettings {
                 timeout: CONNECT_TIMEOUT,
                 reach: Some(reach.clone()),
+                egress: None,
                 lookups: Some(self.lookups.clone()),
             },
             limits: LIMITS,

@@ -12,7 +12,6 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use rustc_hash::FxBuildHasher;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 
 use super::local::LocalService;
@@ -78,7 +77,8 @@ pub struct Worker {
     pub passthrough: Passthrough,
     pub unrouted: Arc<ServiceStats>,
     pub passed_through: Arc<ServiceStats>,
-    services: RefCell<HashMap<Arc<str>, Rc<LocalService>, FxBuildHasher>>,
+    /// Names come from registries, so their hashes are seeded.
+    services: RefCell<HashMap<Arc<str>, Rc<LocalService>>>,
     /// Names of services for which somebody waits for a connection, on whichever worker.
     inbox: UnboundedSender<Arc<str>>,
     asked: Cell<Option<UnboundedReceiver<Arc<str>>>>,

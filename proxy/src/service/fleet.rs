@@ -42,6 +42,8 @@ pub struct Fleet {
     openings: AtomicU64,
     /// Whether a policy reads peak averages: nobody else needs them.
     reads_peaks: AtomicBool,
+    /// Whether proxy requests for the service's name as a host lead to it, where that is not so by the name's form.
+    proxied: AtomicBool,
     snapshot: ArcSwap<Snapshot>,
     version: AtomicU64,
     builder: Mutex<Builder>,
@@ -77,6 +79,7 @@ impl Fleet {
             ejections: AtomicU64::new(0),
             openings: AtomicU64::new(0),
             reads_peaks: AtomicBool::new(false),
+            proxied: AtomicBool::new(false),
             snapshot: ArcSwap::default(),
             version: AtomicU64::new(0),
             builder: Mutex::new(Builder::new(ejection)),
@@ -105,9 +108,18 @@ impl Fleet {
 
     /// Endpoints were registered or removed.
     pub fn apply(&self, change: Change) {
+        if let Some(proxied) = change.proxied {
+            self.proxied.store(proxied, Ordering::Relaxed);
+        }
         let mut builder = self.lock();
         builder.apply(change, self.clock.now());
         self.publish(&mut builder);
+    }
+
+    /// Whether a source that announces the service lets it take proxy requests, CONNECT and SOCKS for its name as a host,
+    /// where the name has several labels and is outside the suffix.
+    pub fn takes_proxy_requests(&self) -> bool {
+        self.proxied.load(Ordering::Relaxed)
     }
 
     /// Who is registered from now on was not there when the proxy began.

@@ -319,7 +319,14 @@ mod tests {
     use super::*;
 
     fn registered(id: &str, weight: u32) -> Registered {
-        Registered { id: id.into(), address: "127.0.0.1:80".into(), weight, order: 0, metadata: vec![] }
+        Registered {
+            id: id.into(),
+            address: "127.0.0.1:80".into(),
+            weight,
+            order: 0,
+            metadata: vec![],
+            egress: Arc::default(),
+        }
     }
 
     /// A builder, and a snapshot after each change.
@@ -342,6 +349,7 @@ mod tests {
             removed: removed.iter().map(ToString::to_string).collect(),
             added: added.iter().map(|(id, weight)| registered(id, *weight)).collect(),
             paused: None,
+            proxied: None,
         }
     }
 

@@ -15,6 +15,7 @@ use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
 use super::{Failure, Reach};
+use crate::egress::Egress;
 use crate::timer::Timers;
 use crate::transport::Stream;
 use crate::transport::tls::Connector;
@@ -29,8 +30,10 @@ const KEEP_ALIVE: TcpKeepalive =
 pub struct ConnectSettings {
     /// For all addresses of a name together.
     pub timeout: Duration,
-    /// Which addresses may be connected to; none for all.
+    /// Which addresses may be connected to for a host that a client names.
     pub reach: Option<Arc<Reach>>,
+    /// Which addresses an endpoint may have, by the source that announces it.
+    pub egress: Option<Arc<Egress>>,
     /// The names that may be looked up at once with others of their kind; none for any number.
     pub lookups: Option<Arc<Semaphore>>,
 }
@@ -79,9 +82,9 @@ pub async fn open(
     opening: Opening<'_>,
 ) -> Result<(Stream, bool), Failure> {
     let connected = match socket {
-        Some(socket) => connect_to_any([socket].into_iter(), address, settings.reach.as_deref()).await,
+        Some(socket) => connect_to_any([socket].into_iter(), address, settings).await,
         None => match look_up(address, settings.lookups.as_ref()).await {
-            Ok(sockets) => connect_to_any(sockets.into_iter(), address, settings.reach.as_deref()).await,
+            Ok(sockets) => connect_to_any(sockets.into_iter(), address, settings).await,
             Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
         },
     };
@@ -118,10 +121,15 @@ async fn look_up(address: &str, lookups: Option<&Arc<Semaphore>>) -> io::Result<
 async fn connect_to_any(
     sockets: impl Iterator<Item = SocketAddr>,
     address: &str,
-    reach: Option<&Reach>,
+    settings: &ConnectSettings,
 ) -> Result<TcpStream, Failure> {
+    let reach = settings.reach.as_deref();
+    let may_be = |socket: &SocketAddr| {
+        reach.is_none_or(|reach| reach.has(socket.ip()))
+            && settings.egress.as_ref().is_none_or(|egress| egress.allows(socket.ip()))
+    };
     let mut failure = Failure::Denied { address: address.to_owned() };
-    for socket in sockets.filter(|socket| reach.is_none_or(|reach| reach.has(socket.ip()))) {
+    for socket in sockets.filter(may_be) {
         let connected = match reach.filter(|reach| !reach.has_own(socket.ip())).map(|_| is_own(socket)) {
             Some(Ok(true)) => {
                 failure = Failure::Denied { address: address.to_owned() };

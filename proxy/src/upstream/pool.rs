@@ -345,6 +345,12 @@ impl Pool {
         &self.h2
     }
 
+    /// Whether its connections are to this endpoint, and may be.
+    fn is_of(&self, endpoint: &Endpoint) -> bool {
+        *self.target.address == endpoint.registered.address
+            && self.target.connect.egress.as_ref() == Some(&endpoint.registered.egress)
+    }
+
     /// The timers of this worker.
     pub(super) fn timers(&self) -> &Rc<Timers> {
         &self.timers
@@ -380,7 +386,7 @@ impl Pools {
     pub fn get(&self, endpoint: &Endpoint, make: impl FnOnce() -> Rc<Pool>) -> Rc<Pool> {
         let mut pools = self.by_slot.borrow_mut();
         if let Some(pool) = pools.get(&endpoint.slot)
-            && *pool.target.address == endpoint.registered.address
+            && pool.is_of(endpoint)
         {
             return pool.clone();
         }
@@ -406,7 +412,7 @@ impl Pools {
     /// Forgets the endpoints that are not registered any more, and closes what has been idle for too long.
     pub fn sweep(&self, snapshot: &Snapshot) {
         self.by_slot.borrow_mut().retain(|slot, pool| {
-            let stays = snapshot.endpoint(*slot).is_some_and(|e| e.registered.address == *pool.target.address);
+            let stays = snapshot.endpoint(*slot).is_some_and(|endpoint| pool.is_of(endpoint));
             if stays {
                 pool.sweep();
             } else {

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::checked::{Forwarded, Layout, UpstreamProtocol};
+use super::super::checked::{Forwarded, Layout, Password, UpstreamProtocol};
 use super::*;
 
 #[test]
@@ -202,7 +202,8 @@ fn etcd_is_read_in_full() {
     let etcd = config.config.registry.etcd.unwrap();
     assert_eq!(etcd.members, ["https://etcd-1.example:2379", "http://[::1]:2379"]);
     let login = etcd.login.unwrap();
-    assert_eq!((login.user.as_str(), login.password.as_str()), ("heddle", "secret"));
+    assert_eq!(login.user, "heddle");
+    assert!(login.password == Password::File(folder.path().join("password")), "it is read at each login");
     let tls = etcd.tls.unwrap();
     assert_eq!(tls.ca, Some(folder.path().join("cert.pem")));
     assert_eq!(tls.client, Some((folder.path().join("cert.pem"), folder.path().join("key.pem"))));

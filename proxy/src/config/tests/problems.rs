@@ -226,7 +226,12 @@ fn long_values_are_cut_short() {
 fn unknown_keys() {
     assert_problems_after_listener(&[
         ("adress = 1", &[r#":3: listener[0].adress: unknown key; did you mean "address"?"#]),
-        ("[registry.zookeeper]\na = 1", &[":3: registry.zookeeper: unknown key; expected one of etcd, file"]),
+        (
+            "[registry.zookeeper]\na = 1",
+            &[
+                ":3: registry.zookeeper: unknown key; expected one of etcd, file, fixed, max_endpoints, max_registry_bytes",
+            ],
+        ),
         ("[plugin]\n", &[r#":3: plugin: unknown key; did you mean "plugins"?"#]),
         (
             "[service.users]\n\"a b\" = 1\nPool = 1",
@@ -241,6 +246,15 @@ fn unknown_keys() {
 #[test]
 fn etcd() {
     assert_problems_after_listener(&[
+        ("[registry]\nmax_endpoints = 0", &[":4: registry.max_endpoints: 0 is out of range; expected 1 to 10000000"]),
+        (
+            "[registry.fixed]\nnames = [\"A\"]\nallow_networks = []\ndeny_networks = [\"10.0.0.1/8\"]",
+            &[
+                r#":4: registry.fixed.names[0]: "A" is not a pattern of service names; expected a name in lower case, with "*" for any text, such as "*.internal""#,
+                ":5: registry.fixed.allow_networks: an empty list; expected at least one network, or no such key",
+                r#":6: registry.fixed.deny_networks[0]: "10.0.0.1/8" has bits set after the first 8; expected "10.0.0.0/8""#,
+            ],
+        ),
         (
             "[registry.etcd]",
             &[
@@ -398,9 +412,25 @@ fn names_of_services() {
     for name in ["users", "a", "a-b_c.d1", "com.x.users", &"a".repeat(63)] {
         assert!(is_service_name(name), "{name}");
     }
-    for name in
-        ["", "default", "Users", "a..b", ".a", "a.", "a b", "é", "a/b", "a:80", &"a".repeat(64), &"a.".repeat(127)]
-    {
+    for name in [
+        "",
+        "default",
+        "Users",
+        "a..b",
+        ".a",
+        "a.",
+        "a b",
+        "é",
+        "a/b",
+        "a:80",
+        "127.0.0.1",
+        "127.1",
+        "0x7f.1",
+        "localhost",
+        "a.localhost",
+        &"a".repeat(64),
+        &"a.".repeat(127),
+    ] {
         assert!(!is_service_name(name), "{name}");
     }
 }

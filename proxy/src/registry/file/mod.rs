@@ -9,11 +9,11 @@
 
 mod content;
 
+use std::collections::HashMap;
 use std::io;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
 use tokio::time::sleep;
 
@@ -32,7 +32,7 @@ const SETTLED: Duration = Duration::from_millis(30);
 pub struct File {
     config: checked::FileSource,
     /// By key, of the last good content.
-    orders: FxHashMap<Vec<u8>, u64>,
+    orders: HashMap<Vec<u8>, u64>,
 }
 
 /// Why the file says nothing new.
@@ -54,7 +54,7 @@ enum Seen {
 impl File {
     /// Follows the file that is configured, as the one part of the [`Feed`].
     pub fn new(config: checked::FileSource) -> Self {
-        Self { config, orders: FxHashMap::default() }
+        Self { config, orders: HashMap::new() }
     }
 
     async fn read(&self) -> io::Result<Vec<u8>> {
@@ -81,7 +81,10 @@ impl File {
     }
 
     async fn take(&mut self, content: io::Result<Vec<u8>>, feed: &Feed) -> Result<(), FileError> {
-        let mut entries = parse(&content?, Format::of(&self.config.path))?;
+        // Off the control thread: a large file takes its time.
+        let (content, format) = (content?, Format::of(&self.config.path));
+        let parsed = tokio::task::spawn_blocking(move || parse(&content, format)).await;
+        let mut entries = parsed.unwrap_or_else(|error| Err(ContentError::Lost(error.to_string())))?;
         self.number(&mut entries);
         feed.send(0, vec![Event::Reset(entries)]).await;
         Ok(())
@@ -91,7 +94,7 @@ impl File {
     /// put in or taken out thus changes no other endpoint.
     fn number(&mut self, entries: &mut [Entry]) {
         let mut next = self.orders.values().max().map_or(0, |newest| newest.saturating_add(1));
-        let mut orders = FxHashMap::default();
+        let mut orders = HashMap::new();
         for entry in entries {
             entry.order = self.orders.get(&entry.key).copied().unwrap_or_else(|| {
                 let order = next;
@@ -129,7 +132,10 @@ impl Source for File {
                     tracing::warn!(target: "heddle::registry", "{}: {error}; {stays}", path.display());
                 }
             }
-            changes.next(self.config.rescan).await;
+            tokio::select! {
+                () = changes.next(self.config.rescan) => {}
+                () = feed.reread() => seen = None,
+            }
         }
     }
 }

@@ -6,6 +6,7 @@
 
 mod go_kit;
 mod heddle;
+pub mod weight;
 
 use super::address::{AddressError, NameError, service_name, shown};
 use crate::config::checked::Layout;
@@ -17,17 +18,19 @@ pub struct Announced {
     pub endpoints: Vec<Endpoint>,
     /// Whether the service as a whole is paused for as long as the key says so.
     pub pauses: bool,
+    /// What of it could not be read, where that is no reason to go without it.
+    pub warnings: Vec<String>,
 }
 
 impl Announced {
     /// Endpoints of a service.
     pub fn endpoints(service: String, endpoints: Vec<Endpoint>) -> Self {
-        Self { service, endpoints, pauses: false }
+        Self { service, endpoints, pauses: false, warnings: Vec::new() }
     }
 
     /// A mark that a service is paused as a whole.
     pub fn pause(service: String) -> Self {
-        Self { service, endpoints: Vec::new(), pauses: true }
+        Self { service, endpoints: Vec::new(), pauses: true, warnings: Vec::new() }
     }
 }
 
