@@ -26,6 +26,7 @@ use self::control::{Control, Request};
 use self::prepare::Prepared;
 use self::worker::Post;
 use crate::config::checked::Config;
+use crate::descriptors::Descriptors;
 use crate::drain::Phase;
 use crate::handover::{Handover, Inherited};
 use crate::plugin::{LoadError, Plugins};
@@ -200,7 +201,9 @@ impl App {
             let (clock, plugins) = (plugins.engine().clock.clone(), plugins.clone());
             Arc::new(Directory::new(config.services.clone(), clock, move |policy, role| plugins.require(policy, role)))
         };
-        let shared = Shared::new(directory.clone(), config.workers);
+        // After what is opened at a start has been.
+        let descriptors = Descriptors::of_process(config.workers);
+        let shared = Shared::new(directory.clone(), descriptors, config.workers);
         let (stop, watcher) = drain::channel();
         let (stopped, until_stopped) = oneshot::channel();
         let (requests, requested) = unbounded_channel();

@@ -10,6 +10,7 @@
 //! - [`server`] serves clients; [`server::exchange`] is the path of one request.
 //! - [`upstream`] calls endpoints; [`proto`] is what messages have in common on both sides, [`transport`] what they
 //!   travel on.
+//! - [`descriptors`] says how many connections there may be in all.
 //! - [`clock`] is the time that policies see; [`watch`] learns of changes to files; [`admin`] shows all of it.
 //! - [`app`] is the only place that wires it together, and that puts another configuration in force; [`handover`] gives
 //!   another process the sockets.
@@ -28,8 +29,10 @@ pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod descriptors;
 pub mod drain;
 pub mod handover;
+mod per_client;
 pub mod plugin;
 pub mod policy;
 pub mod proto;

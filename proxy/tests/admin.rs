@@ -101,7 +101,7 @@ fn the_limit_on_descriptors_is_raised() {
         heddle.address("listening on ");
         heddle
     };
-    assert_eq!(start(200).count("descriptors"), 0);
+    assert_eq!(start(50).count("descriptors"), 0);
     let heddle = start(201);
     assert_eq!(heddle.count("may have 400 descriptors; max_connections may need 402"), 1, "{:#?}", heddle.said());
 }

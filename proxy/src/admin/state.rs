@@ -8,6 +8,7 @@ use serde::Serialize;
 
 use super::process;
 use crate::app::{Reloads, State};
+use crate::descriptors;
 use crate::plugin::{FaultKind, Plugin};
 use crate::registry::Report;
 use crate::service::{Endpoint, Limit, Service, Snapshot};
@@ -22,6 +23,7 @@ struct Shown<'a> {
     draining: bool,
     /// By worker.
     client_connections: Vec<usize>,
+    descriptors: descriptors::Report,
     reloads: ShownReloads,
     registry: Report,
     plugins: Vec<ShownPlugin>,
@@ -126,6 +128,7 @@ pub fn json(state: &State) -> serde_json::Result<String> {
         ready: state.is_ready(),
         draining: state.is_draining(),
         client_connections: state.workers.connections.iter().map(|count| count.load(Relaxed)).collect(),
+        descriptors: state.workers.descriptors.report(),
         reloads: show_reloads(&state.reloads),
         registry: state.registry.report(),
         plugins: state.plugins().all().iter().map(|plugin| show_plugin(plugin)).collect(),

@@ -149,7 +149,9 @@ impl Control {
         mut until_stopped: oneshot::Receiver<()>,
     ) {
         // These learn by themselves that services have changed.
-        tokio::task::spawn_local(check::run(self.state.directory.clone(), self.connectors.clone()));
+        let shared = &self.state.workers;
+        let (own, at_once) = (shared.own.clone(), shared.descriptors.checks());
+        tokio::task::spawn_local(check::run(self.state.directory.clone(), self.connectors.clone(), own, at_once));
         let state = self.state.clone();
         tokio::spawn(drain::leave(state.stop.clone(), move || state.drain_delay()));
         tokio::spawn(tick::run(self.state.directory.clone()));
@@ -224,6 +226,8 @@ impl Control {
     /// Puts what has been prepared in the place of what there is.
     async fn put_in_force(&mut self, prepared: Prepared) {
         let Prepared { config, common, plugins, folder, mut files, doors, admin, .. } = prepared;
+        // Before anything can lead there. What is closed is forgotten once it is.
+        self.state.workers.own.add(newly_bound(&doors, &admin));
         // What services need is there before they are, and services before who leads to them.
         self.tell_workers(|done| Order::Common(common.clone(), done)).await;
         self.connectors.store(Arc::new(common.connectors.clone()));
@@ -270,7 +274,7 @@ impl Control {
         for Opening { settings, tls, at } in doors {
             let door = match at {
                 At::Bound(bound) => {
-                    let listener = Listener::new(&settings, bound.address, tls);
+                    let listener = Listener::new(&settings, bound.address, tls, self.state.workers.descriptors.clone());
                     self.open_door(bound, Arc::new(ArcSwap::from_pointee(listener)))
                 }
                 At::Before(place) => {
@@ -356,6 +360,9 @@ impl Control {
 
     /// What others see of it.
     fn show(&self) {
+        let listeners = self.doors.iter().map(Door::address);
+        self.state.workers.own.set(listeners.chain(self.admin()).collect());
+        self.state.workers.descriptors.serve(&self.config.listeners.iter().collect::<Vec<_>>());
         self.state.in_force.store(Arc::new(InForce {
             config: self.config.clone(),
             plugins: self.plugins.clone(),
@@ -411,4 +418,17 @@ impl Control {
         }
         self.state.stop.advance(Phase::Finishing);
     }
+}
+
+/// The addresses that were not listened on before.
+fn newly_bound(doors: &[Opening], admin: &AdminAt) -> Vec<SocketAddr> {
+    let doors = doors.iter().filter_map(|door| match &door.at {
+        At::Bound(bound) => Some(bound.address),
+        At::Before(_) => None,
+    });
+    let admin = match admin {
+        AdminAt::Bound(_, socket) => socket.local_addr().ok(),
+        AdminAt::Before | AdminAt::Nowhere => None,
+    };
+    doors.chain(admin).collect()
 }

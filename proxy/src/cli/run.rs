@@ -44,7 +44,7 @@ pub fn run(path: &Path, take_over: Option<Option<&Path>>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    descriptors::raise(&checked.config);
+    descriptors::raise();
     let socket = take_over.map(|socket| socket.or(checked.config.admin_socket.as_deref()));
     let found = match socket {
         Some(Some(socket)) => Predecessor::ask(socket),

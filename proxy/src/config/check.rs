@@ -11,8 +11,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::checked::{
-    Config, Ejection, Etcd, EtcdLogin, EtcdWatch, FileSource, FixedEndpoint, KeyPair, Layout, Listener, ListenerTls,
-    Plugins, Policy, Pool, Protocol, Registry, RetryBudget, Service, Services, TlsClient, UpstreamProtocol,
+    CLIENT_SHARE, Config, Ejection, Etcd, EtcdLogin, EtcdWatch, FileSource, FixedEndpoint, KeyPair, Layout, Listener,
+    ListenerTls, Plugins, Policy, Pool, Protocol, Registry, RetryBudget, Service, Services, TlsClient,
+    UpstreamProtocol,
 };
 use super::file::{self, Admin, File, NamedService};
 use super::problem::{Place, Problems};
@@ -330,6 +331,7 @@ fn built_in_service() -> Service {
         tls: None,
         proxy_protocol: None,
         max_connections: None,
+        client_share: CLIENT_SHARE,
         max_requests: None,
         max_pending: 0,
         max_pending_time: Duration::from_secs(1),
@@ -365,6 +367,7 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
         },
         proxy_protocol: written.proxy_protocol.unwrap_or(base.proxy_protocol),
         max_connections: written.max_connections.or(base.max_connections),
+        client_share: written.client_share.unwrap_or(base.client_share),
         max_requests: written.max_requests.or(base.max_requests),
         max_pending: written.max_pending.as_ref().map_or(base.max_pending, |at| at.value),
         max_pending_time: written.max_pending_time.unwrap_or(base.max_pending_time),

@@ -13,8 +13,8 @@ use std::time::Duration;
 use http::HeaderName;
 
 pub use services::{
-    CheckKind, Ejection, GrpcCheck, HealthCheck, HttpCheck, Policy, Pool, ProxyProtocol, RetryBudget, Service,
-    Services, TlsClient, UpstreamProtocol,
+    CLIENT_SHARE, CheckKind, Ejection, GrpcCheck, HealthCheck, HttpCheck, Policy, Pool, ProxyProtocol, RetryBudget,
+    Service, Services, TlsClient, UpstreamProtocol,
 };
 
 /// Everything that one proxy process runs by.
@@ -62,6 +62,9 @@ pub struct Plugins {
     pub faults: u32,
 }
 
+/// What a listener's `max_connections` is by default.
+pub const DEFAULT_MAX_CONNECTIONS: usize = 65_536;
+
 /// One address that applications connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listener {
@@ -85,8 +88,10 @@ pub struct Listener {
     /// From the first byte of a request to the end of its head, and for all that comes before a first request: a PROXY
     /// protocol header, a SOCKS5 greeting; 10 s by default.
     pub header_timeout: Duration,
-    /// How long the client may let a request's body stand still; 5 min by default. The service's own
-    /// `stream_idle_timeout` holds too.
+    /// How long a request waits for the first byte of the body that it announces, before it goes to an endpoint; and how
+    /// long the client may let the body stand still while the response has not begun; 60 s by default. In all the client
+    /// may take as long, and a second more for each 500 bytes. Neither holds for gRPC, nor does the first for
+    /// `Expect: 100-continue`. The service's `stream_idle_timeout` holds too, and alone once the response has begun.
     pub body_timeout: Duration,
     /// From a request's head to the end of its response; none, the default, for as long as it takes. A gRPC call has the
     /// sooner of this and its own `grpc-timeout`. Kept to a tenth of a second, never early.
@@ -98,7 +103,8 @@ pub struct Listener {
     /// browsers connect ahead of time, but not by so much. For the first byte of TLS it is `handshake_timeout`, or
     /// `header_timeout` where TLS passes through.
     pub idle_timeout: Duration,
-    /// Connections at once over all workers; 65,536 by default. Further ones wait in the listen queue.
+    /// Connections at once over all workers; 65,536 by default. Further ones wait in the listen queue. All listeners
+    /// together have what the process' descriptors allow (see [`crate::descriptors`]).
     pub max_connections: usize,
     /// Connections at once of one client address over all workers; none, the default, for any number. Further ones are
     /// closed at once. The address is the socket's, or for those of `proxy_protocol` the one that the header names.

@@ -32,6 +32,7 @@ pub(super) struct Service {
     /// None in it for `"off"`.
     pub proxy_protocol: Option<Option<ProxyProtocol>>,
     pub max_connections: Option<u32>,
+    pub client_share: Option<u32>,
     pub max_requests: Option<u32>,
     pub max_pending: Option<At<u32>>,
     pub max_pending_time: Option<Duration>,
@@ -88,6 +89,7 @@ impl Service {
             tls: tls(s, base),
             proxy_protocol: s.get("proxy_protocol", choice("a version of the PROXY protocol", PROXY_PROTOCOLS)),
             max_connections: s.get("max_connections", integer(MOST)),
+            client_share: s.get("client_share", integer(1..=100)),
             max_requests: s.get("max_requests", integer(MOST)),
             max_pending: s.at("max_pending", integer(0..=1_000_000)),
             max_pending_time: s.get("max_pending_time", duration(WAIT)),

@@ -38,6 +38,8 @@ pub struct Connection {
     pub worker: Rc<Worker>,
     pub listener: Arc<Listener>,
     pub client: SocketAddr,
+    /// Where the connection comes from: the client, or who speaks for it.
+    pub source: SocketAddr,
     /// The address that the client connected to.
     pub local: SocketAddr,
     /// What the client's TLS handshake said; none without TLS.
@@ -78,14 +80,15 @@ pub async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, stream: TcpStrea
     let address = listener.settings.address;
     // Of a listener on all addresses only the socket knows.
     let local = address.ip().is_unspecified().then(|| stream.local_addr().ok()).flatten().unwrap_or(address);
-    let mut connection = Connection { worker, listener, client, local, peer: None, ends_tls: false, tunnel: None };
+    let mut connection =
+        Connection { worker, listener, client, source: client, local, peer: None, ends_tls: false, tunnel: None };
     let mut stream = stream.into();
     let named = if connection.listener.begins_with_header(client.ip()) {
         if !Box::pin(accept_header(&mut connection, &mut stream)).await {
             return;
         }
         let Ok(named) = connection.listener.enter(connection.client.ip()) else { return };
-        named
+        Some(named)
     } else {
         None
     };

@@ -10,12 +10,32 @@ use super::local::LocalService;
 use super::refusal::Refusal;
 use super::route::normalized;
 use super::tunnel;
+use super::worker::Worker;
+use crate::service::ServiceStats;
 use crate::upstream::Pool;
 
 /// Where a request, or a tunnel, goes.
 pub enum Destination {
     Service(Rc<LocalService>),
     Host(Rc<Pool>),
+}
+
+impl Destination {
+    /// Whether there is anything to connect to. Where there is not, that can be said at once.
+    pub fn may_be_reached(&self) -> bool {
+        match self {
+            Self::Service(local) => local.service.snapshot().eligible_count() > 0,
+            Self::Host(_) => true,
+        }
+    }
+
+    /// Where its requests are counted.
+    pub fn stats<'a>(&'a self, worker: &'a Worker) -> &'a ServiceStats {
+        match self {
+            Self::Service(local) => &local.stats,
+            Self::Host(_) => &worker.passed_through,
+        }
+    }
 }
 
 /// Where a host leads: to the service that everything on the connection is for, to the one that the host names, or

@@ -10,10 +10,11 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
-use super::attempt::Attempt;
+use super::attempt::{Attempt, BodyLimits, LEAST_PACE};
 use super::attempts::{self, Answered, Held};
 use super::connection::{Connection, Inside};
 use super::destination::{self, Destination};
+use super::first_byte;
 use super::local::LocalService;
 use super::passthrough;
 use super::record::{Limits, Record};
@@ -28,7 +29,7 @@ use crate::proto::headers::{
 };
 use crate::proto::upgrade::{ExtendedConnect, Upgrade};
 use crate::proto::{Body, Request, Response, grpc};
-use crate::service::ServiceStats;
+use crate::service::{Client, ServiceStats};
 use crate::timer::{Deadline, Timers};
 use crate::upstream::h1::Malformed;
 use crate::upstream::{Failure, Pool, Reply};
@@ -63,10 +64,17 @@ pub async fn serve(connection: Rc<Connection>, request: Request) -> Answer {
         return connect(&connection, &head, &body, &call).await;
     }
     let terms = call.read_terms(&connection, &mut head, &body);
-    match terms.and_then(|()| find_destination(&connection, &head)) {
-        Ok(Destination::Service(local)) => to_service(&connection, &local, head, body, call).await,
-        Ok(Destination::Host(pool)) => to_host(&connection, &pool, head, body, call).await,
-        Err(refusal) => call.refused(&refusal, &connection.worker.unrouted),
+    let destination = match terms.and_then(|()| find_destination(&connection, &head)) {
+        Ok(destination) => destination,
+        Err(refusal) => return call.refused(&refusal, &connection.worker.unrouted),
+    };
+    let body = match call.begun(&connection, &destination, &head, body).await {
+        Ok(body) => body,
+        Err(refusal) => return call.refused(&refusal, destination.stats(&connection.worker)),
+    };
+    match destination {
+        Destination::Service(local) => to_service(&connection, &local, head, body, call).await,
+        Destination::Host(pool) => to_host(&connection, &pool, head, body, call).await,
     }
 }
 
@@ -135,9 +143,10 @@ async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Box<Parts>,
     let in_flight = Some(target.load.begin());
     let attempt = Attempt {
         pool,
+        client: Client::of(connection.client.ip()),
         stats,
         timeout: passthrough::REQUEST_TIMEOUT,
-        body_timeout: target.stream_idle_timeout.min(connection.listener.settings.body_timeout),
+        body: call.body_limits(target.stream_idle_timeout, connection),
         idle_timeout: target.stream_idle_timeout,
         until: call.deadline.as_ref().map(Deadline::tick),
         stage: &Cell::default(),
@@ -175,6 +184,8 @@ pub(super) struct Call {
     is_impatient: bool,
     /// The protocol that the client wants to change to.
     pub upgrade: Option<Upgrade>,
+    /// Whether the client has to send the body at a pace while there is no response.
+    is_paced: bool,
 }
 
 impl Call {
@@ -188,6 +199,42 @@ impl Call {
             due: None,
             is_impatient: false,
             upgrade: None,
+            is_paced: false,
+        }
+    }
+
+    /// The request's body, once it has begun, if it has to before the request goes on.
+    ///
+    /// # Errors
+    ///
+    /// When nothing of it comes in time, or it breaks.
+    async fn begun(
+        &mut self,
+        connection: &Connection,
+        destination: &Destination,
+        head: &Parts,
+        body: Body,
+    ) -> Result<Body, Refusal> {
+        let Body::Stream(stream) = body else { return Ok(body) };
+        // What becomes another protocol has no body in the sense of HTTP.
+        if self.upgrade.is_some() {
+            return Ok(Body::Stream(stream));
+        }
+        self.is_paced = !grpc::is_of_grpc(&head.headers);
+        if first_byte::is_needed_first(&head.headers, head.version) || !destination.may_be_reached() {
+            return Ok(Body::Stream(stream));
+        }
+        let patience = connection.listener.settings.body_timeout;
+        first_byte::arrived(stream, patience, self.deadline.as_mut(), &connection.worker.timers).await
+    }
+
+    /// How long the client may take for the body while there is no response, at a destination with this idle timeout.
+    pub fn body_limits(&self, idle_timeout: Duration, connection: &Connection) -> BodyLimits {
+        if self.is_paced {
+            let timeout = idle_timeout.min(connection.listener.settings.body_timeout);
+            BodyLimits { timeout, least: Some(LEAST_PACE) }
+        } else {
+            BodyLimits { timeout: idle_timeout, least: None }
         }
     }
 
@@ -264,13 +311,14 @@ struct Way<'a> {
 
 impl Way<'_> {
     fn back(self, answered: Answered, mut call: Call, timers: &Rc<Timers>) -> Answer {
-        let Answered { reply: Reply { response, upgraded }, upload, held } = answered;
+        let Answered { reply: Reply { response, upgraded, hold }, upload, held } = answered;
         if let Some((upgraded, upgrade)) = upgraded.zip(call.upgrade.as_ref()) {
             let (other, permit) = *upgraded;
             let response = upgrade.tell(response);
             self.stats.ended(response.status().as_u16(), call.started.elapsed());
-            let held = tunnel::Held { permit, in_flight: held.in_flight, admitted: held.admitted };
-            let tunnel = Tunnel::new(other, held, self.stats, self.tunnel_idle_timeout);
+            // What has been through this proxy before shows it by `Via`.
+            let held = tunnel::Held { permit, in_flight: held.in_flight, admitted: held.admitted, link: None };
+            let tunnel = Tunnel::new(other, hold, held, self.stats, self.tunnel_idle_timeout);
             return Answer { response, next: Some(Next::Relay(Box::new(tunnel))) };
         }
         let record = Record { stats: self.stats.clone(), started: call.started, held };
@@ -280,7 +328,7 @@ impl Way<'_> {
             tells_in_trailers: call.is_grpc && call.version == Version::HTTP_2,
             upload,
         };
-        record.at_end_of(prepare_response(response), limits, timers).into()
+        record.at_end_of(prepare_response(response), hold, limits, timers).into()
     }
 }
 

@@ -222,9 +222,15 @@ impl LocalService {
                 protocol: settings.protocol,
                 tls: self.tls.clone(),
                 // What the registry announces is what the operator announced.
-                connect: ConnectSettings { timeout: settings.connect_timeout, reach: None, lookups: None },
+                connect: ConnectSettings {
+                    timeout: settings.connect_timeout,
+                    reach: None,
+                    lookups: None,
+                    own: worker.shared.own.clone(),
+                },
                 limits: settings.pool,
                 connections: self.service.fleet.connections.clone(),
+                descriptors: worker.shared.descriptors.clone(),
                 max_connections: settings.max_connections,
                 max_waiting: MAX_WAITING,
                 stream_idle_timeout: settings.stream_idle_timeout,
@@ -248,6 +254,14 @@ impl LocalService {
     pub fn give_up_idle(&self) {
         self.keeper.looks();
         self.pools.give_up_idle();
+    }
+
+    /// Has clients keep to their share, as it is at this tick, while others wait for a connection; whether anybody does.
+    pub fn share_out(&self, now: u64) -> bool {
+        let connections = &self.service.fleet.connections;
+        connections.share_out(self.service.settings.client_share, now);
+        self.pools.end_holds();
+        connections.is_awaited()
     }
 }
 

@@ -89,6 +89,8 @@ impl Refusal {
             Self::Full { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", "limits"),
             Self::Open { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "breaker"),
             Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", "deadline"),
+            // The same as if the request had come back.
+            Self::Upstream(Failure::Own { .. }) => Self::Loop.classify(),
             Self::Upstream(failure) => classify_failure(failure),
         }
     }
@@ -110,6 +112,7 @@ impl Refusal {
             | Self::Open { .. }
             | Self::Full { .. } => Code::Unavailable,
             Self::HeadTimeout | Self::Deadline => Code::DeadlineExceeded,
+            Self::Upstream(Failure::Own { .. }) => Code::Internal,
             Self::Upstream(failure) => grpc_code_of_failure(failure),
         }
     }
@@ -127,6 +130,7 @@ impl Refusal {
         match self {
             Self::Full { limit, .. } => stats.limited(*limit),
             Self::Upstream(Failure::NoPermit { .. }) => stats.limited(Limit::Connections),
+            Self::Upstream(Failure::Share { .. }) => stats.limited(Limit::ClientShare),
             _ => {}
         }
     }
@@ -169,7 +173,9 @@ impl Refusal {
         match self {
             Self::Open { left, .. } => Some(*left),
             // As soon as any request has ended.
-            Self::Full { .. } | Self::Upstream(Failure::NoPermit { .. }) => Some(Duration::ZERO),
+            Self::Full { .. } | Self::Upstream(Failure::NoPermit { .. } | Failure::Share { .. }) => {
+                Some(Duration::ZERO)
+            }
             Self::Paused { .. } => Some(PAUSED),
             _ => None,
         }
@@ -205,18 +211,22 @@ fn told(limit: Limit) -> &'static str {
         Limit::Pending => "no request has ended for as long as one may wait",
         Limit::EndpointRequests => "as many requests are under way at each endpoint as may be",
         Limit::Connections => "as many connections are open as may be",
+        Limit::ClientShare => "others wait for a connection, of which the client has more than its share",
     }
 }
 
 fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
     let (status, error) = match failure {
-        Failure::NoPermit { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
+        Failure::NoPermit { .. } | Failure::Share { .. } => {
+            (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached")
+        }
         Failure::Resolve { .. } => (StatusCode::BAD_GATEWAY, "dns_error"),
         Failure::Connect { source, .. } => match source.kind() {
             ErrorKind::ConnectionRefused => (StatusCode::BAD_GATEWAY, "connection_refused"),
             _ => (StatusCode::BAD_GATEWAY, "destination_ip_unroutable"),
         },
         Failure::ConnectTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
+        Failure::Own { .. } => (StatusCode::LOOP_DETECTED, "proxy_loop_detected"),
         Failure::Tls { source: TlsFailure::Name(_) | TlsFailure::Certificate(_), .. } => {
             (StatusCode::BAD_GATEWAY, "tls_certificate_error")
         }
@@ -250,7 +260,7 @@ fn grpc_code_of_failure(failure: &Failure) -> Code {
 
 fn reply_to_failure(failure: &Failure) -> Reply {
     match failure {
-        Failure::Denied { .. } => Reply::NotAllowed,
+        Failure::Denied { .. } | Failure::Own { .. } => Reply::NotAllowed,
         Failure::Resolve { .. } => Reply::HostUnreachable,
         Failure::ConnectTimeout { .. } => Reply::TimedOut,
         Failure::Connect { source, .. } => match source.kind() {

@@ -20,7 +20,9 @@ mod stats;
 pub mod tick;
 mod window;
 
-pub use admission::{Admitted, Connections, Ending, Keeper, Permit, Requests, Reuse, Turn, Waiting, Wanted};
+pub use admission::{
+    Admitted, Client, Connections, Ending, Holder, Keeper, Permit, Requests, Reuse, Turn, Waiting, Wanted,
+};
 pub use budget::{Active, Budget, Retry};
 pub use directory::{Directory, Service};
 pub use fleet::{Fleet, Seen, ServiceProbe};

@@ -14,6 +14,8 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use super::chain::Link;
+use super::own::OwnSockets;
 use super::{Failure, Reach};
 use crate::timer::Timers;
 use crate::transport::Stream;
@@ -33,6 +35,8 @@ pub struct ConnectSettings {
     pub reach: Option<Arc<Reach>>,
     /// The names that may be looked up at once with others of their kind; none for any number.
     pub lookups: Option<Arc<Semaphore>>,
+    /// Where no connection goes: the proxy's own listeners.
+    pub own: Arc<OwnSockets>,
 }
 
 /// TLS to an endpoint: by whom, and the protocols to offer, the preferred one first.
@@ -48,6 +52,8 @@ pub struct Opening<'a> {
     /// A PROXY protocol header, or nothing.
     pub header: &'a [u8],
     pub tls: Option<Offer<'a>>,
+    /// Of a tunnel, its place in its chain.
+    pub link: Option<&'a Link>,
 }
 
 /// Connects to `host:port`, or to `socket` where the address is known. The address that was found allowed is the one
@@ -79,9 +85,9 @@ pub async fn open(
     opening: Opening<'_>,
 ) -> Result<(Stream, bool), Failure> {
     let connected = match socket {
-        Some(socket) => connect_to_any([socket].into_iter(), address, settings.reach.as_deref()).await,
+        Some(socket) => connect_to_any([socket].into_iter(), address, settings, opening.link).await,
         None => match look_up(address, settings.lookups.as_ref()).await {
-            Ok(sockets) => connect_to_any(sockets.into_iter(), address, settings.reach.as_deref()).await,
+            Ok(sockets) => connect_to_any(sockets.into_iter(), address, settings, opening.link).await,
             Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
         },
     };
@@ -118,20 +124,31 @@ async fn look_up(address: &str, lookups: Option<&Arc<Semaphore>>) -> io::Result<
 async fn connect_to_any(
     sockets: impl Iterator<Item = SocketAddr>,
     address: &str,
-    reach: Option<&Reach>,
+    settings: &ConnectSettings,
+    link: Option<&Link>,
 ) -> Result<TcpStream, Failure> {
+    let reach = settings.reach.as_deref();
     let mut failure = Failure::Denied { address: address.to_owned() };
     for socket in sockets.filter(|socket| reach.is_none_or(|reach| reach.has(socket.ip()))) {
+        if settings.own.has(socket) {
+            failure = Failure::Own { address: address.to_owned() };
+            continue;
+        }
         let connected = match reach.filter(|reach| !reach.has_own(socket.ip())).map(|_| is_own(socket)) {
             Some(Ok(true)) => {
                 failure = Failure::Denied { address: address.to_owned() };
                 continue;
             }
             Some(Err(error)) => Err(error),
-            Some(Ok(false)) | None => TcpStream::connect(socket).await,
+            Some(Ok(false)) | None => match link {
+                Some(link) => link.connect(socket).await,
+                None => TcpStream::connect(socket).await,
+            },
         };
         match connected {
             Ok(stream) => return Ok(stream),
+            // That one of them is the proxy itself says more than that another one is not there.
+            Err(_) if matches!(failure, Failure::Own { .. }) => {}
             Err(source) => failure = Failure::Connect { address: address.to_owned(), source },
         }
     }

@@ -4,18 +4,22 @@
 //! so that an exchange crosses no channel and wakes no second task, a request's head is written from where it stands
 //! and can be written again, and an idle connection holds no buffer. HTTP/2 is hyper's.
 
+mod chain;
 mod connect;
 mod fault;
 pub mod h1;
 mod h2;
+mod own;
 mod pool;
 mod reach;
 
 use std::io;
 
+pub use chain::{DEEPEST, Link};
 pub use connect::{ConnectSettings, Offer, Opening, connect, open};
 pub use h2::LocalExecutor;
-pub use pool::{Pool, Pools, Reply, Stage, Target};
+pub use own::OwnSockets;
+pub use pool::{Held, Hold, Pool, Pools, Reply, Stage, Target};
 pub use reach::Reach;
 
 use crate::proto::BodyError;
@@ -28,6 +32,9 @@ pub enum Failure {
     /// As many connections as the endpoint or its service may have, of which none has become free in time.
     #[error("as many connections to {address}, or to its service, as there may be")]
     NoPermit { address: String },
+    /// Others wait for a connection, and the client has more than its share of them.
+    #[error("others wait for a connection to {address}, of which this client has more than its share")]
+    Share { address: String },
     #[error("the name of {address} cannot be resolved: {source}")]
     Resolve { address: String, source: io::Error },
     #[error("cannot connect to {address}: {source}")]
@@ -36,6 +43,9 @@ pub enum Failure {
     ConnectTimeout { address: String },
     #[error("the name of {address} leads to addresses that this proxy may not connect to")]
     Denied { address: String },
+    /// The connection would reach this proxy itself.
+    #[error("{address} is a listener of this proxy itself")]
+    Own { address: String },
     #[error("no TLS with {address}: {source}")]
     Tls { address: String, source: TlsFailure },
     /// The connection ended before the first byte of a response.

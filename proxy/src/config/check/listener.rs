@@ -17,7 +17,7 @@ pub(super) fn check(listener: Listener, has_common: bool, problems: &mut Problem
     let protocol = listener.protocol.unwrap_or(Protocol::Http);
     let tls = listener.tls.map_or(ListenerTls::Off, |at| tls(at, has_common, problems));
     report_same_networks(&listener.proxy_protocol, problems);
-    let max_connections = listener.max_connections.unwrap_or(65_536);
+    let max_connections = listener.max_connections.unwrap_or(checked::DEFAULT_MAX_CONNECTIONS);
     if let Some(at) = listener.max_connections_per_client.as_ref().filter(|at| at.value > max_connections) {
         let found = format!("{} is more than all clients may have together", at.value);
         problems.add(at.problem(found, format!("expected at most max_connections, which is {max_connections}")));
@@ -48,7 +48,7 @@ pub(super) fn check(listener: Listener, has_common: bool, problems: &mut Problem
         forwarded: listener.forwarded.unwrap_or(Forwarded::Off),
         detect_timeout: listener.detect_timeout.unwrap_or(Duration::from_millis(200)),
         header_timeout: listener.header_timeout.unwrap_or(Duration::from_secs(10)),
-        body_timeout: listener.body_timeout.unwrap_or(Duration::from_secs(5 * 60)),
+        body_timeout: listener.body_timeout.unwrap_or(Duration::from_secs(60)),
         request_deadline: listener.request_deadline,
         deadline_header: listener.deadline_header,
         idle_timeout: listener.idle_timeout.unwrap_or(Duration::from_secs(60 * 60)),

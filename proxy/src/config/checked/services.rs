@@ -12,6 +12,9 @@ use http::uri::{Authority, PathAndQuery};
 use super::KeyPair;
 use crate::policy::Role;
 
+/// What [`Service::client_share`] is by default, and for hosts that are no services.
+pub const CLIENT_SHARE: u32 = 25;
+
 /// Settings of the services: those named in the configuration, and what holds for all others.
 #[derive(Debug, Clone)]
 pub struct Services {
@@ -59,6 +62,9 @@ pub struct Service {
     pub proxy_protocol: Option<ProxyProtocol>,
     /// Connections to all endpoints at once, idle or busy, over all workers; none, the default, for any number.
     pub max_connections: Option<u32>,
+    /// The share of an endpoint's connections that one client address has while others wait for one, in percent; 25 by
+    /// default, and 8 connections in any case. 100 for all of them. Of what is beyond it the slowest body is ended.
+    pub client_share: u32,
     /// Requests and tunnels at once, over all workers; none, the default, for any number. A request counts from before
     /// its first attempt to the end of its response. Further ones wait in the queue, or are answered 503.
     pub max_requests: Option<u32>,

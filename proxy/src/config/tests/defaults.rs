@@ -37,6 +37,7 @@ fn a_listener_is_enough() {
     assert_eq!(service.pool.max_idle, 128);
     assert_eq!(service.pool.idle_timeout, Duration::from_secs(60));
     assert_eq!(service.pool.max_connections, 1024);
+    assert_eq!(service.client_share, 25);
     assert_eq!((service.retry.as_ref(), service.breaker.as_ref()), (None, None));
     assert_eq!((service.retry_budget.percent, service.retry_budget.min), (20, 3));
     assert_eq!(service.max_replay_bytes, 64 << 10);
@@ -86,6 +87,7 @@ fn limits_are_read_and_inherited() {
         pool = {{ max_requests = 100 }}
         [service.users]
         max_connections = 7
+        client_share = 50
         max_pending = 0
         max_pending_time = "250ms"
         "#
@@ -93,6 +95,7 @@ fn limits_are_read_and_inherited() {
     assert_eq!(config.listeners[0].deadline_header.as_ref().unwrap(), "x-request-timeout-ms");
     let (users, other) = (config.services.get("users"), config.services.get("orders"));
     assert_eq!((users.max_requests, users.max_connections, users.pool.max_requests), (Some(500), Some(7), Some(100)));
+    assert_eq!(users.client_share, 50);
     assert_eq!((users.max_pending, users.max_pending_time), (0, Duration::from_millis(250)));
     assert_eq!((other.max_requests, other.max_connections), (Some(500), None));
     assert_eq!((other.max_pending, other.max_pending_time), (20, Duration::from_secs(1)));

@@ -231,7 +231,7 @@ fn unknown_keys() {
         (
             "[service.users]\n\"a b\" = 1\nPool = 1",
             &[
-                r#":4: service.users."a b": unknown key; expected one of balancer, retry, breaker, protocol, connect_timeout, request_timeout, stream_idle_timeout, tunnel_idle_timeout, tls, proxy_protocol, max_connections, max_requests, max_pending, max_pending_time, pool, ejection, retry_budget, max_replay_bytes, health_check, endpoints"#,
+                r#":4: service.users."a b": unknown key; expected one of balancer, retry, breaker, protocol, connect_timeout, request_timeout, stream_idle_timeout, tunnel_idle_timeout, tls, proxy_protocol, max_connections, client_share, max_requests, max_pending, max_pending_time, pool, ejection, retry_budget, max_replay_bytes, health_check, endpoints"#,
                 r#":5: service.users.Pool: unknown key; did you mean "pool"?"#,
             ],
         ),
@@ -451,6 +451,10 @@ fn limits_of_services() {
                 ":5: service.default.max_connections: 0 is out of range; expected 1 to 10000000",
                 ":6: service.default.pool.max_requests: 0 is out of range; expected 1 to 1000000",
             ],
+        ),
+        (
+            "[service.users]\nclient_share = 0",
+            &[":4: service.users.client_share: 0 is out of range; expected 1 to 100"],
         ),
         (
             "[service.users]\nmax_pending = 5",

@@ -56,7 +56,7 @@ fn a_listener_bounds_what_it_is_not_told_about() {
     assert_eq!(listener.passthrough, Some(Passthrough::default()));
     assert_eq!(listener.proxy_protocol, []);
     assert_eq!(listener.detect_timeout, Duration::from_millis(200));
-    assert_eq!(listener.body_timeout, Duration::from_secs(300));
+    assert_eq!(listener.body_timeout, Duration::from_secs(60));
     assert_eq!(listener.request_deadline, None);
     assert_eq!(listener.max_connections_per_client, None);
     assert_eq!((listener.max_headers, listener.max_header_bytes), (100, 64 << 10));
