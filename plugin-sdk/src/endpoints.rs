@@ -28,7 +28,8 @@ pub struct Endpoint {
     /// The endpoint's number.
     pub slot: Slot,
     /// Stable across updates and restarts, and the same in every proxy: the registration's key, percent-encoded, then
-    /// `#`, then the address. What must agree between proxies, such as a hash, is made of this.
+    /// `#`, then the address. What must agree between proxies, such as a hash, is made of this. One of more than 1,024
+    /// bytes is cut, and ends with a hash of the whole.
     pub id: String,
     /// `host:port`; an IPv6 host stands in brackets.
     pub address: String,
@@ -36,7 +37,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// The registry's order of creation: the endpoint with the smallest number has been there longest.
     pub order: u64,
-    /// What the registration says beside address and weight, as names and values.
+    /// What the registration says beside address and weight, as names and values: at most 256 entries and 16 KiB an endpoint,
+    /// and 8 MiB a service. The proxy leaves out what does not fit, counts it, and shows it in `/state`.
     pub metadata: Vec<(String, String)>,
 }
 

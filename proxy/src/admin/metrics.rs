@@ -244,6 +244,24 @@ fn of_plugins(families: &mut Families<'_>, state: &State) -> fmt::Result {
         plugins.iter().map(|of| (policy(of), of.incidents().0)),
     )?;
     families.counters(
+        "heddle_plugin_service_quarantines",
+        "Times that a generation was taken from one service after repeated faults of its instances.",
+        plugins.iter().map(|of| (policy(of), of.service_quarantines())),
+    )?;
+    families.gauges(
+        "heddle_plugin_services_in_quarantine",
+        "Services that do not use a generation for their instances' faults.",
+        plugins.iter().map(|of| {
+            let services = of.quarantines().iter().filter(|quarantine| quarantine.service.is_some()).count();
+            (policy(of), services as f64)
+        }),
+    )?;
+    families.gauge(
+        "heddle_plugin_memory_bytes",
+        "Memory of all instances, that included which they have declared and never touched.",
+        state.plugins().engine().guest_memory() as f64,
+    )?;
+    families.counters(
         "heddle_plugin_refusals",
         "Files that were not loaded.",
         plugins.iter().map(|of| (policy(of), of.incidents().1)),

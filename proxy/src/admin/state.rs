@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::process;
 use crate::app::{Reloads, State};
-use crate::plugin::{FaultKind, Plugin};
+use crate::plugin::{FaultKind, Plugin, Quarantine};
 use crate::registry::Report;
 use crate::service::{Endpoint, Limit, Service, Snapshot};
 
@@ -43,8 +43,27 @@ struct ShownPlugin {
     /// None: nothing is in force, and the proxy decides by itself.
     generation: Option<ShownGeneration>,
     faults: u64,
+    /// The same by kind.
+    faults_by_kind: BTreeMap<&'static str, u64>,
     quarantines: u64,
+    service_quarantines: u64,
     refusals: u64,
+    /// Generations that are not used for their faults, by all services or by one.
+    in_quarantine: Vec<ShownQuarantine>,
+}
+
+#[derive(Serialize)]
+struct ShownQuarantine {
+    generation: u64,
+    origin: String,
+    /// None: no service uses it.
+    service: Option<String>,
+    age_seconds: f64,
+    /// The last fault: its kind, and what was exceeded.
+    cause: String,
+    /// The generation that is used instead; none: the proxy decides natively, by the policy's own rule where that promises
+    /// an endpoint.
+    instead: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -109,6 +128,8 @@ struct ShownEndpoint {
     connections: u32,
     /// A moving average of the time to the response head; 0 before the first.
     latency_micros: u32,
+    /// Entries of the metadata that policies are not given, since there are too many bytes of them.
+    metadata_dropped: usize,
 }
 
 /// The state of this moment.
@@ -151,8 +172,22 @@ fn show_plugin(plugin: &Plugin) -> ShownPlugin {
             age_seconds: generation.loaded.elapsed().as_secs_f64(),
         }),
         faults: FaultKind::ALL.iter().map(|kind| plugin.faults.get(*kind)).sum(),
+        faults_by_kind: FaultKind::ALL.iter().map(|kind| (kind.name(), plugin.faults.get(*kind))).collect(),
         quarantines,
+        service_quarantines: plugin.service_quarantines(),
         refusals,
+        in_quarantine: plugin.quarantines().into_iter().map(show_quarantine).collect(),
+    }
+}
+
+fn show_quarantine(quarantine: Quarantine) -> ShownQuarantine {
+    ShownQuarantine {
+        generation: quarantine.generation,
+        origin: quarantine.origin,
+        service: quarantine.service.map(|service| service.to_string()),
+        age_seconds: quarantine.since.elapsed().as_secs_f64(),
+        cause: quarantine.cause,
+        instead: quarantine.instead,
     }
 }
 
@@ -185,7 +220,7 @@ fn show_service(service: &Service) -> ShownService {
 }
 
 fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot, now: Duration) -> ShownEndpoint {
-    let Endpoint { slot, registered, load, health, .. } = endpoint;
+    let Endpoint { slot, registered, load, health, policy_view, .. } = endpoint;
     ShownEndpoint {
         slot: *slot,
         id: registered.id.clone(),
@@ -199,5 +234,6 @@ fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot, now: Duration) -> Sho
         in_flight: load.in_flight(),
         connections: load.connections(),
         latency_micros: load.latency_micros(),
+        metadata_dropped: policy_view.dropped(),
     }
 }

@@ -20,6 +20,7 @@ use super::read::At;
 use super::{Checked, Listening, Written, service, tls as written};
 use crate::policy::Role;
 
+mod available_memory;
 mod health;
 mod listener;
 mod tls;
@@ -64,7 +65,7 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         admin_socket: file.admin_socket.map(|at| at.value),
         via: file.via.unwrap_or_else(own_name),
         suffix,
-        plugins: plugins(file.plugins),
+        plugins: plugins(file.plugins, file.plugin_share),
         certificates,
         listeners,
         registry: Registry {
@@ -157,14 +158,17 @@ fn report_unreachable_names(services: &[NamedService], suffix: &str, problems: &
     }
 }
 
-fn plugins(written: file::Plugins) -> Plugins {
+fn plugins(written: file::Plugins, share: Option<u32>) -> Plugins {
+    let memory = written.memory.unwrap_or(64 << 20);
     Plugins {
         folder: written.folder.map(|at| at.value),
         rescan: written.rescan.unwrap_or(Duration::from_secs(5)),
         decision: written.decision.unwrap_or(Duration::from_millis(10)),
         change: written.change.unwrap_or(Duration::from_millis(100)),
-        memory: written.memory.unwrap_or(64 << 20),
+        memory,
+        memory_total: written.memory_total.unwrap_or_else(|| (available_memory::bytes() / 2).max(memory)),
         faults: written.faults.unwrap_or(4),
+        share: share.unwrap_or(25),
     }
 }
 

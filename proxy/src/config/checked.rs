@@ -58,8 +58,13 @@ pub struct Plugins {
     pub change: Duration,
     /// Memory of one instance in bytes; 64 MiB by default.
     pub memory: usize,
-    /// This many faults within 10 s put a generation in quarantine; 4 by default.
+    /// Memory of all instances in bytes; by default half of what the process may have, and no less than one instance may.
+    pub memory_total: usize,
+    /// This many faults within 10 s put a generation in quarantine, for the service at fault or for all; 4 by default.
     pub faults: u32,
+    /// What one service's policies may use of a worker's CPU time within a second, in percent, while the worker is busy and
+    /// another service asks too; 25 by default.
+    pub share: u32,
 }
 
 /// One address that applications connect to.

@@ -34,6 +34,7 @@ pub(super) struct File {
     pub via: Option<String>,
     pub suffix: Option<String>,
     pub plugins: Plugins,
+    pub plugin_share: Option<u32>,
     pub admin: Option<Admin>,
     pub admin_socket: Option<At<PathBuf>>,
     pub certificates: Vec<KeyPair>,
@@ -70,6 +71,7 @@ pub(super) struct Plugins {
     pub decision: Option<Duration>,
     pub change: Option<Duration>,
     pub memory: Option<usize>,
+    pub memory_total: Option<usize>,
     pub faults: Option<u32>,
 }
 
@@ -113,6 +115,7 @@ impl File {
             via: s.get("via", via),
             suffix: s.get("suffix", suffix),
             plugins: plugins(s, base),
+            plugin_share: s.get("plugin_share", integer(1..=100)),
             admin: admin(s),
             admin_socket: s.at("admin_socket", path(base)),
             certificates: certificates(s, base),
@@ -134,6 +137,7 @@ fn plugins(s: &mut Section<'_>, base: &Path) -> Plugins {
         decision: s.get("decision", duration(Duration::from_millis(5)..=Duration::from_secs(1))),
         change: s.get("change", duration(Duration::from_millis(5)..=Duration::from_secs(10))),
         memory: s.get("memory", size(1 << 20..=4 << 30)),
+        memory_total: s.get("memory_total", size(1 << 20..=1 << 40)),
         faults: s.get("faults", integer(1..=1000)),
     });
     read.unwrap_or_default()

@@ -47,7 +47,12 @@ fn text(node: &Node) -> Option<&str> {
 }
 
 /// A text that `parse` takes.
-fn parsed<T>(node: &Node, noun: &str, expected: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, Refusal> {
+pub(super) fn parsed<T>(
+    node: &Node,
+    noun: &str,
+    expected: &str,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<T, Refusal> {
     text(node).and_then(parse).ok_or_else(|| refuse(node, noun, expected))
 }
 

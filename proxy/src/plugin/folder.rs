@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::generation::{ContentHash, MAX_BYTES, Origin};
+use super::generation::{ContentHash, MAX_BYTES, Origin, shown};
 use super::registry::Plugins;
 use crate::watch::Changes;
 
@@ -50,7 +50,7 @@ impl Folder {
             Err(error) => {
                 // The files are most likely still there: nothing is unloaded on an error.
                 if self.unreadable.insert(self.path.clone()) {
-                    tracing::error!(target: "heddle::plugin", folder = %self.path.display(), "cannot be read: {error}");
+                    tracing::error!(target: "heddle::plugin", folder = %shown(&self.path), "cannot be read: {error}");
                 }
                 return;
             }
@@ -64,7 +64,7 @@ impl Folder {
                 }
                 Err(error) => {
                     if self.unreadable.insert(path.clone()) {
-                        tracing::error!(target: "heddle::plugin", file = %path.display(), "refused: {error}");
+                        tracing::error!(target: "heddle::plugin", file = %shown(path), "refused: {error}");
                     }
                 }
             }
@@ -83,9 +83,9 @@ impl Folder {
         }
         match plugins.load(name, bytes, Origin::File(path.to_owned())) {
             Ok(generation) => tracing::info!(target: "heddle::plugin", policy = name, generation = generation.number,
-                sha256 = %hash, "loaded from {}", path.display()),
+                sha256 = %hash, "loaded from {}", shown(path)),
             Err(error) => {
-                tracing::error!(target: "heddle::plugin", policy = name, file = %path.display(), "refused: {error}");
+                tracing::error!(target: "heddle::plugin", policy = name, file = %shown(path), "refused: {error}");
             }
         }
     }

@@ -1,25 +1,23 @@
 //! From the bytes of a file to a policy that is known to work.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
+use tracing::{Dispatch, dispatcher};
 use wasmtime::component::Component;
 use wit_component::ComponentEncoder;
 
 use super::engine::Engine;
 use super::fault::{Fault, FaultKind, FaultLog, one_line, reason};
 use super::guest::Prepared;
-use super::host::LineRate;
+use super::host::LogLines;
 use super::instance::Instance;
-use crate::clock::Clock;
-use crate::config::checked::Ejection;
-use crate::policy::{Facts, Kind, Outcome, Role};
-use crate::registry::{Change, Registered};
-use crate::service::Fleet;
+use super::probe;
+use crate::policy::{Kind, Outcome, Role};
 
 /// A larger file is not read; the built-in policies have some tens of kilobytes.
 pub const MAX_BYTES: u64 = 16 << 20;
@@ -35,9 +33,18 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BuiltIn => f.write_str("built in"),
-            Self::File(path) => write!(f, "{}", path.display()),
+            Self::File(path) => f.write_str(&shown(path)),
         }
     }
+}
+
+/// A path as a piece of a log line: what a file is called begins no other line.
+pub(super) fn shown(path: &Path) -> String {
+    let mut shown = String::new();
+    for c in path.to_string_lossy().chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 /// SHA-256 of a plugin's file.
@@ -90,7 +97,7 @@ pub struct Generation {
     pub faults: FaultLog,
     /// Whether it has decided for a request; set by the sample that is timed.
     pub(super) decided: AtomicBool,
-    pub(super) lines: LineRate,
+    pub(super) lines: Arc<LogLines>,
     pub(super) engine: Arc<Engine>,
     pub(super) prepared: Prepared,
 }
@@ -138,7 +145,7 @@ impl Generation {
             loaded: Instant::now(),
             faults: FaultLog::default(),
             decided: AtomicBool::new(false),
-            lines: LineRate::default(),
+            lines: engine.log_lines(policy),
             engine: engine.clone(),
             prepared,
         });
@@ -171,6 +178,11 @@ impl Generation {
 
     /// Runs the guest through a life in small, as a service with three endpoints would.
     fn probe(self: &Arc<Self>, uses: &[(Role, Arc<str>)]) -> Result<(), LoadError> {
+        // Lines about a service that is none would mislead.
+        dispatcher::with_default(&Dispatch::none(), || self.probe_each(uses))
+    }
+
+    fn probe_each(self: &Arc<Self>, uses: &[(Role, Arc<str>)]) -> Result<(), LoadError> {
         let unused: [(Role, Arc<str>); 1] = [(self.role(), "{}".into())];
         for (_, config) in if uses.is_empty() { &unused } else { uses } {
             match self.probe_with(config) {
@@ -184,9 +196,8 @@ impl Generation {
     }
 
     fn probe_with(self: &Arc<Self>, config: &str) -> Result<(), Fault> {
-        let fleet = probe_fleet(self.engine.clock.clone());
-        let mut instance = Instance::new(self, &fleet, config, 1, &fleet.snapshot())?;
-        let mut facts = Facts::placeholder();
+        let (fleet, mut facts, seed) = probe::service(self.engine.clock.clone());
+        let mut instance = Instance::new(self, &fleet, config, seed, &fleet.snapshot())?;
         let refused = Outcome::of(Kind::Refused, Duration::from_millis(1));
         for slot in 0..4 {
             match self.role() {
@@ -213,22 +224,6 @@ fn what_is_missing(errors: &[wasmtime::Error; 3], uses: &[(Role, Arc<str>)]) -> 
         Role::CircuitBreaker => circuit_breaker,
     };
     format!("as a {}: {}", role.world(), reason(error))
-}
-
-/// Three endpoints with different weights.
-fn probe_fleet(clock: Clock) -> Arc<Fleet> {
-    let added = (1..=3)
-        .map(|n| Registered {
-            id: format!("probe#192.0.2.{n}:80"),
-            address: format!("192.0.2.{n}:80"),
-            weight: n,
-            order: u64::from(n),
-            metadata: Vec::new(),
-        })
-        .collect();
-    let fleet = Fleet::new("probe".into(), Ejection { max_percent: 100, panic_percent: 0 }, clock);
-    fleet.apply(Change { service: "probe".into(), removed: Vec::new(), added, paused: None });
-    Arc::new(fleet)
 }
 
 /// Makes a component of a core module that carries the bindings' description of its world.

@@ -5,24 +5,31 @@
 //! a version number and make an [`Instance`] of it for each service they serve. An instance has a store of its own,
 //! because wasmtime ends a whole store on a trap: one service's fault leaves the next service's state alone.
 //!
-//! Whatever a guest does, it costs a bounded piece of a worker's time and memory. Faults are counted over all workers,
-//! and a generation that repeats them is replaced by the one before.
+//! Whatever a guest does, it costs a bounded piece of a worker's time and memory. Faults are counted for each service over
+//! all workers, and a generation that repeats them is taken from the service, or from all where nothing speaks for it.
 
 mod engine;
+mod exposed;
 mod fault;
 mod folder;
 mod generation;
 mod guest;
 mod host;
 mod instance;
+mod memory;
+mod probe;
+mod quarantine;
 mod registry;
 mod seat;
+mod share;
 
 pub use engine::Engine;
+pub use exposed::EXPOSE_HEADERS;
 pub use fault::{Fault, FaultCounts, FaultKind};
 pub use folder::{Folder, watch};
 pub use generation::{ContentHash, Generation, LoadError, Origin};
 pub use instance::Instance;
+pub use quarantine::{Quarantine, Usage};
 pub use registry::{Plugin, Plugins, SECOND_CHANCE, Timing, builtin_names, builtin_policy, give_second_chances};
 pub use seat::Seat;
 

@@ -11,8 +11,9 @@ use arc_swap::ArcSwapOption;
 
 use super::builtin::BUILTIN;
 use super::engine::Engine;
-use super::fault::{Fault, FaultCounts};
+use super::fault::{FaultCounts, FaultLines};
 use super::generation::{ContentHash, Generation, LoadError, Origin};
+use super::quarantine::{Quarantine, Usage, Usages};
 use crate::config::checked;
 use crate::policy::Role;
 
@@ -29,6 +30,10 @@ pub struct Plugin {
     pub faults: FaultCounts,
     /// Decisions of all its generations.
     timing: Timing,
+    /// Which faults are logged.
+    pub(super) lines: FaultLines,
+    /// The services that use it.
+    pub(super) usages: Usages,
     history: Mutex<History>,
 }
 
@@ -52,14 +57,18 @@ impl Timing {
 }
 
 #[derive(Default)]
-struct History {
+pub(super) struct History {
     /// What is brought back when the generation in force misbehaves.
-    last_good: Option<Arc<Generation>>,
+    pub(super) last_good: Option<Arc<Generation>>,
     /// Out of force with nothing to replace it, since this moment.
-    quarantined: Option<(Arc<Generation>, Instant)>,
+    pub(super) quarantined: Option<(Arc<Generation>, Instant)>,
+    /// The last generation that was taken out of force for its faults, until another one is loaded.
+    pub(super) condemned: Option<Quarantine>,
     /// What services use this policy as, and the configurations that they give it.
     uses: BTreeSet<(Role, Arc<str>)>,
-    quarantines: u64,
+    pub(super) quarantines: u64,
+    /// Times that a generation was taken from one service.
+    pub(super) service_quarantines: u64,
     refusals: u64,
 }
 
@@ -77,6 +86,8 @@ impl Plugin {
             version: AtomicU64::new(0),
             faults: FaultCounts::default(),
             timing: Timing::default(),
+            lines: FaultLines::default(),
+            usages: Usages::default(),
             history: Mutex::default(),
         }
     }
@@ -97,14 +108,22 @@ impl Plugin {
         (history.quarantines, history.refusals)
     }
 
+    /// How often a generation was taken from one service.
+    pub fn service_quarantines(&self) -> u64 {
+        self.history().service_quarantines
+    }
+
     /// Whether a generation is out of force for its faults, with nothing to replace it for now.
     fn is_in_quarantine(&self) -> bool {
         self.history().quarantined.is_some()
     }
 
-    /// Takes note of a decision that was timed.
-    pub fn decided(&self, generation: &Generation, duration: Duration) {
-        generation.decided.store(true, Relaxed);
+    /// Takes note of a decision that was timed; of a service that it was made for without fault.
+    pub fn decided(&self, generation: &Generation, duration: Duration, served: Option<&Usage>) {
+        if let Some(usage) = served {
+            generation.decided.store(true, Relaxed);
+            usage.served(generation);
+        }
         self.timing.observe(duration);
     }
 
@@ -113,39 +132,11 @@ impl Plugin {
         &self.timing
     }
 
-    /// Counts a guest's fault; enough of them within 10 s put its generation in quarantine.
-    pub fn fault(&self, generation: &Arc<Generation>, fault: &Fault) {
-        let threshold = generation.engine.limits.faults as usize;
-        self.faults.add(fault.kind);
-        let recorded = generation.faults.record(fault.weight, Instant::now());
-        if recorded.log {
-            tracing::warn!(target: "heddle::plugin", policy = %self.name, generation = generation.number,
-                "{fault}; the proxy decides by itself for now");
-        }
-        if recorded.recent < threshold {
-            return;
-        }
-        let mut history = self.history();
-        if !self.current().is_some_and(|current| Arc::ptr_eq(&current, generation)) {
-            return;
-        }
-        history.quarantines += 1;
-        let replacement = history.last_good.take();
-        let then = match &replacement {
-            Some(good) => format!("back to generation {} ({})", good.number, good.origin),
-            None => "the proxy decides by itself".to_owned(),
-        };
-        tracing::error!(target: "heddle::plugin", policy = %self.name, generation = generation.number,
-            "in quarantine after {threshold} faults within 10 s, the last one {fault}; {then}");
-        history.quarantined = replacement.is_none().then(|| (generation.clone(), Instant::now()));
-        self.put(replacement);
-    }
-
-    fn history(&self) -> MutexGuard<'_, History> {
+    pub(super) fn history(&self) -> MutexGuard<'_, History> {
         self.history.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn put(&self, generation: Option<Arc<Generation>>) {
+    pub(super) fn put(&self, generation: Option<Arc<Generation>>) {
         self.current.store(generation);
         self.version.fetch_add(1, Ordering::Release);
     }
@@ -160,6 +151,7 @@ impl Plugin {
             history.last_good = Some(before);
         }
         history.quarantined = None;
+        history.condemned = None;
         self.put(Some(generation));
     }
 
@@ -169,13 +161,15 @@ impl Plugin {
     }
 
     fn second_chance(&self, now: Instant) {
+        self.second_chances_of_services(now);
         let mut history = self.history();
         if history.quarantined.as_ref().is_some_and(|(_, since)| now.saturating_duration_since(*since) >= SECOND_CHANCE)
             && let Some((generation, _)) = history.quarantined.take()
         {
             tracing::warn!(target: "heddle::plugin", policy = %self.name, generation = generation.number,
                 "out of quarantine, as nothing could replace it");
-            generation.faults.forgive();
+            generation.faults.forgive(None);
+            history.condemned = None;
             self.put(Some(generation));
         }
     }
@@ -358,7 +352,7 @@ pub fn builtin_policy(name: &str) -> Option<&'static [u8]> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::fault::FaultKind;
+    use super::super::fault::{Fault, FaultKind};
     use super::*;
     use crate::clock::Clock;
 

@@ -11,7 +11,7 @@ use super::decide::{Choice, Decider, Picked};
 use super::refusal::{Limit, Refusal};
 use super::worker::Worker;
 use crate::config::checked::Policy;
-use crate::plugin::{Instance, Plugin, Seat};
+use crate::plugin::{Plugin, Seat};
 use crate::policy::{Facts, Latencies, Outcome, Role, Terms};
 use crate::service::{Endpoint, Keeper, Seen, Service, ServiceProbe, ServiceStats};
 use crate::transport::tls::Connector;
@@ -151,6 +151,10 @@ impl LocalService {
             }
             Choice::NoneEligible => Err(Refusal::NoEndpoint { service: service() }),
             Choice::Declined => Err(Refusal::Declined { service: service() }),
+            Choice::NoPolicy => {
+                let policy = self.service.balancer.name.to_string();
+                Err(Refusal::NoPolicy { service: service(), policy })
+            }
         }
     }
 
@@ -178,7 +182,7 @@ impl LocalService {
         let Some(retry) = &self.retry else { return Terms::default() };
         let mut seat = retry.borrow_mut();
         seat.refresh();
-        seat.instance().map(Instance::terms).unwrap_or_default()
+        seat.terms()
     }
 
     /// After how long the retry policy wants another attempt; none where it gives up, and where there is none.

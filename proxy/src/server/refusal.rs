@@ -19,7 +19,7 @@ use crate::service::ServiceStats;
 use crate::transport::tls::TlsFailure;
 use crate::upstream::Failure;
 
-/// When to come again to a service that somebody has paused: nobody says how long that takes.
+/// When to come again to a service that somebody has paused, or whose policy is missing: nobody says how long that takes.
 const PAUSED: Duration = Duration::from_secs(5);
 
 /// Why the proxy answered by itself.
@@ -55,6 +55,11 @@ pub enum Refusal {
     Paused { service: String },
     #[error("the balancer of {service} picked no endpoint")]
     Declined { service: String },
+    /// A policy that has no working version, and that no other rule may stand in for.
+    #[error(
+        "the balancer {policy} of {service} cannot be used now, and choosing without it would break what it promises"
+    )]
+    NoPolicy { service: String, policy: String },
     /// As much of the service is in use as a limit allows.
     #[error("{service} is full: {}", told(*.limit))]
     Full { service: String, limit: Limit },
@@ -84,7 +89,9 @@ impl Refusal {
             Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "http_request_denied", "router"),
             Self::NoEndpoint { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "registry"),
             Self::Paused { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "pause"),
-            Self::Declined { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "balancer"),
+            Self::Declined { .. } | Self::NoPolicy { .. } => {
+                (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "balancer")
+            }
             // The one registered type that says that a limit of the proxy's own has been reached.
             Self::Full { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", "limits"),
             Self::Open { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "breaker"),
@@ -107,6 +114,7 @@ impl Refusal {
             Self::NoEndpoint { .. }
             | Self::Paused { .. }
             | Self::Declined { .. }
+            | Self::NoPolicy { .. }
             | Self::Open { .. }
             | Self::Full { .. } => Code::Unavailable,
             Self::HeadTimeout | Self::Deadline => Code::DeadlineExceeded,
@@ -135,9 +143,11 @@ impl Refusal {
     pub fn socks_reply(&self) -> Reply {
         match self {
             Self::UnknownService { .. } | Self::PortDenied { .. } => Reply::NotAllowed,
-            Self::NoEndpoint { .. } | Self::Paused { .. } | Self::Declined { .. } | Self::Open { .. } => {
-                Reply::HostUnreachable
-            }
+            Self::NoEndpoint { .. }
+            | Self::Paused { .. }
+            | Self::Declined { .. }
+            | Self::NoPolicy { .. }
+            | Self::Open { .. } => Reply::HostUnreachable,
             Self::Unsupported(_) => Reply::CommandNotSupported,
             Self::Deadline => Reply::TimedOut,
             Self::Upstream(failure) => reply_to_failure(failure),
@@ -170,7 +180,7 @@ impl Refusal {
             Self::Open { left, .. } => Some(*left),
             // As soon as any request has ended.
             Self::Full { .. } | Self::Upstream(Failure::NoPermit { .. }) => Some(Duration::ZERO),
-            Self::Paused { .. } => Some(PAUSED),
+            Self::Paused { .. } | Self::NoPolicy { .. } => Some(PAUSED),
             _ => None,
         }
     }

@@ -20,6 +20,8 @@ fn a_listener_is_enough() {
     assert_eq!(config.plugins.change, Duration::from_millis(100));
     assert_eq!(config.plugins.memory, 64 << 20);
     assert_eq!(config.plugins.faults, 4);
+    assert_eq!(config.plugins.share, 25);
+    assert!(config.plugins.memory_total >= config.plugins.memory);
     let [listener] = &config.listeners[..] else { panic!("{:?}", config.listeners) };
     assert_eq!(listener.service, None);
     assert!(listener.passthrough.is_some());
