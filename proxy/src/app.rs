@@ -47,7 +47,7 @@ pub enum StartError {
     Tls(#[from] FileError),
     #[error("the plugin engine does not start: {0}")]
     Engine(String),
-    #[error("the built-in policy {name} cannot be used: {error}")]
+    #[error("the policy {name} cannot be used: {error}")]
     Policy { name: Arc<str>, error: LoadError },
     #[error("no policy is called {0}: expected a file of that name with .wasm in the plugins folder, or one of {1}")]
     MissingPolicy(String, String),
@@ -142,10 +142,34 @@ impl Reloads {
 }
 
 impl State {
-    /// Whether requests should be sent here: listeners are open, plugins are loaded, every registry has answered once
-    /// or was restored, and the proxy has not been told to stop.
+    /// Whether requests should be sent here: listeners are open, the policies that services use have been loaded or
+    /// refused, every registry has answered once or was restored, and the proxy has not been told to stop.
     pub fn is_ready(&self) -> bool {
-        self.registry.is_ready() && !self.is_draining()
+        self.registry.is_ready() && !self.is_draining() && !self.is_compiling()
+    }
+
+    /// Whether a service waits for a policy that is being compiled for the first time.
+    fn is_compiling(&self) -> bool {
+        self.plugins().awaited().iter().any(|policy| policy.refusal().is_none())
+    }
+
+    /// Waits until [`State::is_ready`] does not depend on policies.
+    pub async fn wait_policies(&self) {
+        while self.is_compiling() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What keeps services from being served although the proxy runs, a line each: policies that were never loaded.
+    pub fn unserved(&self) -> Vec<String> {
+        let line = |service: Arc<crate::service::Service>| {
+            let policy = service.awaited_policy()?;
+            let why = policy.refusal().unwrap_or_else(|| "it is being compiled".to_owned());
+            Some(format!("service {}: the policy {} is not loaded: {why}", service.name(), policy.name))
+        };
+        let mut lines: Vec<String> = self.directory.all().into_iter().filter_map(line).collect();
+        lines.sort_unstable();
+        lines
     }
 
     /// Whether the proxy has been told to stop.

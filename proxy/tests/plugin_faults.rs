@@ -76,6 +76,22 @@ fn no_generation_at_all_is_a_fallback_too() {
     assert_eq!((worker.stats().decisions, worker.stats().fallbacks), (2, 4));
 }
 
+/// Issue 10, 7: after another generation has come into force, its instance is made ahead of the request that needs it.
+#[test]
+fn instances_are_made_ahead_of_the_request() {
+    let host = host_with(&[]);
+    let mut replaced = host.plugins.replaced();
+    let mut worker = host.worker("users");
+    worker.decider.seat.renew();
+    assert!(worker.decider.seat.instance().is_none(), "nobody has used it");
+    worker.slots("/", 1);
+    let next = host.load(&guest(&[("pick", instead::DECLINE)])).unwrap();
+    assert!(replaced.has_changed().unwrap(), "workers are told");
+    replaced.mark_unchanged();
+    worker.decider.seat.renew();
+    assert_eq!(worker.decider.seat.instance().unwrap().generation().number, next.number);
+}
+
 #[test]
 fn a_slot_that_cannot_be_used_is_asked_for_again_and_then_chosen_natively() {
     let host = host_with(&[("pick", &on_path('f', instead::NONSENSE))]);
@@ -261,9 +277,9 @@ fn what_is_refused_replaces_nothing_and_says_why() {
     let refused: [(&str, &[u8], &str); 13] = [
         ("no WebAssembly", b"#!/bin/sh\n", "not WebAssembly"),
         ("nothing", b"", "not WebAssembly"),
-        ("half a module", &whole[..whole.len() / 2], "cannot be made a component"),
-        ("half a component", &component(&whole)[..2_000], "does not compile"),
-        ("no description", &wat::parse_str("(module)").unwrap(), "no export `configure`"),
+        ("half a module", &whole[..whole.len() / 2], "cannot be made a component: cut short"),
+        ("half a component", &component(&whole)[..2_000], "does not compile: cut short"),
+        ("no description", &wat::parse_str("(module)").unwrap(), "no component-type section"),
         ("an import of nobody's", &imports, "env"),
         ("an import of nobody's, in a component", &wrong_import, "host:files/read@1.0.0"),
         ("another contract", &module(include_str!("guests/retry.wat"), "retry-policy"), "balancer"),

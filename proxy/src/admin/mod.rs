@@ -219,7 +219,7 @@ impl Answer {
     }
 
     fn plain(status: StatusCode, text: &str) -> Self {
-        Self::new(status, "text/plain; charset=utf-8", format!("{text}\n"))
+        Self::new(status, PLAIN, format!("{text}\n"))
     }
 
     fn of<E: Display>(content_type: &'static str, text: Result<String, E>) -> Self {
@@ -268,8 +268,7 @@ fn answer(request: &http::Request<Incoming>, state: &Arc<State>, door: &Door<'_>
     };
     match action {
         Action::Live => Answer::plain(StatusCode::OK, "live"),
-        Action::Ready if state.is_ready() => Answer::plain(StatusCode::OK, "ready"),
-        Action::Ready => Answer::plain(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+        Action::Ready => ready(state),
         Action::Metrics => Answer::of(metrics::CONTENT_TYPE, metrics::text(state)),
         Action::State => Answer::of(JSON, state::json(state)),
         Action::Pause => command::set_paused(state, &names, true),
@@ -278,6 +277,25 @@ fn answer(request: &http::Request<Incoming>, state: &Arc<State>, door: &Door<'_>
         Action::TakeOver => take_over(request),
         Action::Shutdown => command::stop(Phase::Cutting),
     }
+}
+
+/// Services that `/ready` names at most.
+const MAX_UNSERVED: usize = 100;
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// A service that waits for its policy is named. Once the policy's file has been refused, the others are served.
+fn ready(state: &Arc<State>) -> Answer {
+    let (status, first) = match state.is_ready() {
+        true => (StatusCode::OK, "ready"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+    };
+    let unserved = state.unserved();
+    if unserved.is_empty() {
+        return Answer::plain(status, first);
+    }
+    let lines = unserved.iter().take(MAX_UNSERVED).map(String::as_str);
+    Answer::new(status, PLAIN, format!("{first}\n{}\n", lines.collect::<Vec<_>>().join("\n")))
 }
 
 /// What is spoken then is no HTTP.

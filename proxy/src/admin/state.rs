@@ -45,6 +45,8 @@ struct ShownPlugin {
     faults: u64,
     quarantines: u64,
     refusals: u64,
+    /// Why the last file was not loaded; none after one that was.
+    refusal: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -153,6 +155,7 @@ fn show_plugin(plugin: &Plugin) -> ShownPlugin {
         faults: FaultKind::ALL.iter().map(|kind| plugin.faults.get(*kind)).sum(),
         quarantines,
         refusals,
+        refusal: plugin.refusal(),
     }
 }
 

@@ -153,6 +153,12 @@ impl Control {
         let state = self.state.clone();
         tokio::spawn(drain::leave(state.stop.clone(), move || state.drain_delay()));
         tokio::spawn(tick::run(self.state.directory.clone()));
+        let stopping = self.state.clone();
+        let mut watcher = self.state.stop.watcher();
+        tokio::spawn(async move {
+            watcher.reached(Phase::Leaving).await;
+            stopping.plugins().engine().stop_compiling();
+        });
         let (registries, directory) = (self.state.registry.clone(), self.state.directory.clone());
         tokio::spawn(async move {
             registries.wait_ready().await;

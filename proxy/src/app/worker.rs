@@ -63,6 +63,7 @@ async fn serve(post: Post) -> bool {
     let mut open =
         Open { worker: worker.clone(), watcher: watcher.clone(), tasks: JoinSet::new(), sockets: Vec::new() };
     let mut leaving = watcher.clone();
+    let mut replaced = state.plugins().replaced();
     loop {
         tokio::select! {
             biased;
@@ -82,6 +83,13 @@ async fn serve(post: Post) -> bool {
                 Order::Sockets(answer) => drop(answer.send(open.sockets())),
             },
             Some(_) = open.tasks.join_next() => {}
+            changed = replaced.changed() => {
+                // Another configuration has brought other plugins, and the ones before are gone.
+                if changed.is_err() {
+                    replaced = state.plugins().replaced();
+                }
+                spawn_local(worker.clone().renew_policies());
+            }
         }
     }
     // Also while connections that waited are still accepted: one that waits for its turn gets it when another ends.

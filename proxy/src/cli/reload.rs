@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::run::explain;
+use super::run::explained;
 use crate::app::App;
 use crate::config;
 use crate::watch::Changes;
@@ -78,7 +78,7 @@ impl Follower {
                     tracing::info!(target: "heddle", "goes on with the configuration in {} as it is now", self.path.display());
                     return;
                 }
-                Err(errors) => explain(&errors, &checked),
+                Err(errors) => explained(errors, checked).await,
             },
             Err(problems) => {
                 app.state.reloads.count_refused();

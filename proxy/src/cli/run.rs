@@ -3,7 +3,10 @@
 use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
+use std::thread;
 use std::time::Duration;
+
+use tokio::sync::oneshot;
 
 use tracing::level_filters::LevelFilter;
 use tracing_subscriber::filter::Targets;
@@ -58,7 +61,13 @@ pub fn run(path: &Path, take_over: Option<Option<&Path>>) -> ExitCode {
     let app = match App::begin(checked.config.clone(), inherited) {
         Ok(app) => app,
         Err(error) => {
-            explain(&[error], &checked).iter().for_each(|line| eprintln!("{line}"));
+            let lines = signals.block_on(async {
+                tokio::select! {
+                    lines = explained(vec![error], checked) => lines,
+                    () = signals.wait() => Vec::new(),
+                }
+            });
+            lines.iter().for_each(|line| eprintln!("{line}"));
             return ExitCode::FAILURE;
         }
     };
@@ -98,7 +107,10 @@ async fn relieve(app: &App, predecessor: Predecessor, signals: &Signals) -> Resu
     tokio::select! {
         biased;
         () = signals.wait() => return goes_on("told to stop before it has taken over"),
-        known = tokio::time::timeout(patience, app.state.registry.wait_ready()) => if known.is_err() {
+        known = tokio::time::timeout(patience, async {
+            app.state.registry.wait_ready().await;
+            app.state.wait_policies().await;
+        }) => if known.is_err() {
             return goes_on(&format!("endpoints were not known within {} s", patience.as_secs()));
         }
     }
@@ -119,9 +131,19 @@ async fn relieve(app: &App, predecessor: Predecessor, signals: &Signals) -> Resu
     Ok(())
 }
 
+/// What [`explain`] says. It may compile plugins, and no signal waits for that.
+pub async fn explained(errors: Vec<StartError>, checked: Checked) -> Vec<String> {
+    let (answer, answered) = oneshot::channel();
+    let work = move || drop(answer.send(explain(&errors, &checked)));
+    match thread::Builder::new().name("heddle-explain".into()).spawn(work) {
+        Ok(_) => answered.await.unwrap_or_default(),
+        Err(error) => vec![format!("heddle: what is wrong cannot be said: {error}")],
+    }
+}
+
 /// What is wrong, one line for each problem. What is wrong with policies and addresses is said with its place in the
 /// configuration; of policies, as `heddle check` says it, all of it.
-pub fn explain(errors: &[StartError], checked: &Checked) -> Vec<String> {
+fn explain(errors: &[StartError], checked: &Checked) -> Vec<String> {
     let is_of_policy = |error: &StartError| matches!(error, StartError::Policy { .. } | StartError::MissingPolicy(..));
     let policies = errors.iter().any(is_of_policy).then(|| policies::check(checked).err()).flatten();
     let mut lines: Vec<String> = policies.iter().flatten().map(ToString::to_string).collect();

@@ -11,8 +11,9 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::checked::{
-    Config, Ejection, Etcd, EtcdLogin, EtcdWatch, FileSource, FixedEndpoint, KeyPair, Layout, Listener, ListenerTls,
-    Plugins, Policy, Pool, Protocol, Registry, RetryBudget, Service, Services, TlsClient, UpstreamProtocol,
+    Compile, Config, Ejection, Etcd, EtcdLogin, EtcdWatch, FileSource, FixedEndpoint, KeyPair, Layout, Listener,
+    ListenerTls, Plugins, Policy, Pool, Protocol, Registry, RetryBudget, Service, Services, TlsClient,
+    UpstreamProtocol,
 };
 use super::file::{self, Admin, File, NamedService};
 use super::problem::{Place, Problems};
@@ -59,12 +60,12 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
         workers: file.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         drain: file.drain.unwrap_or(Duration::from_secs(8)),
         drain_delay: file.drain_delay.unwrap_or(Duration::ZERO),
+        plugins: plugins(file.plugins, &file.compile, file.state.as_ref().map(|at| at.value.as_path())),
         state: file.state.map(|at| at.value),
         admin,
         admin_socket: file.admin_socket.map(|at| at.value),
         via: file.via.unwrap_or_else(own_name),
         suffix,
-        plugins: plugins(file.plugins),
         certificates,
         listeners,
         registry: Registry {
@@ -157,7 +158,8 @@ fn report_unreachable_names(services: &[NamedService], suffix: &str, problems: &
     }
 }
 
-fn plugins(written: file::Plugins) -> Plugins {
+fn plugins(written: file::Plugins, compile: &file::Compile, state: Option<&Path>) -> Plugins {
+    let default = Compile::default();
     Plugins {
         folder: written.folder.map(|at| at.value),
         rescan: written.rescan.unwrap_or(Duration::from_secs(5)),
@@ -165,6 +167,12 @@ fn plugins(written: file::Plugins) -> Plugins {
         change: written.change.unwrap_or(Duration::from_millis(100)),
         memory: written.memory.unwrap_or(64 << 20),
         faults: written.faults.unwrap_or(4),
+        cache: state.map(|state| state.join("plugins")),
+        compile: Compile {
+            cpu: compile.cpu.unwrap_or(default.cpu),
+            memory: compile.memory.map(|bytes| bytes as u64),
+            cache: compile.cache.map_or(default.cache, |bytes| bytes as u64),
+        },
     }
 }
 

@@ -60,6 +60,26 @@ pub struct Plugins {
     pub memory: usize,
     /// This many faults within 10 s put a generation in quarantine; 4 by default.
     pub faults: u32,
+    /// Where compiled plugins are kept: a folder below `state`; none without one.
+    pub cache: Option<PathBuf>,
+    pub compile: Compile,
+}
+
+/// `plugin_compile` and `plugin_cache`: what compiling one plugin may take, and how much of it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compile {
+    /// CPU time, in whole seconds; 5 s by default.
+    pub cpu: Duration,
+    /// Memory in bytes. None, the default: 512 MiB, or half of what the process's own cgroup leaves if that is less.
+    pub memory: Option<u64>,
+    /// Bytes of all compiled plugins that are kept; 32 MiB by default, 0 for none.
+    pub cache: u64,
+}
+
+impl Default for Compile {
+    fn default() -> Self {
+        Self { cpu: Duration::from_secs(5), memory: None, cache: 32 << 20 }
+    }
 }
 
 /// One address that applications connect to.

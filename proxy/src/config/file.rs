@@ -34,6 +34,7 @@ pub(super) struct File {
     pub via: Option<String>,
     pub suffix: Option<String>,
     pub plugins: Plugins,
+    pub compile: Compile,
     pub admin: Option<Admin>,
     pub admin_socket: Option<At<PathBuf>>,
     pub certificates: Vec<KeyPair>,
@@ -71,6 +72,14 @@ pub(super) struct Plugins {
     pub change: Option<Duration>,
     pub memory: Option<usize>,
     pub faults: Option<u32>,
+}
+
+/// `[plugin_compile]` and `plugin_cache`.
+#[derive(Default)]
+pub(super) struct Compile {
+    pub cpu: Option<Duration>,
+    pub memory: Option<usize>,
+    pub cache: Option<usize>,
 }
 
 /// `[registry.file]`.
@@ -113,6 +122,7 @@ impl File {
             via: s.get("via", via),
             suffix: s.get("suffix", suffix),
             plugins: plugins(s, base),
+            compile: compile(s),
             admin: admin(s),
             admin_socket: s.at("admin_socket", path(base)),
             certificates: certificates(s, base),
@@ -137,6 +147,16 @@ fn plugins(s: &mut Section<'_>, base: &Path) -> Plugins {
         faults: s.get("faults", integer(1..=1000)),
     });
     read.unwrap_or_default()
+}
+
+fn compile(s: &mut Section<'_>) -> Compile {
+    let cache = s.get("plugin_cache", size(0..=4 << 30));
+    let read = s.section("plugin_compile", |s| Compile {
+        cpu: s.get("cpu", duration(Duration::from_secs(1)..=Duration::from_secs(600))),
+        memory: s.get("memory", size(32 << 20..=64 << 30)),
+        cache: None,
+    });
+    Compile { cache, ..read.unwrap_or_default() }
 }
 
 fn admin(s: &mut Section<'_>) -> Option<Admin> {

@@ -17,6 +17,7 @@ use std::time::Duration;
 use wasmtime::component::Linker;
 use wasmtime::{Config, OptLevel};
 
+use super::compile::Compiler;
 use super::host::{self, State};
 use crate::clock::Clock;
 use crate::config::checked;
@@ -32,6 +33,8 @@ pub struct Engine {
     pub(super) wasm: wasmtime::Engine,
     pub(super) linker: Linker<State>,
     pub(super) limits: checked::Plugins,
+    /// Makes components of files.
+    pub(super) compiler: Compiler,
     /// The clock that all guests see.
     pub clock: Clock,
     ticker: Arc<Ticker>,
@@ -56,11 +59,35 @@ impl Engine {
     ///
     /// When this machine cannot run what the compiler makes, or no thread can be started.
     pub fn new(limits: checked::Plugins, clock: Clock) -> Result<Arc<Self>, wasmtime::Error> {
+        let compiler = Compiler::new(&limits, None);
+        Self::with(limits, clock, compiler)
+    }
+
+    /// An engine with other bounds in the place of one: with the same clock, and stopped with it.
+    ///
+    /// # Errors
+    ///
+    /// As [`Engine::new`].
+    pub fn after(before: &Self, limits: checked::Plugins) -> Result<Arc<Self>, wasmtime::Error> {
+        let compiler = Compiler::new(&limits, Some(&before.compiler));
+        Self::with(limits, before.clock.clone(), compiler)
+    }
+
+    pub(super) fn with(
+        limits: checked::Plugins,
+        clock: Clock,
+        compiler: Compiler,
+    ) -> Result<Arc<Self>, wasmtime::Error> {
         let mut config = Config::new();
+        if compiler.is_elsewhere() {
+            config.enable_compiler(false);
+        } else {
+            config.cranelift_opt_level(OptLevel::Speed);
+        }
+        // What follows must be the same in the process that compiles: wasmtime refuses what was compiled otherwise.
         config
             .wasm_component_model(true)
             .epoch_interruption(true)
-            .cranelift_opt_level(OptLevel::Speed)
             // A memory never grows beyond the bound, so no more than the bound is reserved for it: with the default of
             // 4 GiB, a thousand services on many cores would use up the address space.
             .memory_reservation(limits.memory as u64)
@@ -79,7 +106,17 @@ impl Engine {
             thread::Builder::new().name("heddle-epoch".into()).spawn(move || run_ticker(&wasm, &ticker, tick))?
         };
         let ticker_thread = ticker_thread.thread().clone();
-        Ok(Arc::new(Self { wasm, linker, limits, clock, ticker, ticker_thread, tick }))
+        Ok(Arc::new(Self { wasm, linker, limits, compiler, clock, ticker, ticker_thread, tick }))
+    }
+
+    /// Sets the limits of compilations that begin from now on.
+    pub fn set_compile_limits(&self, limits: checked::Compile) {
+        self.compiler.set_limits(limits);
+    }
+
+    /// Ends the compilations that run, and lets none begin: the process is stopping.
+    pub fn stop_compiling(&self) {
+        self.compiler.stop();
     }
 
     /// Says that a call is about to begin or still runs, so that epochs rise.

@@ -7,11 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use wasmtime::component::Component;
-use wit_component::ComponentEncoder;
 
+use super::compile::{Cancel, Compiled, Source};
 use super::engine::Engine;
-use super::fault::{Fault, FaultKind, FaultLog, one_line, reason};
+use super::fault::{Fault, FaultKind, FaultLog, reason};
 use super::guest::Prepared;
 use super::host::LineRate;
 use super::instance::Instance;
@@ -71,12 +70,35 @@ pub enum LoadError {
     NotWrappable(String),
     #[error("does not compile: {0}")]
     Compile(String),
+    #[error("{bytes} bytes; expected at most {MAX_BYTES}")]
+    TooLarge { bytes: u64 },
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+    #[error("compiling it takes more than {limit:?} of CPU time: expected less, or a larger plugin_compile.cpu")]
+    OutOfTime { limit: Duration },
+    #[error("compiling it takes more than {} MiB of memory{}: expected less, or a larger plugin_compile.memory",
+        .limit >> 20, if *.is_set { "" } else { " (512 MiB, or half of what the cgroup leaves)" })]
+    OutOfMemory { limit: u64, is_set: bool },
+    /// The process that was to compile it was ended by somebody.
+    #[error("the process that compiled it did not finish: {0}")]
+    Died(String),
+    #[error("it cannot be compiled now: {0}")]
+    NoCompiler(String),
+    #[error("nobody waits for it any more")]
+    Cancelled,
     #[error("speaks no world of heddle:policy@0.1.0: {0}")]
     Contract(String),
     #[error("is a {found}, and services use it as their {}: expected that world of heddle:policy@0.1.0", wanted.world(), found = found.world())]
     Role { found: Role, wanted: Role },
     #[error("failed its probe ({fault}) with the configuration {config}")]
     Probe { config: Arc<str>, fault: Fault },
+}
+
+impl LoadError {
+    /// Whether the same file may well be loaded when it is tried again.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unreadable(_) | Self::Died(_) | Self::NoCompiler(_) | Self::Cancelled)
+    }
 }
 
 /// One loaded version of a plugin.
@@ -118,13 +140,32 @@ impl Generation {
         origin: Origin,
         uses: &[(Role, Arc<str>)],
     ) -> Result<Arc<Self>, LoadError> {
-        let component = match bytes.get(..8) {
-            Some([0, b'a', b's', b'm', 0x01, 0, 0, 0]) => &wrap(bytes)?,
-            Some([0, b'a', b's', b'm', _, 0, 1, 0]) => bytes,
-            _ => return Err(LoadError::NotWasm),
-        };
-        let component = Component::new(&engine.wasm, component).map_err(|error| LoadError::Compile(reason(&error)))?;
-        let linked = engine.linker.instantiate_pre(&component).map_err(|error| LoadError::Contract(reason(&error)))?;
+        Self::load_from(engine, policy, Source::Bytes(bytes), origin, uses, &Cancel::default())
+    }
+
+    /// The same from wherever the content is, until nobody waits for it.
+    pub(super) fn load_from(
+        engine: &Arc<Engine>,
+        policy: &Arc<str>,
+        source: Source<'_>,
+        origin: Origin,
+        uses: &[(Role, Arc<str>)],
+        cancel: &Cancel,
+    ) -> Result<Arc<Self>, LoadError> {
+        let compiled = engine.compiler.compile(engine, source, uses, cancel)?;
+        Self::of_compiled(engine, policy, &compiled, origin, uses)
+    }
+
+    /// Makes a generation of what is compiled, and probes it unless that has been done.
+    pub(super) fn of_compiled(
+        engine: &Arc<Engine>,
+        policy: &Arc<str>,
+        compiled: &Compiled,
+        origin: Origin,
+        uses: &[(Role, Arc<str>)],
+    ) -> Result<Arc<Self>, LoadError> {
+        let component = &compiled.component;
+        let linked = engine.linker.instantiate_pre(component).map_err(|error| LoadError::Contract(reason(&error)))?;
         let prepared = Prepared::new(&linked).map_err(|errors| LoadError::Contract(what_is_missing(&errors, uses)))?;
         let found = prepared.role();
         if let Some(&(wanted, _)) = uses.iter().find(|(wanted, _)| *wanted != found) {
@@ -132,7 +173,7 @@ impl Generation {
         }
         let generation = Arc::new(Self {
             policy: policy.clone(),
-            hash: ContentHash::of(bytes),
+            hash: compiled.hash,
             number: NUMBER.fetch_add(1, Relaxed),
             origin,
             loaded: Instant::now(),
@@ -142,7 +183,9 @@ impl Generation {
             engine: engine.clone(),
             prepared,
         });
-        generation.probe(uses)?;
+        if !compiled.probed {
+            generation.probe(uses)?;
+        }
         Ok(generation)
     }
 
@@ -229,12 +272,4 @@ fn probe_fleet(clock: Clock) -> Arc<Fleet> {
     let fleet = Fleet::new("probe".into(), Ejection { max_percent: 100, panic_percent: 0 }, clock);
     fleet.apply(Change { service: "probe".into(), removed: Vec::new(), added, paused: None });
     Arc::new(fleet)
-}
-
-/// Makes a component of a core module that carries the bindings' description of its world.
-fn wrap(module: &[u8]) -> Result<Vec<u8>, LoadError> {
-    ComponentEncoder::default()
-        .module(module)
-        .and_then(|encoder| encoder.validate(true).encode())
-        .map_err(|error| LoadError::NotWrappable(one_line(&format!("{error:#}"))))
 }

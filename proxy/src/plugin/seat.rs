@@ -116,6 +116,13 @@ impl Seat {
         }
     }
 
+    /// Makes the instance of another generation ahead of the question that needs it, where there was one.
+    pub fn renew(&mut self) {
+        if self.instance.is_some() && self.is_outdated() {
+            self.refresh();
+        }
+    }
+
     /// Drops the instance if nobody has asked since the last call.
     pub fn evict_unless_used(&mut self) {
         if !mem::take(&mut self.used) {

@@ -111,8 +111,14 @@ impl LocalService {
     ///
     /// # Errors
     ///
-    /// When the service is open as a whole.
+    /// When the service is open as a whole, or one of its policies has never been loaded.
     pub fn enter(&self) -> Result<Option<ServiceProbe>, Refusal> {
+        if let Some(policy) = self.service.awaited_policy() {
+            return Err(Refusal::NoPolicy {
+                service: self.service.name().to_string(),
+                policy: policy.name.to_string(),
+            });
+        }
         let open = |left| Refusal::Open { service: self.service.name().to_string(), left };
         self.service.fleet.enter().map_err(open)
     }
@@ -237,6 +243,11 @@ impl LocalService {
     pub fn sweep(&self) {
         self.pools.sweep(&self.service.snapshot());
         self.seats(Seat::drop_outdated);
+    }
+
+    /// Makes instances of policies that have been replaced, ahead of the request that needs them.
+    pub fn renew_policies(&self) {
+        self.seats(Seat::renew);
     }
 
     /// Drops policies that decided nothing since this was called last.

@@ -22,6 +22,9 @@ use crate::upstream::Failure;
 /// When to come again to a service that somebody has paused: nobody says how long that takes.
 const PAUSED: Duration = Duration::from_secs(5);
 
+/// When to come again to a service whose policy is being compiled, or waits for a file that is in order.
+const NO_POLICY: Duration = Duration::from_secs(1);
+
 /// Why the proxy answered by itself.
 #[derive(Debug, thiserror::Error)]
 pub enum Refusal {
@@ -55,6 +58,9 @@ pub enum Refusal {
     Paused { service: String },
     #[error("the balancer of {service} picked no endpoint")]
     Declined { service: String },
+    /// Nothing decides as the service's policy would, so nothing decides.
+    #[error("the policy {policy} of {service} is not loaded yet")]
+    NoPolicy { service: String, policy: String },
     /// As much of the service is in use as a limit allows.
     #[error("{service} is full: {}", told(*.limit))]
     Full { service: String, limit: Limit },
@@ -85,6 +91,7 @@ impl Refusal {
             Self::NoEndpoint { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "registry"),
             Self::Paused { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "pause"),
             Self::Declined { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "balancer"),
+            Self::NoPolicy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "policy"),
             // The one registered type that says that a limit of the proxy's own has been reached.
             Self::Full { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", "limits"),
             Self::Open { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "breaker"),
@@ -107,6 +114,7 @@ impl Refusal {
             Self::NoEndpoint { .. }
             | Self::Paused { .. }
             | Self::Declined { .. }
+            | Self::NoPolicy { .. }
             | Self::Open { .. }
             | Self::Full { .. } => Code::Unavailable,
             Self::HeadTimeout | Self::Deadline => Code::DeadlineExceeded,
@@ -135,9 +143,11 @@ impl Refusal {
     pub fn socks_reply(&self) -> Reply {
         match self {
             Self::UnknownService { .. } | Self::PortDenied { .. } => Reply::NotAllowed,
-            Self::NoEndpoint { .. } | Self::Paused { .. } | Self::Declined { .. } | Self::Open { .. } => {
-                Reply::HostUnreachable
-            }
+            Self::NoEndpoint { .. }
+            | Self::Paused { .. }
+            | Self::Declined { .. }
+            | Self::NoPolicy { .. }
+            | Self::Open { .. } => Reply::HostUnreachable,
             Self::Unsupported(_) => Reply::CommandNotSupported,
             Self::Deadline => Reply::TimedOut,
             Self::Upstream(failure) => reply_to_failure(failure),
@@ -171,6 +181,7 @@ impl Refusal {
             // As soon as any request has ended.
             Self::Full { .. } | Self::Upstream(Failure::NoPermit { .. }) => Some(Duration::ZERO),
             Self::Paused { .. } => Some(PAUSED),
+            Self::NoPolicy { .. } => Some(NO_POLICY),
             _ => None,
         }
     }
@@ -325,6 +336,7 @@ mod tests {
     fn what_is_full_says_when_to_come_again() {
         for refusal in [
             Refusal::Full { service: "users".into(), limit: Limit::Pending },
+            Refusal::NoPolicy { service: "users".into(), policy: "own".into() },
             Failure::NoPermit { address: "10.0.0.1:80".to_owned() }.into(),
         ] {
             let response = refusal.response();

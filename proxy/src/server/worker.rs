@@ -229,6 +229,15 @@ impl Worker {
         }
     }
 
+    /// Makes instances of policies that have been replaced. Requests are served between two services.
+    pub async fn renew_policies(self: Rc<Self>) {
+        let services: Vec<Rc<LocalService>> = self.services.borrow().values().cloned().collect();
+        for service in services {
+            service.renew_policies();
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Gives up idle connections when somebody waits for one, for ever.
     async fn give_up_idle(self: Rc<Self>) {
         let Some(mut asked) = self.asked.take() else { return };

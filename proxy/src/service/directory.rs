@@ -63,6 +63,12 @@ impl Service {
         (!is_as_before).then_some(changed)
     }
 
+    /// A policy of the service that has never been loaded, if there is one.
+    pub fn awaited_policy(&self) -> Option<&Arc<Plugin>> {
+        let policies = [Some(&self.balancer), self.retry.as_ref(), self.breaker.as_ref()];
+        policies.into_iter().flatten().find(|policy| policy.is_awaited())
+    }
+
     /// What applications call it.
     pub fn name(&self) -> &Arc<str> {
         &self.fleet.name

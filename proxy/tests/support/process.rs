@@ -103,6 +103,11 @@ impl Heddle {
         Duration::from_millis(10) * ticks
     }
 
+    /// Its number.
+    pub fn id(&self) -> i32 {
+        self.child.id().try_into().expect("a process number")
+    }
+
     pub fn signal(&self, signal: Signal) {
         kill_process(Pid::from_child(&self.child), signal).expect("it runs");
     }

@@ -20,6 +20,9 @@ fn a_listener_is_enough() {
     assert_eq!(config.plugins.change, Duration::from_millis(100));
     assert_eq!(config.plugins.memory, 64 << 20);
     assert_eq!(config.plugins.faults, 4);
+    assert_eq!(config.plugins.cache, None);
+    let compile = config.plugins.compile;
+    assert_eq!((compile.cpu, compile.memory, compile.cache), (Duration::from_secs(5), None, 32 << 20));
     let [listener] = &config.listeners[..] else { panic!("{:?}", config.listeners) };
     assert_eq!(listener.service, None);
     assert!(listener.passthrough.is_some());
@@ -150,6 +153,7 @@ fn paths_start_from_the_folder_of_the_file() {
     let text = format!("plugins = \"p\"\nstate = \"/var/lib/heddle\"\n{LISTENER}");
     let config = parse(&text, Path::new("/etc/heddle/heddle.toml"), &[]).unwrap().config;
     assert_eq!(config.plugins.folder.unwrap(), Path::new("/etc/heddle/p"));
+    assert_eq!(config.plugins.cache.unwrap(), Path::new("/var/lib/heddle/plugins"));
     assert_eq!(config.state.unwrap(), Path::new("/var/lib/heddle"));
 }
 

@@ -195,6 +195,11 @@ fn single_values() {
             ],
         ),
         ("[plugins]\ndecision = \"4ms\"", &[r#":4: plugins.decision: "4ms" is out of range; expected 5ms to 1s"#]),
+        (
+            "[plugin_compile]\ncpu = \"500ms\"",
+            &[r#":4: plugin_compile.cpu: "500ms" is out of range; expected 1s to 10m"#],
+        ),
+        ("[plugin_compile]\nmemory = 1", &[":4: plugin_compile.memory: 1 is out of range; expected 32 MiB to 64 GiB"]),
         ("[plugins]\nmemory = 1", &[":4: plugins.memory: 1 is out of range; expected 1 MiB to 4 GiB"]),
         (
             "[plugins]\nfolder = \"\"",
