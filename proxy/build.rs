@@ -41,7 +41,18 @@ fn run() -> Result<(), String> {
     }
     embed(&packages, &target_dir.join(TARGET).join("release"), &out)?;
     watch(&root, &plugins, &packages);
+    let lock = root.join("Cargo.lock");
+    println!("cargo::rustc-env=HEDDLE_WASMTIME_VERSION={}", version("wasmtime", &lock)?);
+    println!("cargo::rerun-if-changed={}", lock.display());
     Ok(())
+}
+
+/// The version of a package in a lock file: what it compiles is of no use to another one.
+fn version(package: &str, lock: &Path) -> Result<String, String> {
+    let text = fs::read_to_string(lock).map_err(cannot("read", lock))?;
+    let mut lines = text.lines().skip_while(|line| *line != format!("name = \"{package}\""));
+    let version = lines.nth(1).and_then(|line| line.strip_prefix("version = "));
+    version.map(|version| version.trim_matches('"').to_owned()).ok_or(format!("{}: no {package}", lock.display()))
 }
 
 /// The folders of the packages, sorted.

@@ -28,7 +28,8 @@ pub struct Endpoint {
     /// The endpoint's number.
     pub slot: Slot,
     /// Stable across updates and restarts, and the same in every proxy: the registration's key, percent-encoded, then
-    /// `#`, then the address. What must agree between proxies, such as a hash, is made of this.
+    /// `#`, then the address. What must agree between proxies, such as a hash, is made of this. One of more than 1,024
+    /// bytes is cut, and ends with a hash of the whole.
     pub id: String,
     /// `host:port`; an IPv6 host stands in brackets.
     pub address: String,
@@ -36,7 +37,8 @@ pub struct Endpoint {
     pub weight: u32,
     /// The registry's order of creation: the endpoint with the smallest number has been there longest.
     pub order: u64,
-    /// What the registration says beside address and weight, as names and values.
+    /// What the registration says beside address and weight, as names and values: at most 256 entries and 16 KiB an endpoint,
+    /// and 8 MiB a service. The proxy leaves out what does not fit, counts it, and shows it in `/state`.
     pub metadata: Vec<(String, String)>,
 }
 
@@ -188,6 +190,14 @@ impl Endpoints {
         self.registered.get(*self.eligible.get(index)?)
     }
 
+    /// The eligible endpoint with the lowest slot above `after`, or, where there is none, the lowest of all. None where
+    /// no endpoint is eligible. `after` need not be eligible, nor registered. The time grows with the logarithm of the
+    /// number of eligible endpoints.
+    #[must_use]
+    pub fn next_eligible(&self, after: Slot) -> Option<&Endpoint> {
+        self.nth_eligible(self.eligible.partition_point(|&slot| slot <= after))
+    }
+
     /// The eligible endpoints, in the order of their slots.
     pub fn eligible(&self) -> impl Iterator<Item = &Endpoint> {
         self.eligible.iter().filter_map(|&slot| self.registered.get(slot))
@@ -220,6 +230,37 @@ impl Endpoints {
                 }
             }
         }
+    }
+}
+
+/// A place in a rotation over the eligible endpoints.
+///
+/// It remembers the slot that was picked last, not how many picks there were: a count, taken modulo the number of
+/// eligible endpoints, means another endpoint each time that number changes, and an endpoint that becomes eligible and
+/// ineligible in step with the picks then keeps others from ever being picked. By slot, every endpoint that stays
+/// eligible is picked before any other is picked twice, whatever the others do.
+#[derive(Debug)]
+pub struct Rotation {
+    last: Option<Slot>,
+    start: u64,
+}
+
+impl Rotation {
+    /// A rotation that starts at the eligible endpoint that `seed` selects, so that instances with different seeds do
+    /// not all pick the same endpoint first.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self { last: None, start: seed }
+    }
+
+    /// The next eligible endpoint; none where no endpoint is eligible.
+    pub fn next<'a>(&mut self, endpoints: &'a Endpoints) -> Option<&'a Endpoint> {
+        let next = match self.last {
+            Some(last) => endpoints.next_eligible(last),
+            None => endpoints.nth_eligible(self.start as usize),
+        }?;
+        self.last = Some(next.slot);
+        Some(next)
     }
 }
 
@@ -299,6 +340,16 @@ mod tests {
         endpoints.update(&[0, 1, 7], Vec::new());
         assert_eq!((endpoints.len(), endpoints.eligible_len()), (0, 0));
         assert!(endpoints.nth_eligible(0).is_none());
+        assert!(endpoints.next_eligible(Slot(0)).is_none());
+    }
+
+    #[test]
+    fn the_next_eligible_slot_goes_round() {
+        let mut endpoints = Endpoints::default();
+        endpoints.update(&[], (0..4).map(|slot| record(slot, &slot.to_string())).collect());
+        endpoints.set_eligible(vec![0b1101]);
+        let next = [0, 1, 2, 3, 9].map(|after| endpoints.next_eligible(Slot(after)).map(|endpoint| endpoint.slot.0));
+        assert_eq!(next, [2, 2, 3, 0, 0].map(Some));
     }
 
     #[test]

@@ -4,21 +4,18 @@
 //! from the crate's `.wasm` file. This is round robin in full:
 //!
 //! ```
-//! use heddle_plugin::{Balancer, Config, Endpoint, Endpoints, Request};
+//! use heddle_plugin::{Balancer, Config, Endpoint, Endpoints, Request, Rotation};
 //!
-//! struct RoundRobin {
-//!     turn: usize,
-//! }
+//! struct RoundRobin(Rotation);
 //!
 //! impl Balancer for RoundRobin {
 //!     fn new(config: Config<'_>, seed: u64) -> Result<Self, String> {
 //!         config.expect_empty()?;
-//!         Ok(Self { turn: seed as usize })
+//!         Ok(Self(Rotation::new(seed)))
 //!     }
 //!
 //!     fn pick<'a>(&mut self, _: &Request, endpoints: &'a Endpoints) -> Option<&'a Endpoint> {
-//!         self.turn = self.turn % endpoints.eligible_len().max(1) + 1;
-//!         endpoints.nth_eligible(self.turn)
+//!         self.0.next(endpoints)
 //!     }
 //! }
 //!
@@ -114,7 +111,7 @@ pub mod testing;
 pub use balancer::Balancer;
 pub use breaker::{Attention, CircuitBreaker};
 pub use config::Config;
-pub use endpoints::{Endpoint, Endpoints, PerSlot, Registered, Slot};
+pub use endpoints::{Endpoint, Endpoints, PerSlot, Registered, Rotation, Slot};
 pub use health::{Attempts, Circuit, Condition, Failure, Health, ServiceState, State, Totals};
 pub use host::{Level, log, now};
 pub use outcome::{Kind, Outcome};

@@ -125,6 +125,14 @@ impl Outcome {
     pub fn budget_left(&self) -> Option<u32> {
         host::outcome::budget_left()
     }
+
+    /// For a retry policy: how many endpoints are eligible, have not been tried by this request and are below their limit
+    /// of requests. What [`Outcome::retry_after`] asks for is one endpoint's word: where there are others, the proxy takes
+    /// it off a delay that is at least as long. None in other decisions.
+    #[must_use]
+    pub fn others_eligible(&self) -> Option<u32> {
+        host::outcome::others_eligible()
+    }
 }
 
 #[cfg(test)]

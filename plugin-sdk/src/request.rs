@@ -44,7 +44,9 @@ impl Request {
     }
 
     /// The value of a request header, by its name in any case; several lines of one name are joined by `, `. The bytes
-    /// are as sent: they need not be UTF-8.
+    /// are as sent: they need not be UTF-8. `Authorization`, `Proxy-Authorization`, `Cookie` and `Set-Cookie` are absent
+    /// unless the policy's settings name them, as `"header:authorization"`, `"cookie:NAME"` or in `expose_headers`, a list
+    /// that the operator writes beside the policy's own settings and that the policy does not get.
     #[must_use]
     pub fn header(&self, name: &str) -> Option<Vec<u8>> {
         host::request::header(name)

@@ -35,6 +35,9 @@ fn registry(member: String) -> checked::Registry {
         liveness: Duration::from_secs(15),
         backoff: Duration::from_secs(1),
         page: 1_000,
+        largest: 64 << 20,
+        rules: checked::SourceRules::default(),
+        limits: checked::RegistryLimits::default(),
     };
     checked::Registry { etcd: Some(etcd), ..checked::Registry::default() }
 }

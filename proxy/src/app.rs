@@ -9,13 +9,14 @@ mod control;
 mod prepare;
 mod worker;
 
+use std::convert::Infallible;
 use std::io;
 use std::net::SocketAddr;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use tokio::runtime::Builder;
@@ -26,6 +27,7 @@ use self::control::{Control, Request};
 use self::prepare::Prepared;
 use self::worker::Post;
 use crate::config::checked::Config;
+use crate::descriptors::Descriptors;
 use crate::drain::Phase;
 use crate::handover::{Handover, Inherited};
 use crate::plugin::{LoadError, Plugins};
@@ -34,7 +36,14 @@ use crate::server::socket::BindError;
 use crate::server::worker::Shared;
 use crate::service::Directory;
 use crate::transport::tls::{self, FileError};
-use crate::{admin, drain, registry};
+use crate::{admin, drain, registry, supervise};
+
+/// How much longer than the configured times a stop may take: less than the second that is promised, so that the end of
+/// the process falls into it too.
+const MARGIN: Duration = Duration::from_millis(700);
+
+/// What the control thread gets of that at least, to keep on disk what the registry has said last.
+const LAST_WORDS: Duration = Duration::from_millis(200);
 
 /// Why a proxy did not start, or did not go on with another configuration.
 #[derive(Debug, thiserror::Error)]
@@ -47,7 +56,7 @@ pub enum StartError {
     Tls(#[from] FileError),
     #[error("the plugin engine does not start: {0}")]
     Engine(String),
-    #[error("the built-in policy {name} cannot be used: {error}")]
+    #[error("the policy {name} cannot be used: {error}")]
     Policy { name: Arc<str>, error: LoadError },
     #[error("no policy is called {0}: expected a file of that name with .wasm in the plugins folder, or one of {1}")]
     MissingPolicy(String, String),
@@ -59,6 +68,8 @@ pub enum StartError {
     Fixed(&'static str),
     #[error("the proxy is stopping")]
     Stopping,
+    #[error("it made the proxy panic (see the line before)")]
+    Panicked,
 }
 
 /// A proxy that runs.
@@ -71,7 +82,8 @@ pub struct App {
     workers: Vec<thread::JoinHandle<bool>>,
     /// Ends with the last of them.
     running: watch::Receiver<()>,
-    control: thread::JoinHandle<()>,
+    /// Closed when the control thread ends. The lock is for tests that share a proxy among threads.
+    control_ended: Mutex<mpsc::Receiver<Infallible>>,
     stopped: oneshot::Sender<()>,
     requests: UnboundedSender<Request>,
 }
@@ -83,6 +95,8 @@ pub struct State {
     pub workers: Arc<Shared>,
     /// The certificates in use.
     pub certificates: Arc<ArcSwap<Vec<tls::Held>>>,
+    /// TLS handshakes with endpoints.
+    pub endpoint_handshakes: Arc<tls::Handshakes>,
     /// When the process began to serve.
     pub started: SystemTime,
     pub reloads: Reloads,
@@ -92,6 +106,8 @@ pub struct State {
     pub admin_socket: Option<PathBuf>,
     /// By which another process may take this one's sockets over.
     pub handover: Handover,
+    /// What the admin server answers that takes long to make.
+    pub reports: admin::Reports,
     in_force: ArcSwap<InForce>,
 }
 
@@ -142,10 +158,34 @@ impl Reloads {
 }
 
 impl State {
-    /// Whether requests should be sent here: listeners are open, plugins are loaded, every registry has answered once
-    /// or was restored, and the proxy has not been told to stop.
+    /// Whether requests should be sent here: listeners are open, the policies that services use have been loaded or
+    /// refused, every registry has answered once or was restored, and the proxy has not been told to stop.
     pub fn is_ready(&self) -> bool {
-        self.registry.is_ready() && !self.is_draining()
+        self.registry.is_ready() && !self.is_draining() && !self.is_compiling()
+    }
+
+    /// Whether a service waits for a policy that is being compiled for the first time.
+    fn is_compiling(&self) -> bool {
+        self.plugins().awaited().iter().any(|policy| policy.refusal().is_none())
+    }
+
+    /// Waits until [`State::is_ready`] does not depend on policies.
+    pub async fn wait_policies(&self) {
+        while self.is_compiling() {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// What keeps services from being served although the proxy runs, a line each: policies that were never loaded.
+    pub fn unserved(&self) -> Vec<String> {
+        let line = |service: Arc<crate::service::Service>| {
+            let policy = service.awaited_policy()?;
+            let why = policy.refusal().unwrap_or_else(|| "it is being compiled".to_owned());
+            Some(format!("service {}: the policy {} is not loaded: {why}", service.name(), policy.name))
+        };
+        let mut lines: Vec<String> = self.directory.all().into_iter().filter_map(line).collect();
+        lines.sort_unstable();
+        lines
     }
 
     /// Whether the proxy has been told to stop.
@@ -163,9 +203,19 @@ impl State {
         self.in_force.load().listeners.clone()
     }
 
+    /// The names by which the admin server may be called.
+    pub fn admin_hosts(&self) -> Vec<String> {
+        self.in_force.load().config.admin_hosts.clone()
+    }
+
     /// How long what is under way may take once nothing more is accepted.
     pub fn drain(&self) -> Duration {
         self.in_force.load().config.drain
+    }
+
+    /// How long a stop may take in all: the delay, the time for what is under way, and [`MARGIN`].
+    pub fn time_to_stop(&self) -> Duration {
+        self.drain_delay().saturating_add(self.drain()).saturating_add(MARGIN)
     }
 
     /// How long connections are still accepted once the proxy has been told to stop.
@@ -200,7 +250,9 @@ impl App {
             let (clock, plugins) = (plugins.engine().clock.clone(), plugins.clone());
             Arc::new(Directory::new(config.services.clone(), clock, move |policy, role| plugins.require(policy, role)))
         };
-        let shared = Shared::new(directory.clone(), config.workers);
+        // After what is opened at a start has been.
+        let descriptors = Descriptors::of_process(config.workers);
+        let shared = Shared::new(directory.clone(), descriptors, config.workers);
         let (stop, watcher) = drain::channel();
         let (stopped, until_stopped) = oneshot::channel();
         let (requests, requested) = unbounded_channel();
@@ -208,18 +260,29 @@ impl App {
         let runtime = Builder::new_current_thread().enable_all().max_blocking_threads(4).build()?;
         let registry = {
             let (_entered, directory) = (runtime.enter(), directory.clone());
-            registry::run(&config.registry, config.state.as_deref(), move |changes| directory.apply(changes))
+            registry::run(&config.registry, config.state.as_deref(), move |changes| {
+                for change in changes {
+                    // One that cannot be applied keeps no other from being so.
+                    supervise::caught_call("registry-changes", || {
+                        let service = change.service.clone();
+                        let _input = supervise::input(&service, &[]);
+                        directory.apply(vec![change]);
+                    });
+                }
+            })
         };
         let state = Arc::new(State {
             directory,
             registry: registry.status().clone(),
             workers: shared.clone(),
             certificates: prepared.files.held(),
+            endpoint_handshakes: prepared.files.handshakes(),
             started: SystemTime::now(),
             reloads: Reloads::default(),
             stop: Arc::new(stop),
             admin_socket: config.admin_socket.clone(),
             handover,
+            reports: admin::Reports::default(),
             in_force: ArcSwap::from_pointee(InForce { config: config.clone(), plugins, listeners: Vec::new() }),
         });
         let (senders, handed): (Vec<_>, Vec<_>) = (0..config.workers).map(|_| unbounded_channel()).unzip();
@@ -242,9 +305,25 @@ impl App {
         };
         let admin = control.admin();
         let listeners = state.listeners().iter().map(|listener| listener.settings.address).collect();
-        let run = move || runtime.block_on(control.run(requested, asked, until_stopped));
-        let control = thread::Builder::new().name("heddle-control".into()).spawn(run)?;
-        Ok(Self { listeners, admin, state, workers, running, control, stopped, requests })
+        let (ended, control_ended) = mpsc::channel();
+        let run = move || {
+            // Dropped when the thread ends, however it does.
+            let _ended = ended;
+            runtime.block_on(control.run(requested, asked, until_stopped));
+            // What still blocks (a name that is looked up, a file on a mount that hangs) keeps nobody waiting.
+            runtime.shutdown_background();
+        };
+        thread::Builder::new().name("heddle-control".into()).spawn(run)?;
+        Ok(Self {
+            listeners,
+            admin,
+            state,
+            workers,
+            running,
+            control_ended: Mutex::new(control_ended),
+            stopped,
+            requests,
+        })
     }
 
     /// Begins to accept.
@@ -280,15 +359,22 @@ impl App {
     }
 
     /// Stops accepting after the configured delay, lets what is under way finish within the configured time, and ends
-    /// all threads. True when nothing had to be cut off.
+    /// all threads, but for those that a blocked system call holds up. True when nothing had to be cut off.
     pub fn stop(self) -> bool {
+        let within = self.state.time_to_stop();
+        let begun = Instant::now();
         self.state.stop.advance(Phase::Leaving);
         let mut finished = true;
         for worker in self.workers {
             finished &= worker.join().unwrap_or(false);
         }
         drop(self.stopped);
-        let _ = self.control.join();
+        // It only keeps on disk what the registry has said last.
+        let left = within.saturating_sub(begun.elapsed()).max(LAST_WORDS);
+        let ended = self.control_ended.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if matches!(ended.recv_timeout(left), Err(mpsc::RecvTimeoutError::Timeout)) {
+            tracing::error!(target: "heddle", "the control thread hangs, most likely in a file system: it is not waited for");
+        }
         finished
     }
 }

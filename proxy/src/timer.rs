@@ -17,6 +17,11 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 /// How often deadlines are looked at.
 pub const TICK: Duration = Duration::from_millis(50);
 
+/// The time of so many ticks.
+pub fn ticks(number: u64) -> Duration {
+    TICK.saturating_mul(u32::try_from(number).unwrap_or(u32::MAX))
+}
+
 /// The time was over before the future was ready.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not in time")]
@@ -45,10 +50,12 @@ impl Timers {
     pub async fn run(self: Rc<Self>) {
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Skip);
-        let start = Instant::now();
+        // Begun anew, it goes on from where it was: time never goes back.
+        let (start, first) = (Instant::now(), self.now.get());
         loop {
             let at = ticks.tick().await.saturating_duration_since(start);
-            self.advance(u64::try_from(at.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX));
+            let passed = u64::try_from(at.as_millis() / TICK.as_millis()).unwrap_or(u64::MAX);
+            self.advance(first.saturating_add(passed));
         }
     }
 
@@ -77,7 +84,7 @@ impl Timers {
 
     /// The time since a tick, short by one tick at most.
     pub fn since(&self, tick: u64) -> Duration {
-        TICK.saturating_mul(u32::try_from(self.now.get().saturating_sub(tick)).unwrap_or(u32::MAX))
+        ticks(self.now.get().saturating_sub(tick))
     }
 
     /// Wakes every task that waits for a deadline.
@@ -89,7 +96,7 @@ impl Timers {
 
     /// The time to a tick, long by one tick at most; nothing once it has come.
     pub fn until(&self, tick: u64) -> Duration {
-        TICK.saturating_mul(u32::try_from(tick.saturating_sub(self.now.get())).unwrap_or(u32::MAX))
+        ticks(tick.saturating_sub(self.now.get()))
     }
 
     /// A deadline that is moved as time goes on.

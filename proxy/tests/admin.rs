@@ -7,8 +7,9 @@ mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 use process::{Heddle, ask, command, connect, get, serve, wait_for};
@@ -17,7 +18,7 @@ use tempfile::TempDir;
 /// A proxy whose services come from a file that is not there yet.
 struct Proxy {
     folder: TempDir,
-    _heddle: Heddle,
+    heddle: Heddle,
     proxy: SocketAddr,
     admin: SocketAddr,
 }
@@ -27,8 +28,10 @@ impl Proxy {
         let folder = tempfile::tempdir().expect("a folder");
         let text = "
             plugins = { folder = 'plugins', rescan = '100ms' }
+            state = 'state'
             [admin]
             address = '127.0.0.1:0'
+            hosts = ['heddle.example']
             [[listener]]
             address = '127.0.0.1:0'
             passthrough = false
@@ -41,7 +44,7 @@ impl Proxy {
         fs::write(&path, text).expect("write");
         let heddle = Heddle::start(command(&["run", "--config", path.to_str().expect("UTF-8")]));
         let (proxy, admin) = (heddle.address("listening on "), heddle.address("health and metrics on "));
-        Self { folder, _heddle: heddle, proxy, admin }
+        Self { folder, heddle, proxy, admin }
     }
 
     /// With two servers for `users`.
@@ -77,7 +80,7 @@ fn connections_that_say_nothing_keep_nobody_out() {
     assert_eq!(get(proxy.admin, "/ready").status, 200);
     // Nor do those that have asked once, or do not read.
     let asked = silent.into_iter().map(|mut stream| {
-        let _it_may_be_closed = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: heddle\r\n\r\n");
+        let _it_may_be_closed = stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: localhost\r\n\r\n");
         stream
     });
     let more = (0..200).map(|_| connect(proxy.admin).expect("accepted"));
@@ -101,7 +104,7 @@ fn the_limit_on_descriptors_is_raised() {
         heddle.address("listening on ");
         heddle
     };
-    assert_eq!(start(200).count("descriptors"), 0);
+    assert_eq!(start(50).count("descriptors"), 0);
     let heddle = start(201);
     assert_eq!(heddle.count("may have 400 descriptors; max_connections may need 402"), 1, "{:#?}", heddle.said());
 }
@@ -174,6 +177,10 @@ fn requests_are_counted_where_they_ended() {
     assert_eq!(figure("heddle_endpoints_eligible{service=\"users\"}"), servers.len() as f64);
     assert_eq!(figure("heddle_registry_connected{source=\"file\"}"), 1.0);
     assert_eq!(figure("heddle_ready"), 1.0);
+    // Issue 10, 10: one series for each task, whether it has panicked or not.
+    for task in ["admin", "certificates", "config", "health-checks", "maintenance", "plugins", "registry", "ticks"] {
+        assert_eq!(figure(&format!("heddle_task_panics_total{{task=\"{task}\"}}")), 0.0);
+    }
     assert!(figure("process_resident_memory_bytes") > 0.0);
 
     let mut buckets: Vec<f64> = figures
@@ -240,4 +247,141 @@ fn the_state_is_told_as_json() {
     assert_eq!(shown, addresses);
     let plugin = state["plugins"].as_array().expect("a list").iter().find(|of| of["policy"] == "url-hash");
     assert_eq!(plugin.expect("the policy")["generation"]["origin"], "built in");
+}
+
+/// Issue 10, 15: a page that has a name of its own point here reads nothing.
+#[test]
+fn only_its_own_names_are_answered() {
+    let proxy = Proxy::start();
+    let status = |path: &str, host: &str| ask(proxy.admin, "GET", path, host).expect("an answer").status;
+    for path in ["/live", "/ready", "/metrics", "/state", "/none", "http://rebind.example/live"] {
+        assert_eq!(status(path, "rebind.example:4191"), 421, "{path}");
+    }
+    assert_eq!(status("http://rebind.example/live", "localhost"), 421);
+    let address = proxy.admin.to_string();
+    for host in [address.as_str(), "localhost", "[::1]:80", "heddle.example:80"] {
+        assert_eq!(status("/live", host), 200, "{host}");
+    }
+}
+
+/// Issue 10, 15.
+#[test]
+fn no_answer_is_taken_for_another_kind_of_content() {
+    let proxy = Proxy::start();
+    let asked = [
+        ("GET", "/live", "localhost", 200),
+        ("GET", "/ready", "localhost", 503),
+        ("GET", "/metrics", "localhost", 200),
+        ("HEAD", "/metrics", "localhost", 200),
+        ("GET", "/state", "localhost", 200),
+        ("HEAD", "/state", "localhost", 200),
+        ("GET", "/none", "localhost", 404),
+        ("PUT", "/live", "localhost", 405),
+        ("POST", "/drain", "localhost", 403),
+        ("GET", "/live", "rebind.example", 421),
+        ("GET", "/live", "u@localhost", 400),
+    ];
+    for (method, path, host, status) in asked {
+        let answer = ask(proxy.admin, method, path, host).expect("an answer");
+        assert_eq!(answer.status, status, "{method} {path} {host}");
+        assert!(answer.head.contains("x-content-type-options: nosniff"), "{method} {path} {host}: {answer:?}");
+        if method == "HEAD" {
+            assert_eq!(answer.body, "", "{path}");
+            assert!(!answer.head.contains("content-length: 0"), "that would be another length than of GET: {answer:?}");
+        }
+    }
+}
+
+/// Issue 10, 15: 4,000 pipelined requests are read bit by bit, lose nothing, and keep no probe waiting.
+#[test]
+fn pipelined_requests_keep_no_probe_waiting() {
+    let (proxy, _servers) = Proxy::start_with_servers();
+    let pipelined = "HEAD /state HTTP/1.1\r\nhost: localhost\r\n\r\n".repeat(199)
+        + "HEAD /state HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n\r\n";
+    let clients: Vec<_> = (0..20)
+        .map(|_| {
+            let mut client = connect(proxy.admin).expect("accepted");
+            client.write_all(pipelined.as_bytes()).expect("sent");
+            client
+        })
+        .collect();
+    for _ in 0..5 {
+        assert_eq!(get(proxy.admin, "/live").status, 200);
+    }
+    for mut client in clients {
+        let mut text = String::new();
+        client.read_to_string(&mut text).expect("answers");
+        assert_eq!(text.matches("HTTP/1.1 200 OK").count(), 200);
+    }
+}
+
+/// Issue 10, 15: what is kept there says which services there are, and where.
+#[test]
+fn the_state_folder_is_its_owners() {
+    let (proxy, _servers) = Proxy::start_with_servers();
+    let folder = proxy.folder.path().join("state");
+    let mode = |path: &std::path::Path| fs::metadata(path).ok().map(|found| found.mode() & 0o777);
+    wait_for("the registry's answer is kept", || mode(&folder.join("registry.json")));
+    assert_eq!((mode(&folder), mode(&folder.join("registry.json"))), (Some(0o700), Some(0o600)));
+    fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).expect("it is ours");
+    proxy.announce(&[]);
+    wait_for("it is its owner's again", || (mode(&folder) == Some(0o700)).then_some(()));
+}
+
+/// Issue 10, 15: nothing from outside makes a long line, and no line holds the password of a URL.
+#[test]
+fn lines_of_the_log_are_short_and_hold_no_password() {
+    let proxy = Proxy::start();
+    let services = proxy.folder.path().join("services.toml");
+    let long = "x".repeat(1 << 20);
+    for (text, part) in [
+        (format!("[services.users]\n{long} = 1"), "more bytes)"),
+        ("[services.users]\nendpoints = ['http://user:secret@host:80']".to_owned(), "of \"http://***@host:80\""),
+        (
+            "[services.users]\nendpoints = []\n'http://user:secret@host' = 1".to_owned(),
+            "unknown field `http://***@host`",
+        ),
+    ] {
+        fs::write(&services, text).expect("write");
+        proxy.heddle.after(part, 0);
+    }
+    let config = proxy.folder.path().join("heddle.toml");
+    let endpoint = format!("http://user:secret{}@host:80", "t".repeat(100));
+    let before = fs::read_to_string(&config).expect("it is there");
+    fs::write(&config, format!("{before}endpoints = ['{endpoint}']")).expect("write");
+    proxy.heddle.after("goes on with the configuration as it was", 0);
+    for line in proxy.heddle.said() {
+        let shown: String = line.chars().take(4096).collect();
+        assert!(line.len() < 4096 && !line.contains("secret"), "{shown}");
+    }
+}
+
+/// Issue 10, 17: `/state` shows endpoints' metadata, and the keys that were not taken as they are, with reasons.
+#[test]
+fn the_state_shows_metadata_and_skipped_keys() {
+    let proxy = Proxy::start();
+    let server = serve(|| ());
+    let text = format!(
+        "[services.users]\nendpoints = [{{ address = '{server}', weight = -1, metadata = {{ zone = 'a' }} }}, \
+         '169.254.169.254:80']\n"
+    );
+    fs::write(proxy.folder.path().join("services.toml"), text).expect("write");
+    wait_for("it is ready", || (get(proxy.admin, "/ready").status == 200).then_some(()));
+    // An answer of just before may be kept for a second.
+    let state = wait_for("the services are there", || {
+        let state: serde_json::Value = serde_json::from_str(&get(proxy.admin, "/state").body).expect("JSON");
+        state["services"][0]["endpoints"][0]["address"].is_string().then_some(state)
+    });
+    let users = &state["services"][0];
+    assert_eq!(users["endpoints"].as_array().map(Vec::len), Some(1), "{users:#}");
+    assert_eq!(users["endpoints"][0]["metadata"], serde_json::json!({"zone": "a"}));
+    let registry = &state["registry"];
+    assert_eq!(registry["registrations"], 2, "the key of the second is known, without an endpoint");
+    assert!(registry["registry_bytes"].as_u64() > Some(0) && registry["max_endpoints"].as_u64() > Some(0));
+    let skipped = registry["sources"][0]["skipped_keys"].as_array().expect("a list");
+    let shown = |key: &str| skipped.iter().find(|skipped| skipped["key"] == key).expect(key);
+    let (weight, denied) = (shown(&format!("users/{server}")), shown("users/169.254.169.254:80"));
+    assert_eq!((&weight["kept"], &denied["kept"]), (&true.into(), &false.into()));
+    assert!(weight["reason"].as_str().is_some_and(|reason| reason.contains("the weight -1")), "{weight}");
+    assert!(denied["reason"].as_str().is_some_and(|reason| reason.contains("169.254.169.254")), "{denied}");
 }

@@ -51,6 +51,8 @@ fn it_is_its_owners_and_tells_what_the_port_tells() {
     for path in ["/live", "/ready", "/metrics", "/state", "/none"] {
         let (here, there) = (ask_unix(&socket, "GET", path).expect("an answer"), get(port, path));
         assert_eq!(here.status, there.status, "{path}");
+        // Issue 10, 15.
+        assert!(here.head.contains("x-content-type-options: nosniff"), "{path}: {here:?}");
     }
     assert!(ask_unix(&socket, "GET", "/state").expect("an answer").body.contains("\"services\""));
     heddle.signal(Signal::TERM);

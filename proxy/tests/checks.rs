@@ -286,10 +286,17 @@ fn endpoints_are_followed() {
         weight,
         order: 0,
         metadata: Vec::new(),
+        egress: Arc::default(),
     };
     let change = |removed: &[SocketAddr], added: Vec<Registered>| {
         let removed = removed.iter().map(|address| format!("test#{address}")).collect();
-        proxy.app().state.directory.apply(vec![Change { service: "users".to_owned(), removed, added, paused: None }]);
+        proxy.app().state.directory.apply(vec![Change {
+            service: "users".to_owned(),
+            removed,
+            added,
+            paused: None,
+            proxied: None,
+        }]);
     };
     change(&[], vec![registered(two.address, 1), registered(refusing, 1)]);
     wait_until("the new one is checked", || two.connections() > 0);

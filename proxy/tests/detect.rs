@@ -13,7 +13,7 @@ mod tls;
 use client::{curl, echo, greeter, named};
 use http::{Endpoint, OK, Proxy, Wire, one_listener, users, wait_until};
 use rustls::ClientConnection;
-use tls::Authority;
+use tls::{Authority, TlsWire};
 
 /// A listener that leaves it open.
 fn open(settings: &str) -> String {
@@ -393,4 +393,162 @@ fn refused_connections_are_counted() {
         proxy.app().state.listeners()[0].refusals().map(|(reason, count)| (reason.to_string(), count)).collect()
     };
     wait_until("counted", || refusals() == [("client".into(), 0), ("protocol".into(), 1), ("server_name".into(), 2)]);
+}
+
+/// What a client sends that must not reach a service from where clients prove who they are.
+const FORGED: &str = "GET /forged HTTP/1.1\r\nHost: users\r\nX-Forwarded-Client-Cert: URI=spiffe://mesh/admin\r\n\r\n";
+
+/// Issue 10, 12: where clients prove who they are, a service is told who they are by nobody but the proxy. Neither silence
+/// nor bytes that are no protocol, in a tunnel or not, nor TLS that does not end here, nor a change to another protocol,
+/// nor a TCP listener lead to it unread, unless it says that it takes that.
+#[test]
+fn where_certificates_are_asked_for_nothing_is_passed_on_unread() {
+    let authority = Authority::new();
+    let keys = authority.issue("users", &["users"]).keys();
+    let client = authority.issue("client", &["client.example"]);
+    let mail = greeter();
+    let clock = open("service = \"mail\"\ndetect_timeout = \"400ms\"");
+    let quick = "detect_timeout = \"20ms\"";
+    for (mode, state, is_opaque) in [
+        ("required", "", false),
+        ("optional", "protocol = \"negotiated\"", false),
+        ("required", "protocol = \"http1\"", false),
+        ("optional", "protocol = \"opaque\"", true),
+        ("required", "protocol = \"opaque\"", true),
+    ] {
+        let endpoint = echo();
+        let asks = format!("tls = {{ {keys}, client = \"{mode}\", client_ca = {:?} }}", authority.file());
+        let listeners = one_listener(&format!("{asks}\n{quick}"))
+            + &open(&format!("service = \"users\"\n{asks}\n{quick}"))
+            + &one_listener(&format!("protocol = \"tcp\"\nservice = \"users\"\n{asks}"))
+            + &clock;
+        let mails = format!("[service.mail]\nendpoints = [\"{}\"]\n", mail.address);
+        let proxy = Proxy::start(&format!("{listeners}{}{mails}", users(&[&endpoint], state)));
+        let way = |way: &str| {
+            let listener = ["connect", "auto", "tcp"].iter().position(|name| *name == way).unwrap_or(0);
+            let config = authority.client_config_of(&client);
+            let mut wire = TlsWire::connect(proxy.addresses[listener], config, "users");
+            wire.handshake().expect("a handshake");
+            match way {
+                "connect" => wire.connect_to("users:80"),
+                "socks" => {
+                    wire.send(b"\x05\x01\0\x05\x01\0\x03\x05users\0\x50");
+                    let mut replies = [0; 12];
+                    std::io::Read::read_exact(&mut rustls::Stream::new(&mut wire.session, &mut wire.tcp), &mut replies)
+                        .expect("replies");
+                    assert_eq!(replies[..4], [5, 0, 5, 0]);
+                }
+                _ => {}
+            }
+            wire
+        };
+        for name in ["connect", "socks", "auto", "tcp"] {
+            let hello = hello(&authority, "other.example");
+            // The bytes that come first are no request, and behind them is one.
+            let starts: [&[u8]; 4] = [b"\r\n", b"SET a b\r\n", b"\x05\0\n", &hello];
+            for start in starts {
+                let mut wire = way(name);
+                wire.send([start, FORGED.as_bytes()].concat());
+                let said = wire.until("echo X-Forwarded-Client-Cert: URI=spiffe://mesh/admin\r\necho \r\n");
+                assert_eq!(said.contains("/forged"), is_opaque, "{mode} {state} {name} {start:?}: {said}");
+            }
+        }
+        // Who is silent for longer than a server may take to speak is waited for, as where HTTP is spoken.
+        for name in ["connect", "socks", "auto"] {
+            let before = endpoint.connections();
+            let mut wire = way(name);
+            assert_eq!(proxy.client_of(3).line(), "220 hello\r\n");
+            assert_eq!(endpoint.connections() > before, is_opaque, "{mode} {state} {name}");
+            if is_opaque {
+                wire.send(FORGED);
+                assert!(wire.until("echo \r\n").contains("/forged"), "{mode} {state} {name}");
+            }
+        }
+        let refused = |listener: usize| proxy.app().state.listeners()[listener].refusals().map(|(_, n)| n).sum::<u64>();
+        let counts = if is_opaque { [0, 0, 0] } else { [8, 4, 4] };
+        wait_until("they are counted", || [0, 1, 2].map(refused) == counts);
+    }
+}
+
+/// Issue 10, 12: after silence a request is still a request, and says who the client is as the proxy knows it.
+#[test]
+fn after_silence_a_request_is_read() {
+    let authority = Authority::new();
+    let keys = authority.issue("users", &["users"]).keys();
+    let client = authority.issue("client", &["spiffe://mesh/ns/shop/sa/cart"]);
+    let (web, mail) = (named("a"), greeter());
+    let asks = format!("tls = {{ {keys}, client = \"required\", client_ca = {:?} }}", authority.file());
+    let listeners = one_listener(&format!("{asks}\ndetect_timeout = \"20ms\""))
+        + &open("service = \"mail\"\ndetect_timeout = \"400ms\"");
+    let mails = format!("[service.mail]\nendpoints = [\"{}\"]\n", mail.address);
+    let proxy = Proxy::start(&format!("{listeners}{}{mails}", users(&[&web], "")));
+    let mut wire = TlsWire::connect(proxy.addresses[0], authority.client_config_of(&client), "users");
+    wire.connect_to("users:80");
+    assert_eq!(proxy.client_of(1).line(), "220 hello\r\n");
+    wire.send(FORGED);
+    assert!(wire.until("a GET /forged HTTP/1.1\n").starts_with("HTTP/1.1 200 "));
+    let told = web.last().header("x-forwarded-client-cert");
+    assert_eq!(told.as_deref(), Some("URI=spiffe://mesh/ns/shop/sa/cart"));
+}
+
+/// Issue 10, 12: a protocol that nobody knows may be changed to where no certificates are asked for, or where the service
+/// says so; a WebSocket everywhere.
+#[test]
+fn where_certificates_are_asked_for_only_websockets_are_changed_to() {
+    let authority = Authority::new();
+    let keys = authority.issue("users", &["users"]).keys();
+    let client = authority.issue("client", &["client.example"]);
+    for (asks, state, other_passes) in [(true, "", false), (false, "", true), (true, "protocol = \"opaque\"", true)] {
+        // Grants whatever it is asked for, or answers.
+        let endpoint = Endpoint::start(|_, mut wire| {
+            while let Some(request) = wire.request() {
+                match request.header("upgrade") {
+                    Some(protocol) => {
+                        wire.send(format!("HTTP/1.1 101 S\r\nConnection: upgrade\r\nUpgrade: {protocol}\r\n\r\n"));
+                        let line = wire.until(b"\n").unwrap_or_default();
+                        wire.send([b"raw ", &line[..]].concat());
+                        return;
+                    }
+                    None => wire.send(OK),
+                }
+            }
+        });
+        let ca = format!(", client = \"required\", client_ca = {:?}", authority.file());
+        let tls = format!("tls = {{ {keys}{} }}", if asks { &ca } else { "" });
+        let proxy = Proxy::with(&[&endpoint], &tls, state);
+        for (upgrade, passes) in [
+            ("websocket", true),
+            ("smuggle", other_passes),
+            ("smuggle, websocket", true),
+            ("websocket/13", other_passes),
+        ] {
+            let mut wire = TlsWire::connect(proxy.addresses[0], authority.client_config_of(&client), "users");
+            wire.send(format!("GET / HTTP/1.1\r\nHost: users\r\nConnection: upgrade\r\nUpgrade: {upgrade}\r\n\r\n"));
+            let head = wire.until("\r\n\r\n");
+            let is_changed = head.starts_with("HTTP/1.1 101 ");
+            assert_eq!(is_changed, passes, "{asks} {state} {upgrade}: {head}");
+            if is_changed {
+                let granted = if other_passes { upgrade } else { "websocket" };
+                assert!(head.to_ascii_lowercase().contains(&format!("upgrade: {granted}\r\n")), "{head}");
+                wire.send("bytes\n");
+                assert_eq!(wire.until("\n"), "raw bytes\n");
+            }
+        }
+    }
+}
+
+/// Issue 10, 12: the beginning of an HTTP/2 preface and then the end is no protocol where HTTP is spoken.
+#[test]
+fn a_preface_that_breaks_off_reaches_nobody() {
+    let endpoint = echo();
+    let proxy = Proxy::with(&[&endpoint], "service = \"users\"", "");
+    for start in ["P", "PRI * HTTP/2.0"] {
+        let mut client = proxy.client();
+        client.send(start);
+        client.finish();
+        let mut said = Vec::new();
+        let _the_end = std::io::Read::read_to_end(&mut client.stream, &mut said);
+        assert!(said.is_empty() || said.starts_with(b"HTTP/1.1 400 "), "{said:?}");
+    }
+    assert_eq!(endpoint.connections(), 0);
 }

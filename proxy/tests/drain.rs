@@ -12,15 +12,20 @@ mod http1;
 mod process;
 
 use std::fs;
+use std::io::{Read, Write};
 use std::net::SocketAddr;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
+use std::process::{Child, Stdio};
 use std::sync::Mutex;
 use std::sync::mpsc::{Sender, channel};
+use std::time::Duration;
 
 use frames::{END_HEADERS, END_STREAM, Frames, GOAWAY, HEADERS, PREFACE, STATUS_200, literal};
 use http1::{DEADLINE, Endpoint, OK, Proxy, Wire, one_listener};
 use process::{Heddle, command, connect, get, post, wait_for};
-use rustix::process::Signal;
+use rustix::fs::{CWD, Mode, mkfifoat};
+use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: users\r\n\r\n";
@@ -364,4 +369,138 @@ fn tunnels_are_cut_off_at_the_deadline() {
         client.expect_end();
         assert_eq!(stage.end(), CUT);
     }
+}
+
+/// What blocks whoever opens it, until somebody else does.
+fn fifo(path: &Path) {
+    let _there_may_be_none = fs::remove_file(path);
+    mkfifoat(CWD, path, Mode::RUSR | Mode::WUSR).expect("a FIFO");
+}
+
+/// Issue 10, 10: a start does not wait for ever for a file that nobody writes.
+#[test]
+fn a_fifo_in_the_place_of_a_file_is_refused_at_the_start() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name).to_str().expect("UTF-8").to_owned();
+    let tls = certificate(folder.path());
+    fifo(Path::new(&at("fifo")));
+    let with_ca = tls.replace(" }", ", client = 'required', client_ca = 'fifo' }");
+    let listeners = ["tls = { certificate = 'fifo', key = 'fifo' }", &tls.replace("cert.pem", "fifo"), &with_ca];
+    for (number, listener) in listeners.into_iter().enumerate() {
+        fs::write(at(&number.to_string()), one_listener(listener)).expect("write");
+    }
+    for config in ["fifo", "0", "1", "2"] {
+        for what in ["check", "run"] {
+            let (code, said) = Heddle::start(command(&[what, "--config", &at(config)])).wait();
+            assert_eq!(code, Some(1), "{what} {config}: {said:#?}");
+            assert!(said.iter().any(|line| line.contains("it is a FIFO")), "{what} {config}: {said:#?}");
+        }
+    }
+}
+
+/// Issue 10, 10: nor do a reload and a stop, whichever file it is.
+#[test]
+fn files_that_are_fifos_keep_neither_health_nor_a_stop_waiting() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let tls = certificate(folder.path());
+    fs::create_dir(at("state")).expect("a folder");
+    fs::create_dir(at("plugins")).expect("a folder");
+    for file in ["state/registry.json", "plugins/url-hash.wasm", "services.toml"] {
+        fifo(&at(file));
+    }
+    let text = format!(
+        "workers = 1\nstate = 'state'\nplugins = 'plugins'\n[admin]\naddress = '127.0.0.1:0'\n{}
+        [registry.file]\npath = 'services.toml'\nrescan = '100ms'\n",
+        one_listener(&tls)
+    );
+    fs::write(at("heddle.toml"), text).expect("write");
+    let heddle = Heddle::start(command(&["run", "--config", at("heddle.toml").to_str().expect("UTF-8")]));
+    let admin = heddle.address("health and metrics on ");
+    heddle.after("registry.json: the registry's snapshot is ignored: cannot read it: it is a FIFO", 0);
+    heddle.after("services.toml: cannot read it: it is a FIFO", 0);
+    for file in ["cert.pem", "key.pem"] {
+        fifo(&at(file));
+    }
+    wait_for("the certificate is found to be one", || {
+        heddle.said().iter().any(|line| line.contains("cert.pem") && line.contains("it is a FIFO")).then_some(())
+    });
+    fifo(&at("heddle.toml"));
+    heddle.signal(Signal::HUP);
+    heddle.after("heddle.toml: cannot be read: it is a FIFO", 0);
+    assert_eq!(get(admin, "/live").status, 200);
+    // The services come all the same.
+    fs::remove_file(at("services.toml")).expect("it was there");
+    fs::write(at("services.toml"), "services = {}").expect("write");
+    wait_for("it is ready", || (get(admin, "/ready").status == 200).then_some(()));
+    heddle.signal(Signal::TERM);
+    assert_eq!(heddle.wait().0, Some(0));
+}
+
+/// Issue 10, 10: the main thread waits here for somebody who says nothing, for 10 s.
+#[test]
+fn a_start_that_hangs_is_ended_by_a_signal() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let config = folder.path().join("heddle.toml");
+    fs::write(&config, one_listener("")).expect("write");
+    let socket = folder.path().join("silent.sock");
+    let silent = UnixListener::bind(&socket).expect("a socket");
+    for (signals, said) in [(1, "told to stop during a start that hangs"), (2, "told to stop twice during the start")] {
+        let arguments = ["run", "--config", config.to_str().unwrap(), "--take-over", socket.to_str().unwrap()];
+        let heddle = Heddle::start(command(&arguments));
+        let (_held, _) = silent.accept().expect("it asks for sockets");
+        for _ in 0..signals {
+            heddle.signal(Signal::TERM);
+            // Two of one kind that come at once are one.
+            #[expect(clippy::disallowed_methods, reason = "a test has nothing else to do")]
+            std::thread::sleep(Duration::from_millis(200));
+        }
+        let (code, lines) = heddle.wait();
+        assert_eq!(code, Some(1), "{lines:#?}");
+        assert!(lines.iter().any(|line| line.contains(said)), "{said}: {lines:#?}");
+    }
+}
+
+/// A process that does not outlive its test.
+struct Killed(Child);
+
+impl Drop for Killed {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Issue 10, 10: nobody reads standard error, and a pipe holds 64 KiB.
+#[test]
+fn a_log_that_nobody_reads_keeps_no_stop_waiting() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let at = |name: &str| folder.path().join(name);
+    let text = format!(
+        "workers = 1\ndrain = '100ms'\nadmin = false\nadmin_socket = 'admin.sock'\n{}
+        [registry.file]\npath = 'services.toml'\n",
+        one_listener("")
+    );
+    fs::write(at("heddle.toml"), text).expect("write");
+    let mut command = command(&["run", "--config", at("heddle.toml").to_str().expect("UTF-8")]);
+    let mut heddle = Killed(command.stderr(Stdio::piped()).spawn().expect("heddle starts"));
+    let is_answered = || {
+        let mut stream = UnixStream::connect(at("admin.sock")).ok()?;
+        stream.set_read_timeout(Some(Duration::from_secs(3))).expect("a socket");
+        stream.write_all(b"GET /live HTTP/1.0\r\n\r\n").ok()?;
+        Some(stream.read_to_end(&mut Vec::new()).is_ok())
+    };
+    wait_for("it takes commands", || is_answered().filter(|answered| *answered));
+    let mut round = 0;
+    wait_for("its log is full", || {
+        round += 1;
+        // A file that changes faster is never read as a whole.
+        #[expect(clippy::disallowed_methods, reason = "a test has nothing else to do")]
+        std::thread::sleep(Duration::from_millis(200));
+        let endpoints: String = (0..15).map(|n| format!("'10.{}.0.{n}:80', ", round % 200)).collect();
+        fs::write(at("services.toml"), format!("[services.users]\nendpoints = [{endpoints}]")).expect("write");
+        is_answered().filter(|answered| !answered)
+    });
+    kill_process(Pid::from_child(&heddle.0), Signal::TERM).expect("it runs");
+    wait_for("it ends", || heddle.0.try_wait().expect("a child"));
 }

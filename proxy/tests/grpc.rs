@@ -208,14 +208,16 @@ fn a_deadline_passes_also_while_the_client_takes_nothing() {
         let mut frames = Frames::server(wire);
         let stream = frames.until(HEADERS).stream;
         frames.send(HEADERS, END_HEADERS, stream, &[STATUS_200]);
-        // More than the client's window.
-        for _ in 0..8 {
+        // More than the client's window, and less than the proxy's.
+        for _ in 0..3 {
             frames.send(DATA, 0, stream, &[0; 16_000]);
         }
         resets.send(frames.reset_code()).expect("somebody listens");
     });
     let proxy = proxy(&[&endpoint.address.to_string()], "request_deadline = \"1s\"", "");
     let mut client = Frames::client(Wire::connect(proxy.addresses[0]));
+    // SETTINGS_INITIAL_WINDOW_SIZE.
+    client.send(4, 0, 0, &[0, 4, 0, 0, 0x20, 0]);
     client.send(HEADERS, END_HEADERS | END_STREAM, 1, &request("GET"));
     assert_eq!(reset.recv_timeout(http1::DEADLINE), Ok(CANCEL));
     // The client learns of it when it goes on.

@@ -312,7 +312,13 @@ fn a_body_that_was_not_read_is_not_taken_for_requests() {
         for framing in ["Content-Length: 41", "Transfer-Encoding: chunked"] {
             for expects in ["", "Expect: 100-continue\r\n"] {
                 let mut client = proxy.client();
-                client.send(format!("PUT / HTTP/1.1\r\nHost: {host}\r\n{expects}{framing}\r\n\r\n"));
+                // Without a byte of the body, or the word that it waits for, the request would not reach the endpoint.
+                let begun = match (host, expects, framing) {
+                    ("users", "", "Content-Length: 41") => "x",
+                    ("users", "", _) => "1\r\nx\r\n",
+                    _ => "",
+                };
+                client.send(format!("PUT / HTTP/1.1\r\nHost: {host}\r\n{expects}{framing}\r\n\r\n{begun}"));
                 let mut response = client.response();
                 if response.status() == 100 {
                     response = client.response();

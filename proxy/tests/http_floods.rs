@@ -6,7 +6,8 @@
 #[path = "support/http.rs"]
 mod http;
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 
 use http::{Endpoint, OK, Proxy, Wire, one_listener, users, wait_until};
@@ -379,4 +380,55 @@ fn two_thousand_slow_heads_leave_others_served() {
         let connections = &stage.proxy.app().state.workers.connections;
         connections.iter().map(|count| count.load(Ordering::SeqCst)).sum::<usize>() == 0
     });
+}
+
+/// Issue 10, 17: a connection that ends while streams are open is no reason for anybody to panic, in debug builds neither,
+/// on either side of the proxy. The library asserts that there are none.
+#[test]
+fn a_connection_with_open_streams_may_end_at_any_time() {
+    let panics = Arc::new(AtomicUsize::new(0));
+    let (counter, before) = (panics.clone(), std::panic::take_hook());
+    std::panic::set_hook(Box::new(move |info| {
+        // Other tests of this process have panics of their own.
+        if info.to_string().contains("has_streams") {
+            counter.fetch_add(1, Ordering::SeqCst);
+        }
+        before(info);
+    }));
+    // Reads, and never answers.
+    let silent = Endpoint::start(|_, mut wire| while wire.exactly(1).is_ok() {});
+    for protocol in ["http1", "http2"] {
+        for way in ["stopped", "gone", "abused", "late"] {
+            let service = users(&[&silent], &format!("protocol = \"{protocol}\""));
+            let proxy = Proxy::start(&format!("{}{service}", one_listener("header_timeout = \"300ms\"")));
+            let mut client = Frames::connect(&proxy);
+            for stream in [1, 3, 5, 7] {
+                // With a body that is yet to come, and without one.
+                let flags = if stream < 5 { END_STREAM } else { 0 };
+                client.0.send(get("users", stream, flags));
+            }
+            assert!(client.ping());
+            wait_until("streams are open", || proxy.upstream_connections() > 0);
+            match way {
+                "stopped" => {}
+                "gone" => {
+                    client.0.send(frame(RST_STREAM, 0, 1, &8_u32.to_be_bytes()));
+                    drop(client);
+                }
+                "abused" => {
+                    // A frame that breaks the protocol, behind resets that are not answered yet.
+                    let reset = frame(RST_STREAM, 0, 3, &8_u32.to_be_bytes());
+                    let broken = frame(DATA, 0, 0, b"for no stream");
+                    let _it_may_end_at_once = client.0.try_send([reset, broken].concat());
+                    while client.next().is_some() {}
+                }
+                _ => {
+                    client.0.send(frame(HEADERS, 0, 9, &[0x82]));
+                    while client.next().is_some() {}
+                }
+            }
+            proxy.stop();
+        }
+    }
+    assert_eq!(panics.load(Ordering::SeqCst), 0);
 }

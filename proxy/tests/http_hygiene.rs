@@ -14,7 +14,7 @@ use std::sync::mpsc;
 
 use http::Request;
 use http1::{DEADLINE, Endpoint, OK, Proxy, SECOND_HAND, bytes, one_listener, users, wait_until};
-use http2::{Http2Client, body};
+use http2::{Http2Client, Http2Endpoint, Manners, body};
 
 /// An endpoint that answers nothing and counts the bytes that reach it.
 fn counting() -> (Endpoint, Arc<AtomicUsize>) {
@@ -302,6 +302,155 @@ fn hosts_that_are_none_or_two() {
             "GET http://us\"ers/ HTTP/1.1\r\nHost: users\r\n\r\n",
         ],
     );
+}
+
+/// Issue 10, 17: what stands in `Host` has to be one also where the target names the host that counts.
+#[test]
+fn hosts_that_are_none_beside_a_target() {
+    let (endpoint, seen) = counting();
+    let proxy = Proxy::to(&endpoint);
+    for host in
+        ["a:b", "users:99999", "users:65536", "users:-1", ":80", "[::1", "[::1]x", "::1", "users:80:80", "us%41"]
+    {
+        for start in ["GET /", "GET http://users/", "GET http://users:80/", "CONNECT users:80", "OPTIONS *"] {
+            let mut client = proxy.client();
+            client.send(format!("{start} HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            let refusal = client.response();
+            refusal.assert_refused(400, "router", "http_request_error");
+        }
+    }
+    for target in ["http://users:99999/", "http://users:a/", "http://a:b/", "http://:80/"] {
+        let mut client = proxy.client();
+        client.send(format!("GET {target} HTTP/1.1\r\nHost: users\r\n\r\n"));
+        client.response().assert_refused(400, "router", "http_request_error");
+    }
+    let client = Http2Client::connect(proxy.addresses[0]);
+    for host in ["a:b", "users:99999"] {
+        let request = Request::get("http://users/").header("host", host).body(body(&[], &[])).expect("a request");
+        assert_eq!(client.send(request).head.status, 400, "{host}");
+    }
+    wait_until("nothing is under way", || proxy.in_flight() == 0);
+    assert_eq!(seen.load(Ordering::SeqCst), 0, "an endpoint has seen some of it");
+}
+
+/// Names that many readers take for those of the proxy's own: `_` is `-` to them.
+const LOOKALIKES: [&str; 12] = [
+    "content_length",
+    "transfer_encoding",
+    "keep_alive",
+    "proxy_connection",
+    "proxy_authorization",
+    "x_real_ip",
+    "x-real_ip",
+    "x_forwarded_for",
+    "x_forwarded-host",
+    "x_forwarded_proto",
+    "x_forwarded_client_cert",
+    "x-forwarded-client_cert",
+];
+
+/// Issue 10, 12: in heads and trailers of requests and responses, over both versions and between them.
+#[test]
+fn lookalikes_of_the_proxys_own_names_are_left_out() {
+    let lines: String = LOOKALIKES.iter().map(|name| format!("{name}: 7\r\n")).collect();
+    let answer: &'static str = format!(
+        "HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\nx_own: 1\r\nx_secret: 1\r\nconnection: x-secret\r\n{lines}\r\n\
+         2\r\nok\r\n0\r\nx_own: 2\r\n{lines}\r\n"
+    )
+    .leak();
+    let endpoint = Endpoint::saying(answer);
+    for forwarded in ["off", "standard", "legacy"] {
+        let settings = format!("forwarded = \"{forwarded}\"\ndeadline_header = \"x-time-left\"");
+        let proxy = Proxy::with(&[&endpoint], &settings, "");
+        let check = |names: Vec<String>, expected: &[&str], what: &str| {
+            let odd: Vec<&String> = names.iter().filter(|name| name.contains('_')).collect();
+            assert_eq!(odd, expected, "{forwarded}: {what} {names:?}");
+        };
+        let names = |fields: &[(String, String)]| fields.iter().map(|(name, _)| name.clone()).collect::<Vec<_>>();
+
+        let mut client = proxy.client();
+        client.send(format!(
+            "POST / HTTP/1.1\r\nHost: users\r\nTE: trailers\r\nConnection: TE, x-secret, x_other\r\nx_secret: 1\r\n\
+             x-other: 1\r\nx_own: 1\r\nx_time_left: 5\r\nx-time-left: 9000\r\nTransfer-Encoding: chunked\r\n{lines}\r\n\
+             2\r\nhi\r\n0\r\nx_own: 2\r\n{lines}\r\n"
+        ));
+        let answered = client.response();
+        let asked = endpoint.last();
+        check(names(&asked.headers), &["x_own"], "head of a request");
+        assert_eq!((asked.header("x-other"), asked.text().as_str()), (None, "hi"));
+        assert!(asked.header("x-time-left").is_some());
+        check(names(&asked.trailers), &["x_own"], "trailers of a request");
+        check(names(&answered.headers), &["x_own"], "head of a response");
+        check(names(&answered.trailers), &["x_own"], "trailers of a response");
+
+        // From HTTP/2.
+        let client = Http2Client::connect(proxy.addresses[0]);
+        let mut request = Request::post("http://users/");
+        for name in LOOKALIKES.iter().chain(&["x_own", "x_time_left"]) {
+            request = request.header(*name, "7");
+        }
+        let trailers: Vec<(&'static str, &'static str)> =
+            LOOKALIKES.iter().chain(&["x_own"]).map(|name| (*name, "7")).collect();
+        let answered = client.send(request.body(body(&[b"hi"], &trailers)).expect("a request"));
+        let asked = endpoint.last();
+        let of = |headers: &http::HeaderMap| headers.keys().map(|name| name.as_str().to_owned()).collect::<Vec<_>>();
+        check(names(&asked.headers), &["x_own"], "head of a request over HTTP/2");
+        check(names(&asked.trailers), &["x_own"], "trailers of a request over HTTP/2");
+        check(of(&answered.head.headers), &["x_own"], "head of a response over HTTP/2");
+        check(of(&answered.trailers.expect("trailers")), &["x_own"], "trailers of a response over HTTP/2");
+    }
+}
+
+/// Issue 10, 12: between HTTP/2 and HTTP/2 as well, where nothing writes trailers anew.
+#[test]
+fn lookalikes_are_left_out_of_trailers_of_http_2() {
+    const FORBIDDEN: &[(&str, &str)] =
+        &[("x_real_ip", "7"), ("content_length", "7"), ("x-forwarded-client-cert", "7"), ("x_sum", "1")];
+    let endpoint = Http2Endpoint::start(Manners { trailers: FORBIDDEN, ..Manners::default() });
+    let listener = one_listener("");
+    let proxy = Proxy::start(&format!(
+        "{listener}[service.users]\nendpoints = [\"{}\"]\nprotocol = \"http2\"\n",
+        endpoint.address
+    ));
+    let client = Http2Client::connect(proxy.addresses[0]);
+    let request = Request::post("http://users/").body(body(&[b"hi"], FORBIDDEN)).expect("a request");
+    let answered = client.send(request);
+    let only = |trailers: Option<http::HeaderMap>| {
+        let trailers = trailers.expect("trailers");
+        assert_eq!(trailers.keys().map(|name| name.as_str()).collect::<Vec<_>>(), ["x_sum"]);
+    };
+    only(answered.trailers);
+    only(endpoint.requests()[0].trailers.clone());
+}
+
+/// Issue 10, 17: who is not on this machine learns no addresses of what is behind the proxy, unless the listener says so.
+#[test]
+fn addresses_of_endpoints_are_told_where_that_is_allowed() {
+    let gone = std::net::TcpListener::bind("127.0.0.1:0").expect("a port").local_addr().expect("an address");
+    let service = format!("[service.users]\nendpoints = [\"{gone}\"]\n");
+    let outside = "[[listener]]\naddress = \"0.0.0.0:0\"\n";
+    let listeners = [
+        (one_listener(""), true),
+        (one_listener("expose_addresses = false"), false),
+        (one_listener("proxy_protocol = [\"10.0.0.0/8\"]"), false),
+        (outside.to_owned(), false),
+        (format!("{outside}expose_addresses = true\n"), true),
+    ];
+    let all: String = listeners.iter().map(|(listener, _)| listener.as_str()).collect();
+    let proxy = Proxy::start(&format!("{all}{service}"));
+    for (number, (listener, shown)) in listeners.iter().enumerate() {
+        let port = proxy.addresses[number].port();
+        let mut client = http1::Wire::connect(([127, 0, 0, 1], port).into());
+        for call in ["", "content-type: application/grpc\r\nte: trailers\r\n"] {
+            client.send(format!("GET / HTTP/1.1\r\nHost: users\r\n{call}\r\n"));
+            let refusal = client.response();
+            let said = format!("{refusal:?} {}", refusal.text());
+            assert!(said.contains("connection_refused"), "{said}");
+            let address = gone.to_string();
+            assert_eq!(said.contains(&address), *shown, "{listener} {said}");
+            assert_eq!(said.contains(&gone.port().to_string()), *shown, "{listener} {said}");
+        }
+    }
 }
 
 /// One empty line before a request is forgiven (RFC 9112, 2.2): some clients end a body with one.
@@ -596,7 +745,9 @@ fn a_body_that_comes_after_the_answer_ends_the_connection() {
     let mut client = proxy.client();
     let body = bytes(1 << 20);
     client.send(format!("POST / HTTP/1.1\r\nHost: users\r\nContent-Length: {}\r\n\r\n", body.len()));
+    // Without a byte of it the request would wait.
+    client.send(&body[..1]);
     assert_eq!(client.response().text(), "ok");
-    let _ = client.try_send(&body);
+    let _ = client.try_send(&body[1..]);
     client.expect_end();
 }

@@ -160,6 +160,24 @@ fn interim_responses_are_skipped_and_unasked_upgrades_refused() {
     assert_eq!(endpoint.connections(), 2, "what was upgraded is not used again");
 }
 
+/// Issue 10, 3: interim responses without end kept the worker, and the request, for good.
+#[test]
+fn at_most_so_many_interim_responses_are_skipped() {
+    let endpoint = Endpoint::start(|_, mut wire| {
+        let request = wire.request().expect("a request");
+        let interim = "HTTP/1.1 103 Early Hints\r\nlink: </a>\r\n\r\n";
+        match request.start.split(' ').nth(1) {
+            Some("/16") => wire.send(interim.repeat(16) + OK),
+            Some("/17") => wire.send(interim.repeat(17) + OK),
+            _ => while wire.try_send(interim.repeat(1000)).is_ok() {},
+        }
+    });
+    let proxy = Proxy::to(&endpoint);
+    assert_eq!(proxy.client().get("/16").text(), "ok");
+    proxy.client().get("/17").assert_refused(502, "upstream", "http_protocol_error");
+    proxy.client().get("/endless").assert_refused(502, "upstream", "http_protocol_error");
+}
+
 #[test]
 fn what_is_no_response_is_a_bad_gateway() {
     let endpoint = Endpoint::start(|_, mut wire| {

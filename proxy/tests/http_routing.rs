@@ -274,3 +274,141 @@ fn a_service_without_a_usable_endpoint_says_why() {
         client.head().expect("a head without a body").assert_refused(503, "registry", "destination_unavailable");
     }
 }
+
+/// A proxy whose services come from a file with these lines of `[services]`, and more of `[registry]`.
+fn by_file(folder: &tempfile::TempDir, services: &str, registry: &str) -> Proxy {
+    let path = folder.path().join("services.toml");
+    std::fs::write(&path, services).expect("write");
+    let config = format!("{}[registry.file]\npath = {path:?}\n{registry}\n", one_listener("protocol = \"auto\""));
+    Proxy::start(&config)
+}
+
+/// Issue 10, 13: a registry does not take over what clients send to hosts of others. A name of several labels outside the
+/// suffix is a service where a service is meant; proxy requests, CONNECT and SOCKS need the source's `names`.
+#[test]
+fn a_host_of_others_is_taken_over_only_where_names_allow_it() {
+    let endpoint = Endpoint::saying(OK);
+    let at = endpoint.address;
+    let services =
+        format!("[services.users]\nendpoints = [\"{at}\"]\n[services.\"api.invalid\"]\nendpoints = [\"{at}\"]\n");
+    for (names, is_taken) in [
+        ("", false),
+        ("names = []", false),
+        ("names = [\"*.other\", \"api.invalid.*\"]", false),
+        ("names = [\"api.invalid\"]", true),
+        ("names = [\"*.invalid\"]", true),
+    ] {
+        let folder = tempfile::tempdir().expect("a folder");
+        let proxy = by_file(&folder, &services, names);
+        let origin = |host: &str| {
+            let mut client = proxy.client();
+            client.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            client.response().status()
+        };
+        let absolute = |host: &str| {
+            let mut client = proxy.client();
+            client.send(format!("GET http://{host}/ HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            client.response().status()
+        };
+        let connect = |host: &str| {
+            let mut client = proxy.client();
+            client.send(format!("CONNECT {host}:80 HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+            client.head().expect("an answer").status()
+        };
+        let socks = |host: &str| {
+            let mut client = proxy.client();
+            client.send([5, 1, 0]);
+            assert_eq!(client.exactly(2).expect("a method"), [5, 0]);
+            let request = [&[5, 1, 0, 3, host.len() as u8], host.as_bytes(), &[0, 80]].concat();
+            client.send(request);
+            client.exactly(2).expect("a reply")[1]
+        };
+        for host in ["api.invalid", "API.Invalid."] {
+            assert_eq!(origin(host), 200, "{names}: a service is meant");
+            // `.invalid` resolves nowhere (RFC 2606), so that what is passed on fails.
+            assert_eq!(absolute(host) == 200, is_taken, "{names}: {host}");
+            assert_eq!(connect(host) == 200, is_taken, "{names}: CONNECT {host}");
+            assert_eq!(socks(host) == 0, is_taken, "{names}: SOCKS {host}");
+        }
+        for host in ["users", "users.mesh", "api.invalid.mesh"] {
+            assert_eq!(
+                (origin(host), absolute(host), connect(host), socks(host)),
+                (200, 200, 200, 0),
+                "{names}: {host}"
+            );
+        }
+    }
+}
+
+/// Issue 10, 13: services by the names of addresses and of this machine are refused, in the configuration too.
+#[test]
+fn addresses_and_localhost_are_no_services() {
+    for name in ["127.0.0.1", "127.1", "0x7f.1", "2130706433", "localhost", "users.localhost"] {
+        let config = format!("{}[service.{name:?}]\nendpoints = [\"127.0.0.1:9\"]\n", one_listener(""));
+        let problems = heddle::config::parse(&config, std::path::Path::new("test"), &[]).expect_err(name).to_string();
+        assert!(problems.contains("which no service can take over"), "{problems}");
+    }
+}
+
+/// Issue 10, 13: keys that name addresses or this machine take over nothing, and others beside them are served.
+#[test]
+fn keys_that_name_addresses_take_over_nothing() {
+    let (endpoint, elsewhere) = (Endpoint::saying(OK), Endpoint::saying(OK));
+    let names = ["localhost", "127.0.0.1", "127.1", "0x7f000001", "2130706433", "users"];
+    let of = |name: &&str| format!("[services.{name:?}]\nendpoints = [\"{}\"]\n", endpoint.address);
+    let folder = tempfile::tempdir().expect("a folder");
+    let proxy = by_file(&folder, &names.iter().map(of).collect::<String>(), "names = [\"*\"]");
+    let mut client = proxy.client();
+    client.send("GET / HTTP/1.1\r\nHost: users\r\n\r\n");
+    assert_eq!((client.response().status(), endpoint.connections()), (200, 1));
+    for host in ["localhost", "127.0.0.1", "127.1", "0x7f000001", "2130706433"] {
+        let target = format!("{host}:{}", elsewhere.address.port());
+        let before = elsewhere.requests().len();
+        client.send(format!("GET http://{target}/ HTTP/1.1\r\nHost: {target}\r\n\r\n"));
+        assert_eq!(
+            (client.response().status(), elsewhere.requests().len()),
+            (200, before + 1),
+            "{host} is passed through"
+        );
+        client.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        client.response().assert_refused(404, "router", "destination_not_found");
+    }
+    assert_eq!(endpoint.requests().len(), 1);
+}
+
+/// Issue 10, 13: an endpoint is judged by the address that its name resolves to, at each connect, under the rules that
+/// hold by then.
+#[test]
+fn endpoints_are_judged_by_the_address_that_is_connected_to() {
+    let endpoint = Endpoint::saying(OK);
+    let port = endpoint.address.port();
+    let folder = tempfile::tempdir().expect("a folder");
+    let service = |name: &str, host: &str| format!("[services.{name}]\nendpoints = [\"{host}:{port}\"]\n");
+    // The resolver makes 169.254.169.254, 0.0.0.0 and 127.0.0.1 of these.
+    let services = [
+        service("metadata", "0xa9fea9fe"),
+        service("any", "0x0"),
+        service("here", "0x7f000001"),
+        service("named", "localhost"),
+    ];
+    let proxy = by_file(&folder, &services.concat(), "");
+    let ask = |proxy: &Proxy, host: &str| {
+        let mut client = proxy.client();
+        client.send(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
+        client.response()
+    };
+    ask(&proxy, "metadata").assert_refused(403, "upstream", "destination_ip_prohibited");
+    ask(&proxy, "any").assert_refused(403, "upstream", "destination_ip_prohibited");
+    assert_eq!(endpoint.connections(), 0);
+    assert_eq!((ask(&proxy, "here").status(), ask(&proxy, "named").status()), (200, 200), "loopback stays allowed");
+
+    let path = folder.path().join("services.toml");
+    let denying = format!(
+        "{}[registry.file]\npath = {path:?}\ndeny_networks = [\"127.0.0.0/8\", \"::1\"]\n",
+        one_listener("protocol = \"auto\"")
+    );
+    proxy.reload(&denying).expect("a reload");
+    wait_until("the other rules hold for kept connections, too", || {
+        ["here", "named"].iter().all(|host| ask(&proxy, host).status() == 403)
+    });
+}

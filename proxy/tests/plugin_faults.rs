@@ -2,6 +2,8 @@
 
 #![cfg(test)]
 
+#[path = "plugin_faults/isolation.rs"]
+mod isolation;
 #[path = "support/plugins/mod.rs"]
 mod support;
 
@@ -25,7 +27,7 @@ fn host_with(marks: &[(&str, &str)]) -> Host {
 }
 
 /// Three requests that the guest fails, then one that it does not.
-fn faults_of(pick: &str) -> [u64; 5] {
+fn faults_of(pick: &str) -> [u64; 7] {
     let host = host_with(&[("pick", &on_path('f', pick))]);
     let mut worker = host.worker("users");
     assert_eq!(worker.slots("/", 4), [0, 1, 2, 0], "the guest's rotation");
@@ -39,17 +41,17 @@ fn faults_of(pick: &str) -> [u64; 5] {
 
 #[test]
 fn a_trap_costs_one_decision_a_native_fallback() {
-    assert_eq!(faults_of(instead::TRAP), [3, 0, 0, 0, 0]);
+    assert_eq!(faults_of(instead::TRAP), [3, 0, 0, 0, 0, 0, 0]);
 }
 
 #[test]
 fn a_call_that_takes_too_long_is_ended() {
-    assert_eq!(faults_of(instead::LOOP), [0, 3, 0, 0, 0]);
+    assert_eq!(faults_of(instead::LOOP), [0, 3, 0, 0, 0, 0, 0]);
 }
 
 #[test]
 fn a_guest_that_takes_too_much_memory_is_ended() {
-    assert_eq!(faults_of(instead::ALLOCATE), [0, 0, 3, 0, 0]);
+    assert_eq!(faults_of(instead::ALLOCATE), [0, 0, 3, 0, 0, 0, 0]);
 }
 
 #[test]
@@ -64,16 +66,33 @@ fn without_an_instance_the_proxy_decides() {
     assert!(host.plugin("test").current().is_none(), "nothing is there to go back to");
 }
 
+/// Issue 10, 7: a policy of which there never was a version is not decided in rotation.
 #[test]
-fn no_generation_at_all_is_a_fallback_too() {
+fn without_any_generation_nothing_is_decided() {
     let host = Host::with_endpoints(3);
     let mut worker = host.worker("users");
-    assert_eq!(worker.slots("/", 4), [0, 1, 2, 0]);
-    assert_eq!((worker.stats().decisions, worker.stats().fallbacks), (0, 4));
+    assert!(matches!(worker.choose("/"), Choice::NoPolicy));
+    assert_eq!((worker.stats().decisions, worker.stats().fallbacks), (0, 0));
     assert_eq!(host.plugins.missing().len(), 1);
     host.load(&guest(&[])).unwrap();
     assert_eq!(worker.slots("/", 2), [0, 1]);
-    assert_eq!((worker.stats().decisions, worker.stats().fallbacks), (2, 4));
+    assert_eq!((worker.stats().decisions, worker.stats().fallbacks), (2, 0));
+}
+
+/// Issue 10, 7: after another generation has come into force, its instance is made ahead of the request that needs it.
+#[test]
+fn instances_are_made_ahead_of_the_request() {
+    let host = host_with(&[]);
+    let mut replaced = host.plugins.replaced();
+    let mut worker = host.worker("users");
+    worker.decider.seat.renew();
+    assert!(worker.decider.seat.instance().is_none(), "nobody has used it");
+    worker.slots("/", 1);
+    let next = host.load(&guest(&[("pick", instead::DECLINE)])).unwrap();
+    assert!(replaced.has_changed().unwrap(), "workers are told");
+    replaced.mark_unchanged();
+    worker.decider.seat.renew();
+    assert_eq!(worker.decider.seat.instance().unwrap().generation().number, next.number);
 }
 
 #[test]
@@ -261,9 +280,9 @@ fn what_is_refused_replaces_nothing_and_says_why() {
     let refused: [(&str, &[u8], &str); 13] = [
         ("no WebAssembly", b"#!/bin/sh\n", "not WebAssembly"),
         ("nothing", b"", "not WebAssembly"),
-        ("half a module", &whole[..whole.len() / 2], "cannot be made a component"),
-        ("half a component", &component(&whole)[..2_000], "does not compile"),
-        ("no description", &wat::parse_str("(module)").unwrap(), "no export `configure`"),
+        ("half a module", &whole[..whole.len() / 2], "cannot be made a component: cut short"),
+        ("half a component", &component(&whole)[..2_000], "does not compile: cut short"),
+        ("no description", &wat::parse_str("(module)").unwrap(), "no component-type section"),
         ("an import of nobody's", &imports, "env"),
         ("an import of nobody's, in a component", &wrong_import, "host:files/read@1.0.0"),
         ("another contract", &module(include_str!("guests/retry.wat"), "retry-policy"), "balancer"),
@@ -419,7 +438,7 @@ proptest! {
                         }
                         Choice::NoneEligible => prop_assert_eq!(snapshot.eligible_count(), 0),
                         Choice::AllFull => prop_assert!(false, "{} is full", name),
-                        Choice::Declined => prop_assert!(false, "{} declined", name),
+                        Choice::Declined | Choice::NoPolicy => prop_assert!(false, "{} declined", name),
                     }
                 }
             }

@@ -67,6 +67,45 @@ fn a_core_module_takes_or_refuses_its_configuration() {
     assert!(refused.contains("header: expected a name") && refused.contains(r#"{"header":""}"#), "{refused}");
 }
 
+/// Picks slot 1 where the request has a `Cookie` that the guest may read, else slot 0.
+const BY_COOKIE: &str =
+    "(i32.store (i32.const 200) (i32.const 0x6b6f6f43)) (i32.store16 (i32.const 204) (i32.const 0x6569))
+    (call $header (i32.const 200) (i32.const 6) (i32.const 48))
+    (return (call $answer (i32.load8_u (i32.const 48))))";
+
+/// Issue 10, 9: a guest reads credentials only where its own settings name them.
+#[test]
+fn credentials_are_absent_unless_the_settings_name_them() {
+    for (settings, slot) in [
+        ("\"test\"", 0),
+        ("{ plugin = \"test\", by = \"header:x-user\" }", 0),
+        ("{ plugin = \"test\", by = \"cookie:session\" }", 1),
+        ("{ plugin = \"test\", header = \"cookie\" }", 1),
+        ("{ plugin = \"test\", expose_headers = [\"Cookie\"] }", 1),
+        ("{ plugin = \"test\", expose_headers = [\"authorization\"] }", 0),
+    ] {
+        let host = Host::new("", &format!("[service.users]\nbalancer = {settings}\n"));
+        host.register("users", 3);
+        host.load(&guest(&[("pick", BY_COOKIE)])).unwrap();
+        let mut facts = facts("/");
+        facts.head.headers.insert("cookie", "session=1".parse().unwrap());
+        let Choice::Endpoint(picked) = host.worker("users").decider.choose(&mut facts) else { panic!("it is there") };
+        assert_eq!(picked.endpoint.slot, slot, "{settings}");
+    }
+}
+
+/// The list of exceptions is for the proxy: a built-in policy that knows all of its settings takes it.
+#[test]
+fn exposed_headers_are_no_setting_of_the_guest() {
+    let services = "[service.users]\nbalancer = { plugin = \"url-hash\", expose_headers = [\"authorization\"] }\n";
+    let host = Host::new("", services);
+    host.plugins.load_builtin().unwrap();
+    host.register("users", 3);
+    let mut worker = host.worker("users");
+    worker.slots("/", 3);
+    assert_eq!(worker.stats().fallbacks, 0);
+}
+
 #[test]
 fn a_finished_component_is_taken() {
     assert!(!COMPONENT.starts_with(MODULE));

@@ -9,8 +9,8 @@ mod registry_driver;
 use std::sync::Arc;
 use std::time::Duration;
 
-use etcd::{Cluster, Etcd, Options, Relay, Tls, wait_until};
-use heddle::config::checked::{self, EtcdLogin, EtcdTls, EtcdWatch, Layout};
+use etcd::{Cluster, Etcd, GrpcProxy, Options, Relay, Tls, wait_until};
+use heddle::config::checked::{self, EtcdLogin, EtcdTls, EtcdWatch, Layout, Password};
 use registry_driver::Driver;
 
 const A: &str = r#"{"address":"10.0.0.1:80"}"#;
@@ -28,6 +28,9 @@ fn registry(members: &[&str]) -> checked::Registry {
         liveness: Duration::from_secs(15),
         backoff: Duration::from_millis(200),
         page: 1_000,
+        largest: 64 << 20,
+        rules: checked::SourceRules::default(),
+        limits: checked::RegistryLimits::default(),
     };
     checked::Registry { etcd: Some(etcd), ..checked::Registry::default() }
 }
@@ -476,4 +479,160 @@ async fn ten_thousand_endpoints_and_a_thousand_services() {
     client.delete("/services/many/", Some(etcd_client::DeleteOptions::new().with_prefix())).await.expect("a deletion");
     driver.wait_for("many", &[]);
     assert_eq!(driver.told().changes.len(), told + 1);
+}
+
+/// Issue 10, 14: `etcd grpc-proxy` numbers watches itself. Every event arrives, over several watches, and also after a
+/// time in which nothing happened.
+#[test]
+fn behind_a_grpc_proxy_every_event_arrives() {
+    let etcd = Etcd::start();
+    let mut proxy = GrpcProxy::start(&etcd);
+    etcd.put("/services/users/a", A);
+    let mut registry = registry(&[&proxy.url()]);
+    settings(&mut registry).watches.push(EtcdWatch { prefix: b"/other/".to_vec(), layout: Layout::Heddle });
+    settings(&mut registry).liveness = Duration::from_secs(1);
+    let driver = Driver::start(&registry, None);
+    driver.wait_for("users", &["10.0.0.1:80"]);
+    connected(&driver);
+    etcd.put("/services/users/b", B);
+    driver.wait_for("users", &["10.0.0.1:80", "10.0.0.2:80"]);
+    etcd.put("/other/more/c", C);
+    driver.wait_for("more", &["10.0.0.3:80"]);
+    // Beyond `liveness`: what the proxy answers to a request for progress, if anything, is not to freeze the list.
+    let relists = driver.report().sources[0].relists;
+    let quiet = std::time::Instant::now();
+    wait_until("it was quiet for longer than liveness", || {
+        quiet.elapsed() > Duration::from_millis(2500) || driver.report().sources[0].relists > relists + 1
+    });
+    etcd.delete("/services/users/a");
+    driver.wait_for("users", &["10.0.0.2:80"]);
+    etcd.put("/other/more/d", A);
+    driver.wait_for("more", &["10.0.0.1:80", "10.0.0.3:80"]);
+    assert!(proxy.runs());
+}
+
+async fn put_large(client: &mut etcd_client::Client, key: &str, address: &str, size: usize) {
+    let padding = "x".repeat(size);
+    let value = format!(r#"{{"address":"{address}","padding":"{padding}"}}"#);
+    client.put(key, value, None).await.expect("a put");
+}
+
+/// Issue 10, 14: 70 keys of 1 MB are more than one answer may have (64 MiB). They are read in smaller pages.
+#[tokio::test]
+async fn seventy_keys_of_a_megabyte_are_read() {
+    let etcd = Etcd::start();
+    let mut client = etcd_client::Client::connect([etcd.url()], None).await.expect("a client");
+    for i in 0..70 {
+        put_large(&mut client, &format!("/services/large/{i}"), &format!("10.0.2.{i}:80"), 1_000_000).await;
+    }
+    let driver = Driver::start(&registry(&[&etcd.url()]), None);
+    driver.wait_ready();
+    let report = driver.report();
+    assert_eq!((report.endpoints, report.sources[0].skipped), (70, 0));
+    connected(&driver);
+    etcd.put("/services/users/a", A);
+    driver.wait_for("users", &["10.0.0.1:80"]);
+    assert_eq!(driver.report().sources[0].relists, 1);
+}
+
+/// Issue 10, 14: a key that is too large by itself is named, and all others are served.
+#[tokio::test]
+async fn a_key_that_is_too_large_is_named_and_the_rest_is_served() {
+    let etcd = Etcd::start();
+    let mut client = etcd_client::Client::connect([etcd.url()], None).await.expect("a client");
+    for i in 0..20 {
+        put_large(&mut client, &format!("/services/users/{i:02}"), &format!("10.0.2.{i}:80"), 40_000).await;
+    }
+    for key in ["/services/a/1", "/services/users/07x", "/services/z/1"] {
+        put_large(&mut client, key, "10.0.3.1:80", 300_000).await;
+    }
+    let mut registry = registry(&[&etcd.url()]);
+    settings(&mut registry).largest = 200_000;
+    let driver = Driver::start(&registry, None);
+    driver.wait_ready();
+    connected(&driver);
+    let report = driver.report();
+    assert_eq!((report.services, report.endpoints, report.sources[0].skipped), (1, 20, 3), "{report:#?}");
+    let keys: Vec<&str> = report.sources[0].skipped_keys.iter().map(|skipped| skipped.key.as_str()).collect();
+    assert_eq!(keys, ["/services/a/1", "/services/users/07x", "/services/z/1"]);
+    assert!(report.sources[0].skipped_keys[0].reason.contains("too large"));
+    // An event that is too large ends the session; the next reading names its key and goes on.
+    put_large(&mut client, "/services/users/03", "10.0.2.3:80", 300_000).await;
+    driver.wait_status("the key is named", |report| report.sources[0].skipped_keys.len() == 4);
+    put_large(&mut client, "/services/users/30", "10.0.2.30:80", 10).await;
+    driver.wait("what follows is served", |told| told.addresses("users").contains(&"10.0.2.30:80"));
+    assert!(driver.told().addresses("users").contains(&"10.0.2.3:80"), "what was known of the large key stays");
+}
+
+/// Issue 10, 14: `max_endpoints` bounds what is read and kept; what there is no room for is named, and read when there is.
+#[test]
+fn what_is_beyond_max_endpoints_is_taken_when_there_is_room() {
+    let etcd = Etcd::start();
+    for i in 0..30 {
+        etcd.put(&format!("/services/users/{i:02}"), &format!(r#"{{"address":"10.0.2.{i}:80"}}"#));
+    }
+    let mut registry = registry(&[&etcd.url()]);
+    registry.limits = registry_limits(20);
+    settings(&mut registry).limits = registry_limits(20);
+    let driver = Driver::start(&registry, None);
+    driver.wait_ready();
+    connected(&driver);
+    let report = driver.report();
+    assert_eq!((report.endpoints, report.registrations, report.max_endpoints), (20, 20, 20));
+    assert_eq!(report.sources[0].skipped_keys.len(), 10);
+    assert!(report.sources[0].skipped_keys[0].reason.contains("max_endpoints (20)"));
+    etcd.put("/services/users/99", r#"{"address":"10.0.2.99:80"}"#);
+    driver.wait_status("it is named too", |report| report.sources[0].skipped_keys.len() == 11);
+    for i in 0..5 {
+        etcd.delete(&format!("/services/users/{i:02}"));
+    }
+    driver.wait("there is room again", |told| told.addresses("users").contains(&"10.0.2.22:80"));
+    assert!(driver.report().endpoints <= 20);
+}
+
+fn registry_limits(max_endpoints: usize) -> checked::RegistryLimits {
+    checked::RegistryLimits { max_endpoints, ..checked::RegistryLimits::default() }
+}
+
+/// Issue 10, 14: `password_file` is read at each login, so that a password can be changed without a reload.
+#[test]
+fn the_password_is_read_at_each_login() {
+    let mut etcd = Etcd::start();
+    etcd.put("/services/users/a", A);
+    for command in [
+        &["user", "add", "root:secret"][..],
+        &["user", "grant-role", "root", "root"],
+        &["user", "add", "heddle:one"],
+        &["user", "grant-role", "heddle", "root"],
+        &["auth", "enable"],
+    ] {
+        etcd.ctl(command);
+    }
+    etcd.ctl_args.push("--user=root:secret".into());
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("password");
+    let relay = Relay::start(etcd.port());
+    let mut registry = registry(&[&relay.url()]);
+    let password = Password::File(file.clone());
+    settings(&mut registry).login = Some(EtcdLogin { user: "heddle".into(), password });
+    let driver = Driver::start(&registry, None);
+    let fails = |what: &str| {
+        let before = driver.report().sources[0].reconnects;
+        driver.wait_status(what, |report| report.sources[0].reconnects > before + 1 && !report.ready);
+    };
+    fails("there is no file yet");
+    std::fs::write(&file, "\n").expect("write");
+    fails("there is no password in it");
+    std::fs::write(&file, "one\n").expect("write");
+    driver.wait_for("users", &["10.0.0.1:80"]);
+    connected(&driver);
+    etcd.ctl(&["user", "delete", "heddle"]);
+    etcd.ctl(&["user", "add", "heddle:two"]);
+    etcd.ctl(&["user", "grant-role", "heddle", "root"]);
+    relay.cut();
+    std::fs::write(&file, "two").expect("write");
+    etcd.put("/services/users/b", B);
+    relay.open();
+    driver.wait_for("users", &["10.0.0.1:80", "10.0.0.2:80"]);
+    connected(&driver);
 }

@@ -23,7 +23,7 @@ const OTHER: &str = "[services.users]\nendpoints = ['10.0.0.3:80']\n";
 const NEVER: Duration = Duration::from_secs(3600);
 
 fn registry(path: &Path, rescan: Duration) -> checked::Registry {
-    let file = FileSource { path: path.to_owned(), rescan };
+    let file = FileSource { path: path.to_owned(), rescan, rules: checked::SourceRules::default() };
     checked::Registry { file: Some(file), ..checked::Registry::default() }
 }
 
@@ -175,4 +175,85 @@ fn fixed_endpoints_are_there_at_once_and_join_those_of_other_sources() {
 fn without_any_source_the_registry_is_ready() {
     let driver = Driver::start(&checked::Registry::default(), None);
     assert!(driver.report().ready);
+}
+
+/// Issue 10, 14: the folder of the file is deleted, or moved away, and made anew; nothing reads it by itself meanwhile.
+#[test]
+fn a_folder_that_is_made_anew_is_followed_at_once() {
+    let root = tempfile::tempdir().expect("a folder");
+    let folder = root.path().join("mounted/services");
+    let path = folder.join("services.toml");
+    std::fs::create_dir_all(&folder).expect("a folder");
+    write(&path, ONE);
+    let driver = Driver::start(&registry(&path, NEVER), None);
+    driver.wait_for("users", &["10.0.0.1:80"]);
+    for (round, content, address) in [(0, OTHER, "10.0.0.3:80"), (1, ONE, "10.0.0.1:80"), (2, OTHER, "10.0.0.3:80")] {
+        match round {
+            0 => std::fs::remove_dir_all(&folder).expect("removed"),
+            1 => std::fs::remove_dir_all(root.path().join("mounted")).expect("removed"),
+            _ => std::fs::rename(&folder, root.path().join("away")).expect("moved"),
+        }
+        breaks(&driver);
+        std::fs::create_dir_all(&folder).expect("a folder");
+        write(&path, content);
+        driver.wait_for("users", &[address]);
+    }
+}
+
+/// Issue 10, 13: addresses that nobody means are no endpoints, from a file, the configuration and the snapshot on disk;
+/// networks are allowed and denied for each source by itself.
+#[test]
+fn addresses_that_nobody_means_are_no_endpoints() {
+    let bad = ["169.254.169.254:80", "[::ffff:169.254.169.254]:80", "[fe80::1]:80", "224.0.0.1:80", "0.0.0.0:80"];
+    let addresses = || bad.iter().chain(&["127.0.0.1:80", "10.0.0.1:80"]);
+    let text = addresses().map(|address| format!("{address:?}")).collect::<Vec<_>>().join(", ");
+    let (folder, path) = folder_with(&format!("[services.users]\nendpoints = [{text}]\n"));
+    let mut config = registry(&path, NEVER);
+    let fixed = |address: &&str| FixedEndpoint { address: (*address).into(), weight: 1, metadata: Vec::new() };
+    config.fixed = HashMap::from([("fixed".into(), addresses().map(fixed).collect())]);
+    let state = folder.path().join("state");
+    let driver = Driver::start(&config, Some(&state));
+    driver.wait_ready();
+    for service in ["users", "fixed"] {
+        assert_eq!(driver.told().addresses(service), ["10.0.0.1:80", "127.0.0.1:80"]);
+    }
+    let report = driver.report();
+    for source in &report.sources {
+        assert_eq!((source.skipped, source.skipped_keys.len()), (5, 5), "{source:#?}");
+        assert!(source.skipped_keys.iter().all(|skipped| skipped.reason.contains("not to be connected to")));
+    }
+    driver.stop();
+
+    // What a file on disk says counts no more than what a source says.
+    let snapshot = std::fs::read_to_string(state.join("registry.json")).expect("a snapshot");
+    std::fs::write(state.join("registry.json"), snapshot.replace("10.0.0.1:80", "169.254.169.254:80")).expect("write");
+    write(&path, "broken");
+    let driver = Driver::start(&config, Some(&state));
+    assert_eq!(driver.told().addresses("users"), ["127.0.0.1:80"]);
+    driver.stop();
+
+    write(&path, ONE);
+    let network = |address: &str, prefix| checked::Network { address: address.parse().expect("an address"), prefix };
+    let file = config.file.as_mut().expect("a file");
+    file.rules.deny_networks = vec![network("10.0.0.0", 8)];
+    config.fixed_rules.allow_networks = vec![network("169.254.169.254", 32)];
+    let driver = Driver::start(&config, None);
+    driver.wait_ready();
+    assert!(driver.told().addresses("users").is_empty());
+    assert_eq!(driver.told().addresses("fixed"), ["169.254.169.254:80", "[::ffff:169.254.169.254]:80"]);
+}
+
+/// Issue 10, 14: a weight that cannot be read is 1, and what is wrong with it is shown.
+#[test]
+fn a_weight_that_cannot_be_read_keeps_the_endpoint() {
+    let (_folder, path) = folder_with("[services.users]\nendpoints = [{ address = '10.0.0.1:80', weight = -3 }]");
+    let driver = Driver::start(&registry(&path, NEVER), None);
+    driver.wait_ready();
+    assert_eq!(driver.told().services["users"]["10.0.0.1:80"].weight, 1);
+    let report = driver.report();
+    let [skipped] = &report.sources[0].skipped_keys[..] else { panic!("{report:#?}") };
+    assert_eq!((skipped.key.as_str(), skipped.kept), ("users/10.0.0.1:80", true));
+    assert!(skipped.reason.contains("the weight -3 is no whole number"), "{}", skipped.reason);
+    write(&path, ONE);
+    driver.wait_status("it is mended", |report| report.sources[0].skipped_keys.is_empty());
 }

@@ -122,6 +122,13 @@ impl Body for Answer {
 
 /// A server that plays one script a connection, the last one over and over. It answers HTTP/2 pings all the while.
 fn serve(scripts: Vec<Script>) -> String {
+    serve_and_record(scripts).0
+}
+
+/// The same, with what clients send on watches.
+fn serve_and_record(scripts: Vec<Script>) -> (String, Arc<Mutex<Vec<u8>>>) {
+    let requests = Arc::new(Mutex::new(Vec::new()));
+    let recorded = requests.clone();
     let (address, started) = std::sync::mpsc::channel();
     // Ends with the test's process.
     std::thread::spawn(move || {
@@ -131,7 +138,7 @@ fn serve(scripts: Vec<Script>) -> String {
             address.send(listener.local_addr().expect("its address")).expect("a test that waits");
             let scripts = Arc::new(Mutex::new(VecDeque::from(scripts)));
             while let Ok((stream, _)) = listener.accept().await {
-                let scripts = scripts.clone();
+                let (scripts, recorded) = (scripts.clone(), recorded.clone());
                 tokio::spawn(async move {
                     let script = {
                         let mut scripts = scripts.lock().expect("no panic");
@@ -144,9 +151,19 @@ fn serve(scripts: Vec<Script>) -> String {
                             "/etcdserverpb.Watch/Watch" => Answer::new(script.watch.clone(), false),
                             other => panic!("{other}"),
                         };
+                        let (is_watch, recorded) = (request.uri().path().ends_with("/Watch"), recorded.clone());
                         // Held, so that the client's half of a watch stays open.
-                        #[expect(clippy::mem_forget, reason = "the server ends with the test")]
-                        std::mem::forget(request);
+                        tokio::spawn(async move {
+                            let mut body = request.into_body();
+                            while let Some(Ok(frame)) =
+                                std::future::poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await
+                            {
+                                if let (true, Ok(data)) = (is_watch, frame.into_data()) {
+                                    recorded.lock().expect("no panic").extend_from_slice(&data);
+                                }
+                            }
+                            std::future::pending::<()>().await;
+                        });
                         let answer = Response::builder().header("content-type", "application/grpc").body(answer);
                         std::future::ready(Ok::<_, io::Error>(answer.expect("a response")))
                     });
@@ -155,7 +172,7 @@ fn serve(scripts: Vec<Script>) -> String {
             }
         });
     });
-    format!("http://{}", started.recv().expect("a server"))
+    (format!("http://{}", started.recv().expect("a server")), requests)
 }
 
 #[derive(Clone)]
@@ -209,6 +226,9 @@ fn registry(member: String, liveness: Duration) -> checked::Registry {
         liveness,
         backoff: Duration::from_millis(10),
         page: 1_000,
+        largest: 64 << 20,
+        rules: checked::SourceRules::default(),
+        limits: checked::RegistryLimits::default(),
     };
     checked::Registry { etcd: Some(etcd), ..checked::Registry::default() }
 }
@@ -258,21 +278,89 @@ fn odd_events_are_passed_over() {
         event(9, &key_value("/services/users/b", "10.0.0.2:80", 1)),
         // Without a key and value.
         Message::default().number(1, 0),
-        // Outside of the prefix, and for a watch that was never opened.
+        // Outside of the prefix.
         event(0, &key_value("/else/users/c", "10.0.0.3:80", 1)),
         event(1, &key_value("/services/unknown", "", 0)),
     ];
     let told = events.iter().fold(watch(1, 11), |message, event| message.bytes(11, &event.0));
-    let other = [i64::MIN as u64, i64::MAX as u64, 0, 2].map(|id| {
-        let event = event(0, &key_value("/services/users/d", "10.0.0.4:80", 1));
-        Message::default().bytes(1, &header(1, 11).0).number(2, id).bytes(11, &event.0)
-    });
+    // Progress of all watches is of none, and has no events.
+    let progress = Message::default().bytes(1, &header(1, 11).0).number(2, u64::MAX);
     let last = watch(1, 12).bytes(11, &event(0, &key_value("/services/last/a", "10.0.0.9:80", 1)).0);
-    let watch = [&[created(), told], &other[..], &[last]].concat();
+    let watch = vec![created(), told, progress, last];
     let url = serve(vec![Script { range: range(1, 10), watch }]);
     let driver = Driver::start(&registry(url, PATIENT), None);
     driver.wait_for("last", &["10.0.0.9:80"]);
     assert_eq!(driver.told().addresses("users"), ["10.0.0.1:80", "10.0.0.2:80"]);
     let report = driver.report();
-    assert_eq!((report.sources[0].reconnects, report.sources[0].skipped), (0, 1));
+    // The event without a key, and the key outside of the prefix: named, and not passed over in silence.
+    assert_eq!((report.sources[0].reconnects, report.sources[0].skipped), (0, 2));
+    let [skipped] = &report.sources[0].skipped_keys[..] else { panic!("{report:#?}") };
+    assert_eq!((skipped.key.as_str(), skipped.kept), ("/else/users/c", false));
+    assert!(skipped.reason.contains("not below the prefix"), "{}", skipped.reason);
+}
+
+/// Issue 10, 14: servers number watches as they like (`etcd grpc-proxy` from 0), and the ids of `created` answers count.
+#[test]
+fn events_are_followed_under_the_ids_that_the_server_gave() {
+    let of = |id: u64, message: Message| {
+        let mut with_id = Message::default().bytes(1, &header(1, 11).0).number(2, id);
+        with_id.0.extend_from_slice(&message.0);
+        with_id
+    };
+    let put = |key: &str, address: &str| {
+        Message::default().bytes(11, &Message::default().bytes(2, &key_value(key, address, 1).0).0)
+    };
+    for ids in [[0, 1], [1, 0], [7, i64::MAX as u64]] {
+        let created = |id| of(id, Message::default().number(3, 1));
+        let watch = vec![
+            created(ids[0]),
+            of(ids[0], put("/services/users/b", "10.0.0.2:80")),
+            created(ids[1]),
+            of(ids[1], put("/other/more/a", "10.0.0.3:80")),
+            of(ids[0], put("/services/users/c", "10.0.0.4:80")),
+        ];
+        let url = serve(vec![Script { range: range(1, 10), watch }]);
+        let mut registry = registry(url, PATIENT);
+        let etcd = registry.etcd.as_mut().expect("etcd");
+        etcd.watches.push(EtcdWatch { prefix: b"/other/".to_vec(), layout: Layout::Heddle });
+        let driver = Driver::start(&registry, None);
+        driver.wait_for("users", &["10.0.0.1:80", "10.0.0.2:80", "10.0.0.4:80"]);
+        driver.wait_for("more", &["10.0.0.3:80"]);
+        assert_eq!(driver.report().sources[0].reconnects, 0);
+    }
+}
+
+/// Issue 10, 14: an event of a watch that was not opened ends the session; it is no sign of life.
+#[test]
+fn an_event_under_an_unknown_id_ends_the_session() {
+    let event = Message::default().bytes(2, &key_value("/services/users/d", "10.0.0.4:80", 1).0);
+    let scripts = [i64::MIN as u64, i64::MAX as u64, 0, 2].map(|id| {
+        let other = Message::default().bytes(1, &header(1, 11).0).number(2, id).bytes(11, &event.0);
+        Script { range: range(1, 10), watch: vec![created(), other] }
+    });
+    // One that announces the same watch twice.
+    let twice = Script { range: range(1, 10), watch: vec![created(), created()] };
+    let good = Script { range: range(1, 10), watch: vec![created()] };
+    let url = serve([&scripts[..], &[twice, good]].concat());
+    let driver = Driver::start(&registry(url, PATIENT), None);
+    driver.wait_status("all was tried", |report| report.sources[0].reconnects == 5 && report.sources[0].connected);
+    assert_eq!(driver.told().addresses("users"), ["10.0.0.1:80"]);
+}
+
+/// Issue 10, 14: progress is first asked for after a third of `liveness` (etcd#17507).
+#[test]
+fn progress_is_not_asked_for_at_once() {
+    let put = |n: u64| {
+        let kv = key_value(&format!("/services/users/{n}"), &format!("10.0.1.{n}:80"), 1);
+        watch(1, 10 + n).bytes(11, &Message::default().bytes(2, &kv.0).0)
+    };
+    let watch: Vec<Message> = std::iter::once(created()).chain((1..=50).map(put)).collect();
+    let (url, requests) = serve_and_record(vec![Script { range: range(1, 10), watch }]);
+    let driver = Driver::start(&registry(url, PATIENT), None);
+    driver.wait("all is followed", |told| told.addresses("users").len() == 51);
+    let requests = requests.lock().expect("no panic");
+    // A message of the stream: a byte, a length of four bytes, and the number of the kind of request.
+    assert_eq!(requests.get(5), Some(&0x0a), "the watch is opened");
+    let length = usize::from(requests[4]);
+    assert_eq!(requests.len(), 5 + length, "and nothing else is asked for");
 }

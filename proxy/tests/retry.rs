@@ -210,21 +210,79 @@ fn the_listeners_deadline_holds_for_all_attempts() {
     proxy.client().get("/").assert_refused(504, "deadline", "http_response_timeout");
 }
 
+/// An endpoint that answers the first request with this, and the others well.
+fn first_saying(answer: &'static str) -> Endpoint {
+    let asked = AtomicUsize::new(0);
+    Endpoint::answering(move |_| if asked.fetch_add(1, Ordering::SeqCst) == 0 { answer } else { OK })
+}
+
 #[test]
-fn retry_after_is_waited_for_up_to_a_cap() {
+fn retry_after_is_waited_for_up_to_a_cap_where_there_is_no_other_endpoint() {
     const LATER: &str = "HTTP/1.1 503 Busy\r\nretry-after: 1\r\ncontent-length: 4\r\n\r\nbusy";
-    let endpoints = two_in_turn(&[LATER, OK]);
-    let addresses = endpoints.each_ref().map(|endpoint| endpoint.address);
+    let endpoint = first_saying(LATER);
     let began = Instant::now();
-    assert_eq!(proxy(&addresses, "retry = \"retry\"").client().get("/").text(), "ok");
+    assert_eq!(proxy(&[endpoint.address], "retry = \"retry\"").client().get("/").text(), "ok");
     assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
 
-    let endpoints = two_in_turn(&[LATER, OK]);
-    let addresses = endpoints.each_ref().map(|endpoint| endpoint.address);
-    let capped = proxy(&addresses, "retry = { plugin = \"retry\", retry_after_max = \"900ms\" }");
+    let endpoint = first_saying(LATER);
+    let capped = proxy(&[endpoint.address], "retry = { plugin = \"retry\", retry_after_max = \"900ms\" }");
     let answer = capped.client().get("/");
     assert_eq!((answer.status(), answer.header("retry-after").as_deref()), (503, Some("1")));
-    assert_eq!(asked(&endpoints), 1);
+    assert_eq!(endpoint.requests().len(), 1);
+}
+
+/// Issue 10, 16: the request waited for a second, though another endpoint was free. Here it would wait for longer than
+/// the test does. A policy of version 0.1 waits as it always did, and the proxy takes the time off.
+#[test]
+fn retry_after_of_one_endpoint_delays_no_attempt_at_another() {
+    const MUCH_LATER: &str = "HTTP/1.1 503 Busy\r\nretry-after: 50\r\ncontent-length: 4\r\n\r\nbusy";
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("old.wasm"), include_bytes!("guests/v0.1/retry.wasm")).unwrap();
+    for policy in ["retry", "old"] {
+        let (busy, free) = (Endpoint::saying(MUCH_LATER), Endpoint::saying(OK));
+        let addresses = [&busy, &free].map(|endpoint| endpoint.address.to_string());
+        let retry = format!("retry = {{ plugin = {policy:?}, retry_after_max = \"1m\" }}");
+        let users = users(&addresses.each_ref().map(String::as_str), &retry);
+        let proxy = Proxy::start(&format!("plugins = {:?}\n{}{users}", folder.path(), one_listener("")));
+        wait_until("the busy endpoint was asked", || {
+            assert_eq!(proxy.client().get("/").text(), "ok", "{policy}");
+            !busy.requests().is_empty()
+        });
+        assert_eq!(stats(&proxy).retries, busy.requests().len() as u64, "{policy}");
+    }
+}
+
+/// The same in a call whose only other endpoint has been tried, or takes no more requests: then the time is waited for.
+#[test]
+fn retry_after_is_waited_for_where_the_others_cannot_be_asked() {
+    const LATER: &str = "HTTP/1.1 503 Busy\r\nretry-after: 1\r\ncontent-length: 4\r\n\r\nbusy";
+    let endpoints = two_in_turn(&[LATER, UNAVAILABLE, OK]);
+    let proxy_of = proxy(&endpoints.each_ref().map(|endpoint| endpoint.address), "retry = \"retry\"");
+    assert_eq!(proxy_of.client().get("/").text(), "ok");
+    assert_eq!(asked(&endpoints), 3);
+
+    let (began, endpoints) = (Instant::now(), two_in_turn(&[LATER, LATER, OK]));
+    let proxy_of = proxy(&endpoints.each_ref().map(|endpoint| endpoint.address), "retry = \"retry\"");
+    assert_eq!(proxy_of.client().get("/").text(), "ok");
+    assert!(began.elapsed() >= Duration::from_secs(1), "both have been tried: {:?}", began.elapsed());
+
+    // The other one has as many requests as it may.
+    let (sent, received) = mpsc::channel();
+    let sent = Mutex::new(sent);
+    let full = Endpoint::start(move |_, mut wire| {
+        let request = wire.request();
+        sent.lock().unwrap().send(()).unwrap();
+        assert!(request.is_some() && wire.request().is_none());
+    });
+    let busy = Endpoint::saying(LATER);
+    let settings = "retry = { plugin = \"retry\", attempts = 2 }\npool = { max_requests = 1 }";
+    let proxy_of = proxy(&[full.address, busy.address], settings);
+    let mut held = proxy_of.client();
+    held.send("GET / HTTP/1.1\r\nHost: users\r\n\r\n");
+    received.recv_timeout(DEADLINE).expect("a request that is held");
+    let began = Instant::now();
+    assert_eq!(proxy_of.client().get("/").text(), "busy");
+    assert!(began.elapsed() >= Duration::from_secs(1), "{:?}", began.elapsed());
 }
 
 #[test]

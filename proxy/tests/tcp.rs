@@ -177,7 +177,7 @@ fn figures_tell_of_tunnels_under_way() {
     expect(&mut endpoint, b"four");
     let figures = || {
         let mut admin = Wire::connect(proxy.app().admin.expect("an admin server"));
-        admin.send("GET /metrics HTTP/1.1\r\nHost: admin\r\n\r\n");
+        admin.send("GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n");
         admin.response().text()
     };
     let has = |line: &str| figures().lines().any(|other| other == line);

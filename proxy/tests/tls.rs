@@ -10,8 +10,10 @@ mod tls;
 
 use std::io::{Read, Write};
 use std::process::Command;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use http::{Endpoint, OK, Proxy, Wire, one_listener, users, wait_until};
+use rustls::{HandshakeKind, NamedGroup};
 use tls::{Authority, TlsWire, der, run, s_client, s_client_sending};
 
 /// A proxy with the service `users` for everything, behind a listener with this `tls`.
@@ -456,4 +458,104 @@ fn a_tcp_listener_ends_tls() {
     assert_eq!(client.certificate(), der(&pair.certificate));
     // Whatever the client offers to speak inside.
     s_client_sending(proxy.addresses[0], &authority, &["-alpn", "h2"], "hello").assert_has("HELLO");
+}
+
+/// Issue 10, 11: a ticket stands for a certificate, and for no longer than that is valid. Each resumption brings another
+/// ticket, which is no better.
+#[test]
+fn a_ticket_does_not_outlive_the_certificate() {
+    let authority = Authority::new();
+    let pair = authority.issue("users", &["users"]);
+    let endpoint = Endpoint::saying(OK);
+    for mode in ["required", "optional"] {
+        let settings = format!("{}, client = \"{mode}\", client_ca = {:?}", pair.keys(), authority.file());
+        let proxy = proxy(&endpoint, &settings);
+        let end = SystemTime::now() + Duration::from_secs(6);
+        let since = end.duration_since(UNIX_EPOCH).expect("a time");
+        let client = authority.issue_with("short", &["a.example"], &rcgen::PKCS_ECDSA_P256_SHA256, |params| {
+            params.not_after = rcgen::date_time_ymd(1970, 1, 1) + since;
+        });
+        let (certificate, key) = (client.certificate.display().to_string(), client.key.display().to_string());
+        let sessions = ["-tls1_2", "-tls1_3"].map(|version| {
+            let session = authority.folder.path().join(format!("session{version}")).display().to_string();
+            let first = [version, "-cert", &certificate, "-key", &key, "-sess_out", &session];
+            s_client(proxy.addresses[0], &authority, &first).assert_has("New, TLSv1").assert_has("200 OK");
+            // The next ticket is that of a session that was resumed.
+            let again = [version, "-sess_in", &session, "-sess_out", &session];
+            s_client(proxy.addresses[0], &authority, &again).assert_has("Reused, TLSv1").assert_has("200 OK");
+            (version, session)
+        });
+        wait_until("the certificate has expired", || SystemTime::now() > end + Duration::from_secs(1));
+        for (version, session) in &sessions {
+            let late = s_client(proxy.addresses[0], &authority, &[version, "-sess_in", session]);
+            late.assert_lacks("Reused, TLSv1");
+            if mode == "required" {
+                late.assert_lacks("200 OK");
+            } else {
+                // One that has not proved who it is may go on as nobody.
+                late.assert_has("200 OK");
+                assert_eq!(endpoint.last().header("x-forwarded-client-cert"), None);
+            }
+        }
+    }
+}
+
+/// Issue 10, 11: what is agreed on with clients, and what the figures say of it.
+#[test]
+fn the_key_exchange_withstands_a_quantum_computer() {
+    let authority = Authority::new();
+    let pair = authority.issue("users", &["users"]);
+    let endpoint = Endpoint::saying(OK);
+    let proxy = proxy(&endpoint, &pair.keys());
+    let config = authority.client_config();
+    for kind in [HandshakeKind::Full, HandshakeKind::Resumed] {
+        let mut client = TlsWire::connect(proxy.addresses[0], config.clone(), "users");
+        client.ask("GET / HTTP/1.1\r\nHost: users\r\nConnection: close\r\n\r\n", "ok").expect("an answer");
+        let group = client.session.negotiated_key_exchange_group().expect("a group").name();
+        assert_eq!((group, client.session.handshake_kind()), (NamedGroup::X25519MLKEM768, Some(kind)));
+    }
+    // Who does not know it, or another version, is served as before.
+    for (args, version) in [
+        (&["-tls1_3", "-groups", "X25519"][..], "1.3"),
+        (&["-tls1_3", "-groups", "P-256"], "1.3"),
+        (&["-tls1_2"], "1.2"),
+    ] {
+        s_client(proxy.addresses[0], &authority, args).assert_has("200 OK").assert_has(&format!("TLSv{version}"));
+    }
+    let terminator = &proxy.app().state.listeners()[0].tls;
+    let counted = terminator.handshakes().totals();
+    let count = |labels: [&str; 3]| counted.iter().find(|(of, _)| *of == labels).map_or(0, |(_, count)| *count);
+    assert_eq!(count(["1.3", "X25519MLKEM768", "full"]), 1, "{counted:?}");
+    assert_eq!(count(["1.3", "X25519MLKEM768", "resumed"]), 1, "{counted:?}");
+    assert_eq!(count(["1.3", "x25519", "full"]), 1, "{counted:?}");
+    assert_eq!(count(["1.3", "secp256r1", "full"]), 1, "{counted:?}");
+    assert_eq!(counted.iter().map(|(_, count)| count).sum::<u64>(), 5, "{counted:?}");
+}
+
+/// Issue 10, 11: a first message is larger than a packet, and comes in pieces.
+#[test]
+fn a_first_message_may_come_in_any_pieces() {
+    let authority = Authority::new();
+    let pair = authority.issue("users", &["users"]);
+    let endpoint = Endpoint::saying(OK);
+    let tls = format!("tls = {{ {} }}", pair.keys());
+    let listeners =
+        [&*tls, &format!("protocol = \"auto\"\n{tls}"), &format!("{tls}\nproxy_protocol = [\"127.0.0.1\"]")];
+    let listeners = listeners.map(|more| one_listener(&format!("service = \"users\"\n{more}"))).concat();
+    let proxy = Proxy::start(&format!("{listeners}{}", users(&[&endpoint], "")));
+    for (listener, address) in proxy.addresses.iter().enumerate() {
+        for size in [1, 100, 1000, 1448] {
+            let mut client = TlsWire::connect(*address, authority.client_config(), "users");
+            if listener == 2 {
+                client.tcp.write_all(b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n").expect("sent");
+            }
+            let mut hello = Vec::new();
+            client.session.write_tls(&mut hello).expect("a message");
+            assert!(hello.len() > 1400, "{}", hello.len());
+            for piece in hello.chunks(size) {
+                client.tcp.write_all(piece).expect("sent");
+            }
+            client.ask("GET / HTTP/1.1\r\nHost: users\r\nConnection: close\r\n\r\n", "ok").expect("an answer");
+        }
+    }
 }

@@ -300,3 +300,173 @@ fn connections_go_on_with_what_they_began_with() {
     let mut stream = rustls::Stream::new(&mut open.session, &mut open.tcp);
     assert_eq!(stream.read(&mut [0]).expect("an orderly end"), 0);
 }
+
+/// Issue 10, 11: a revoked certificate is good for nothing more: no handshake, no session that is resumed, and within
+/// moments no request on a connection that is open. Others go on.
+#[test]
+fn a_revoked_certificate_is_good_for_nothing_more() {
+    let authority = Authority::new();
+    let pair = authority.issue("users", &["users"]);
+    let [lost, kept] = ["lost", "kept"].map(|stem| authority.issue(stem, &[&format!("{stem}.example")]));
+    let crl = authority.revoke("clients.crl", &[]);
+    let endpoint = Endpoint::saying(OK);
+    let trusted = format!("client = \"required\", client_ca = {:?}, client_crl = {crl:?}", authority.file());
+    let proxy = proxy(&endpoint, &format!("{}, {trusted}", pair.keys()));
+    let ask = |client: &Pair, more: &[&str]| {
+        let (certificate, key) = (client.certificate.display().to_string(), client.key.display().to_string());
+        s_client(proxy.addresses[0], &authority, &[&["-cert", &certificate, "-key", &key], more].concat())
+    };
+    let sessions = ["-tls1_2", "-tls1_3"].map(|version| {
+        let session = authority.folder.path().join(format!("session{version}")).display().to_string();
+        ask(&lost, &[version, "-sess_out", &session]).assert_has("200 OK");
+        ask(&lost, &[version, "-sess_in", &session]).assert_has("Reused, TLSv1").assert_has("200 OK");
+        (version, session)
+    });
+    let keep = "GET / HTTP/1.1\r\nHost: users\r\n\r\n";
+    let open = |client: &Pair| {
+        let mut wire = TlsWire::connect(proxy.addresses[0], authority.client_config_of(client), "users");
+        wire.ask(keep, "ok").expect("an answer");
+        wire
+    };
+    let (mut open_lost, mut open_kept) = (open(&lost), open(&kept));
+    let before = endpoint.requests().len();
+
+    authority.revoke("clients.crl", &[&lost]);
+    wait_until("it is refused", || !ask(&lost, &[]).out.contains("200 OK"));
+    for (version, session) in &sessions {
+        let resumed = ask(&lost, &[version, "-sess_in", session]);
+        resumed.assert_lacks("200 OK").assert_lacks("Reused, TLSv1");
+        let without = s_client(proxy.addresses[0], &authority, &[version, "-sess_in", session]);
+        without.assert_lacks("200 OK").assert_lacks("Reused, TLSv1");
+    }
+    let requests = endpoint.requests().len();
+    open_lost.send(keep);
+    let answer = open_lost.until("with another\n");
+    assert!(answer.starts_with("HTTP/1.1 403 ") && answer.contains("connection: close"), "{answer}");
+    assert!(answer.contains("proxy-status: heddle; error=http_request_denied; details=\"tls: "), "{answer}");
+    assert_eq!(open_lost.until("nothing more"), "");
+    assert_eq!(endpoint.requests().len(), requests);
+    assert!(requests >= before);
+    open_kept.ask(keep, "ok").expect("an answer");
+    ask(&kept, &[]).assert_has("200 OK");
+
+    // A file that is broken changes nothing; the authority that is removed is as good as a list.
+    fs::write(&crl, "no list").expect("written");
+    let stranger = Authority::named("stranger");
+    let other = stranger.issue("other", &["other.example"]);
+    ask(&other, &[]).assert_lacks("200 OK");
+    ask(&lost, &[]).assert_lacks("200 OK");
+    open_kept.ask(keep, "ok").expect("an answer");
+}
+
+/// Issue 10, 11: the same over HTTP/2, for tunnels, inside of them, and whatever the configuration was when the client
+/// connected.
+#[test]
+fn a_revocation_reaches_whatever_is_open() {
+    let authority = Authority::new();
+    let pair = authority.issue("users", &["users"]);
+    let client = authority.issue("client", &["client.example"]);
+    let crl = authority.revoke("clients.crl", &[]);
+    let echo = Endpoint::start(|_, mut wire| {
+        while let Ok(line) = wire.until(b"\n") {
+            wire.send([b"echo ", &line[..]].concat());
+        }
+    });
+    let web = Endpoint::saying(OK);
+    let config = |crl: &str, version: &str| {
+        let trusted = format!("client = \"required\", client_ca = {:?}{crl}", authority.file());
+        let listener = one_listener(&format!("tls = {{ {}, {trusted}, min_version = \"{version}\" }}", pair.keys()));
+        format!(
+            "{listener}{}[service.echo]\nendpoints = [\"{}\"]\nprotocol = \"opaque\"\n",
+            users(&[&web], ""),
+            echo.address
+        )
+    };
+    // The first configuration knows no list, and the second one is as different as one can be.
+    let proxy = Proxy::start(&config("", "1.2"));
+    let connect = || TlsWire::connect(proxy.addresses[0], authority.client_config_of(&client), "users");
+    let mut tunnel = connect();
+    tunnel.connect_to("echo:7");
+    assert_eq!(tunnel.ask("one\n", "one\n").expect("an echo"), "echo one\n");
+    let mut inside = connect();
+    inside.connect_to("users:80");
+    let keep = "GET / HTTP/1.1\r\nHost: users\r\n\r\n";
+    inside.ask(keep, "ok").expect("an answer");
+    let runtime = {
+        let own = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+        let handle = own.handle().clone();
+        thread::spawn(move || own.block_on(std::future::pending::<()>()));
+        handle
+    };
+    let mut http2 = {
+        let mut config = ClientConfig::clone(&authority.client_config_of(&client));
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        runtime.block_on(async {
+            let tcp = tokio::net::TcpStream::connect(proxy.addresses[0]).await.expect("a connection");
+            let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+            let tls = connector.connect("users".try_into().expect("a name"), tcp).await.expect("TLS");
+            let (sender, connection) = h2::client::handshake(tls).await.expect("HTTP/2");
+            tokio::spawn(connection);
+            sender
+        })
+    };
+    let mut status = || {
+        let request = ::http::Request::get("http://users/").body(()).expect("a request");
+        runtime.block_on(async {
+            let (answer, _) = http2.send_request(request, true).ok()?;
+            Some(answer.await.ok()?.status().as_u16())
+        })
+    };
+    assert_eq!(status(), Some(200));
+    proxy.reload(&config(&format!(", client_crl = {crl:?}"), "1.3")).expect("in force");
+    assert_eq!(status(), Some(200));
+    inside.ask(keep, "ok").expect("an answer");
+
+    authority.revoke("clients.crl", &[&client]);
+    wait_until("it is in force", || connect().ask(keep, "ok").is_err());
+    let requests = web.requests().len();
+    assert_eq!(status(), Some(403));
+    inside.send(keep);
+    assert!(inside.until("with another\n").starts_with("HTTP/1.1 403 "));
+    assert_eq!(web.requests().len(), requests);
+    tunnel.tcp.set_read_timeout(Some(Duration::from_secs(60))).expect("a timeout");
+    assert_eq!(tunnel.until("nothing more"), "", "the tunnel is cut off");
+}
+
+/// Issue 10, 12: who runs the proxy is told where a client could say itself who it is, before the start and at it.
+#[test]
+fn a_way_around_the_identity_of_clients_is_warned_of() {
+    let authority = Authority::new();
+    let pair = authority.issue("users", &["users"]);
+    let file = authority.folder.path().join("heddle.toml");
+    let path = file.display().to_string();
+    let with = |service: &str| {
+        let asks = format!("client = \"required\", client_ca = {:?}", authority.file());
+        let listener = format!(
+            "[[listener]]\naddress = \"127.0.0.1:0\"\npassthrough = false\ntls = {{ {}, {asks} }}",
+            pair.keys()
+        );
+        fs::write(&file, format!("workers = 1\nadmin = {{ address = \"127.0.0.1:0\" }}\n{listener}\n[service.users]\nendpoints = [\"127.0.0.1:9\"]\n{service}\n"))
+            .expect("written");
+    };
+    const WARNING: &str = "listener 127.0.0.1:0: clients may send users anything unread";
+    with("protocol = \"opaque\"");
+    let (code, said, _) = process::run(&["check", "--config", &path]);
+    assert!(code == 0 && said.contains(&format!("warning   {WARNING}")), "{said}");
+    let heddle = process::Heddle::start(process::command(&["run", "--config", &path]));
+    heddle.after(WARNING, 0);
+    heddle.address("listening on ");
+    drop(heddle);
+
+    with("");
+    let (code, said, _) = process::run(&["check", "--config", &path]);
+    assert!(code == 0 && !said.contains("warning"), "{said}");
+    let heddle = process::Heddle::start(process::command(&["run", "--config", &path]));
+    let admin = heddle.address("health and metrics on ");
+    assert_eq!(heddle.count("unread"), 0, "{:?}", heddle.said());
+    // And at a reload.
+    with("protocol = \"opaque\"");
+    heddle.after(WARNING, 0);
+    let metrics = process::get(admin, "/metrics").body;
+    assert!(metrics.contains("# TYPE heddle_tls_handshakes counter"), "{metrics}");
+}

@@ -15,8 +15,9 @@ mod process;
 mod tls;
 
 use std::fs;
+use std::io::Write;
 use std::net::{SocketAddr, TcpListener};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use http::{Endpoint, Message, OK, Proxy, Wire, one_listener, users, wait_until};
@@ -300,6 +301,63 @@ fn a_request_is_made_ready_for_either() {
             assert_eq!(h2.requests()[0].head.headers["te"], "trailers");
         } else {
             assert_eq!(h1.last().header("te"), None);
+        }
+    }
+}
+
+/// Passes on what a client of TLS sends to a server in pieces of this size, and says how long its first message is.
+fn in_pieces(server: SocketAddr, size: usize) -> (Endpoint, Arc<Mutex<Vec<usize>>>) {
+    let lengths: Arc<Mutex<Vec<usize>>> = Arc::default();
+    let seen = lengths.clone();
+    let relay = Endpoint::start(move |_, mut wire| {
+        let start = wire.exactly(5).expect("a record");
+        let rest = wire.exactly(usize::from(u16::from_be_bytes([start[3], start[4]]))).expect("a record");
+        let hello = [start, rest].concat();
+        seen.lock().unwrap().push(hello.len());
+        let mut behind = std::net::TcpStream::connect(server).expect("a server");
+        behind.set_nodelay(true).expect("no delay");
+        for piece in hello.chunks(size) {
+            behind.write_all(piece).expect("sent");
+        }
+        let (mut from, mut to) = (behind.try_clone().expect("a clone"), wire.stream.try_clone().expect("a clone"));
+        let back = thread::spawn(move || {
+            let _the_end = std::io::copy(&mut from, &mut to);
+            let _it_may_have_ended = to.shutdown(std::net::Shutdown::Write);
+        });
+        let _the_end = std::io::copy(&mut wire.stream, &mut behind);
+        let _it_may_have_ended = behind.shutdown(std::net::Shutdown::Write);
+        back.join().expect("no panic");
+    });
+    (relay, lengths)
+}
+
+/// Issue 10, 11: what is agreed on with endpoints. The first message is larger than a packet, and reaches endpoints that
+/// know the group and those that do not, however it is cut up on the way.
+#[test]
+fn the_key_exchange_with_endpoints_withstands_a_quantum_computer() {
+    let authority = Authority::new();
+    let name = [&*"a".repeat(60), &*"b".repeat(60), &*"c".repeat(60), "example"].join(".");
+    let pair = authority.issue("server", &[&name]);
+    let web = Endpoint::saying(OK);
+    let tls = one_listener(&format!("service = \"users\"\ntls = {{ {} }}", pair.keys()));
+    let known = Proxy::start(&format!("via = \"behind\"\n{tls}{}", users(&[&web], "")));
+    // Servers of OpenSSL that have not heard of it: the client's second choice stands in the first message, too.
+    let [unknown, old] = ["1.3", "1.2"]
+        .map(|version| Nginx::start(authority.folder.path(), &pair, "", &format!("ssl_protocols TLSv{version};")));
+    let trust = trusting(&authority, &format!(", server_name = \"{name}\""));
+    for (server, version, group) in [
+        (known.addresses[0], "1.3", "X25519MLKEM768"),
+        (unknown.address, "1.3", "x25519"),
+        (old.address, "1.2", "x25519"),
+    ] {
+        for size in [1, 1000, 1 << 16] {
+            let (relay, lengths) = in_pieces(server, size);
+            let proxy = proxy_to(relay.address, &trust);
+            assert_eq!(get(&proxy).text(), "ok", "{group} by {size}");
+            let lengths = lengths.lock().unwrap().clone();
+            assert!(lengths.iter().all(|length| *length > 1500), "{lengths:?}");
+            let counted = proxy.app().state.endpoint_handshakes.totals();
+            assert_eq!(counted, [([version, group, "full"], 1)], "by {size}");
         }
     }
 }

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
 
+use crate::licences;
 use crate::setup;
 use crate::step::{self, Failure, cargo, ended, root, run, run_beside, say};
 use crate::toolchain::{Toolchain, is_plugin};
@@ -34,6 +35,7 @@ pub fn run_all(args: &[OsString]) -> Result<(), Failure> {
             run(&format!("format of {}", other.name), &mut other.cargo(&["fmt", "--all", "--check"]))?;
         }
     }
+    licences::check_linked()?;
     test_and(&path, || rest(&toolchain, &others))?;
     // As the tests have built it: by itself, with its own dependencies' features, it would be built once more.
     let mut demo = Command::new(step::target().join("debug/heddle"));

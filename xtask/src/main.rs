@@ -1,6 +1,9 @@
-//! Set-up and checks: `cargo xtask demo`, `cargo xtask test`, `cargo xtask simulate`, `cargo xtask plugin`.
+//! Set-up and checks: `cargo xtask demo`, `cargo xtask test`, `cargo xtask simulate`, `cargo xtask fuzz`,
+//! `cargo xtask plugin`, `cargo xtask licences`.
 
 mod checks;
+mod fuzz;
+mod licences;
 mod plugin;
 mod setup;
 mod simulate;
@@ -22,7 +25,9 @@ usage: cargo xtask COMMAND
                        with ARGS only the tests of proxy and xtask, given ARGS as `cargo test` is
   simulate --seed N    replay one seed of the simulated fleet, printing all that happens
   simulate --seeds N   run so many seeds, as fast as can be: 1000000 take some hours
+  fuzz plugins [N]     compile so many mutations of plugins (10000) and see that each is loaded or refused
   plugin FOLDER INTO   set up what is missing, then compile the plugin in FOLDER to INTO/<name of its package>.wasm
+  licences FILE        write the licences of all that is linked into heddle to FILE
 
 In need of packages, these call apt-get as root or through sudo.";
 
@@ -34,6 +39,8 @@ fn main() -> ExitCode {
         (Some("demo"), args) => demo(args),
         (Some("test"), args) => checks::run_all(args),
         (Some("simulate"), args) => simulate::run(args),
+        (Some("licences"), [file]) => licences::write(file.as_ref()),
+        (Some("fuzz"), args) => fuzz::run(args),
         (Some("plugin"), [folder, into]) => plugin::run(folder.as_ref(), into.as_ref()),
         _ => {
             eprintln!("{USAGE}");

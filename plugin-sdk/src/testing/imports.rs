@@ -199,6 +199,10 @@ pub(crate) mod outcome {
     pub fn budget_left() -> Option<u32> {
         read(|host| host.outcome.budget_left)
     }
+
+    pub fn others_eligible() -> Option<u32> {
+        read(|host| host.outcome.others_eligible)
+    }
 }
 
 pub(crate) mod terms {

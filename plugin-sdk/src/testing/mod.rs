@@ -116,6 +116,8 @@ pub struct Outcome {
     pub elapsed: Option<Duration>,
     /// See [`crate::Outcome::budget_left`].
     pub budget_left: Option<u32>,
+    /// See [`crate::Outcome::others_eligible`].
+    pub others_eligible: Option<u32>,
 }
 
 impl Outcome {

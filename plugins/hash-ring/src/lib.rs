@@ -15,7 +15,7 @@ mod key;
 mod ring;
 
 use bound::Bound;
-use heddle_plugin::{Config, Endpoint, Endpoints, Request, Slot};
+use heddle_plugin::{Config, Endpoint, Endpoints, Request, Rotation, Slot};
 pub use key::Key;
 pub use ring::Ring;
 use serde::Deserialize;
@@ -42,7 +42,7 @@ pub struct HashBalancer<T> {
     by: Key,
     bound: Option<Bound>,
     table: T,
-    turn: usize,
+    without_key: Rotation,
 }
 
 impl<T: Table> HashBalancer<T> {
@@ -55,7 +55,7 @@ impl<T: Table> HashBalancer<T> {
         let settings: Settings = config.parse()?;
         let by = settings.by.map_or(Ok(default), |text| Key::parse(&text))?;
         let bound = settings.bounded_load.map(Bound::new).transpose()?;
-        Ok(Self { by, bound, table: T::default(), turn: seed as usize })
+        Ok(Self { by, bound, table: T::default(), without_key: Rotation::new(seed) })
     }
 
     /// To be called when endpoints were registered or removed.
@@ -72,10 +72,7 @@ impl<T: Table> HashBalancer<T> {
 
     /// The endpoint of the request's key.
     pub fn pick<'a>(&mut self, request: &Request, endpoints: &'a Endpoints) -> Option<&'a Endpoint> {
-        let Some(hash) = self.by.hash(request) else {
-            self.turn = self.turn % endpoints.eligible_len().max(1) + 1;
-            return endpoints.nth_eligible(self.turn);
-        };
+        let Some(hash) = self.by.hash(request) else { return self.without_key.next(endpoints) };
         let tried = request.tried();
         let untried = |endpoint: &&Endpoint| !tried.contains(endpoint);
         let eligible = || self.table.from(hash).filter_map(|slot| endpoints.get_eligible(slot));

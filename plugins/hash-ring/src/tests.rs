@@ -198,6 +198,19 @@ fn a_request_goes_on_past_what_it_has_tried_always_in_the_same_order() {
     assert_eq!(pick(&mut service, &Request::get("/a").tried(&all)).as_ref(), first.first());
 }
 
+/// Issue 10, 16, as in round robin.
+#[test]
+fn an_endpoint_that_flaps_takes_no_turn_of_another() {
+    let mut service = empty(r#"{"by": "header:x-user"}"#);
+    service.register((0..5).map(address));
+    let mut picks = [0; 5];
+    for number in 0..60 {
+        service.set_eligible(|endpoint| endpoint.slot.index() != 4 || number % 2 == 0);
+        picks[service.pick(&Request::get("/")).expect("one is eligible").slot.index()] += 1;
+    }
+    assert!(picks[..4].iter().all(|count| (12..=15).contains(count)), "{picks:?}");
+}
+
 #[test]
 fn a_request_without_the_key_takes_the_endpoints_in_turn() {
     let mut service = empty(r#"{"by": "header:x-user"}"#);

@@ -18,9 +18,10 @@
 //!
 //! After a time drawn evenly from 0 to a bound that begins with `backoff` and doubles with each try up to `max_backoff`
 //! ("full jitter": of the ways to spread clients that failed together, the one with the least work in all; M. Brooker,
-//! "Exponential Backoff And Jitter", 2015). The defaults of 25 and 250 ms are Envoy's. Where the response says
-//! `Retry-After`, not before that; and where that is more than `retry_after_max`, the client is told so instead of being
-//! kept waiting.
+//! "Exponential Backoff And Jitter", 2015). The defaults of 25 and 250 ms are Envoy's. `Retry-After` says when the
+//! endpoint that sent it wants to be asked again. While another endpoint is eligible that was not tried, the request goes
+//! there without waiting for it. Otherwise there is no attempt before that time; and where that is more than
+//! `retry_after_max`, the client is told so instead of being kept waiting.
 //!
 //! # Settings
 //!
@@ -96,7 +97,8 @@ impl RetryPolicy for Retry {
             return None;
         }
         let attempts = request.attempt();
-        let asked = outcome.retry_after().unwrap_or_default();
+        let others = outcome.others_eligible().unwrap_or(0);
+        let asked = outcome.retry_after().filter(|_| others == 0).unwrap_or_default();
         if attempts >= self.settings.attempts || asked > self.settings.retry_after_max {
             return None;
         }

@@ -104,6 +104,17 @@ fn retry_after_is_waited_for_up_to_a_cap() {
     assert_eq!(decide(r#"{"retry_after_max": "0s"}"#, 1), None);
 }
 
+/// Issue 10, 16: one endpoint's `Retry-After` says nothing of another one.
+#[test]
+fn retry_after_is_not_waited_for_where_another_endpoint_is_eligible() {
+    for (others, seconds, expected) in [(1, 1, true), (7, 600, true), (0, 1, false)] {
+        let asks =
+            Outcome { retry_after: Some(Duration::from_secs(seconds)), others_eligible: Some(others), ..answered(503) };
+        let delay = retries("{}").decide(&request("GET", 1), &asks).expect("another attempt");
+        assert_eq!(delay <= Duration::from_millis(25), expected, "{others} others: {delay:?}");
+    }
+}
+
 #[test]
 fn terms_are_what_the_settings_say() {
     assert_eq!(retries("{}").terms(), Terms::default());

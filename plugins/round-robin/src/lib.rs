@@ -1,20 +1,17 @@
 //! Each eligible endpoint in turn.
 
-use heddle_plugin::{Balancer, Config, Endpoint, Endpoints, Request};
+use heddle_plugin::{Balancer, Config, Endpoint, Endpoints, Request, Rotation};
 
-struct RoundRobin {
-    turn: usize,
-}
+struct RoundRobin(Rotation);
 
 impl Balancer for RoundRobin {
     fn new(config: Config<'_>, seed: u64) -> Result<Self, String> {
         config.expect_empty()?;
-        Ok(Self { turn: seed as usize })
+        Ok(Self(Rotation::new(seed)))
     }
 
     fn pick<'a>(&mut self, _: &Request, endpoints: &'a Endpoints) -> Option<&'a Endpoint> {
-        self.turn = self.turn % endpoints.eligible_len().max(1) + 1;
-        endpoints.nth_eligible(self.turn)
+        self.0.next(endpoints)
     }
 }
 

@@ -46,6 +46,34 @@ fn an_endpoint_that_is_not_eligible_is_passed_over() {
     assert_eq!(picks, ["10.0.0.1:0", "10.0.0.1:0", "10.0.0.1:2", "10.0.0.1:2"]);
 }
 
+/// Issue 10, 16: an endpoint that was eligible at every other pick had another one get 0 of 60.
+#[test]
+fn an_endpoint_that_flaps_takes_no_turn_of_another() {
+    for (flapping, seed) in (0..5).flat_map(|flapping| (0..5).map(move |seed| (flapping, seed))) {
+        let mut service = service(5, seed);
+        let mut picks = [0; 5];
+        for number in 0..60 {
+            service.set_eligible(|endpoint| endpoint.slot.index() != flapping || number % 2 == 0);
+            picks[service.pick(&Request::get("/")).expect("one is eligible").slot.index()] += 1;
+        }
+        let others = (0..5).filter(|slot| *slot != flapping).map(|slot| picks[slot]);
+        assert!(others.clone().all(|count| (12..=15).contains(&count)), "{flapping} flaps, seed {seed}: {picks:?}");
+    }
+}
+
+/// The same where the endpoint comes and goes between two picks, so that it is there at each of them.
+#[test]
+fn an_endpoint_that_flaps_between_picks_keeps_its_turn() {
+    let mut service = service(5, 1);
+    let mut picks = [0; 5];
+    for _ in 0..60 {
+        service.set_eligible(|endpoint| endpoint.slot.index() != 2);
+        service.set_eligible(|_| true);
+        picks[service.pick(&Request::get("/")).expect("one is eligible").slot.index()] += 1;
+    }
+    assert_eq!(picks, [12; 5]);
+}
+
 #[test]
 fn instances_begin_at_different_endpoints() {
     let first: Vec<_> = (0..3).map(|seed| pick(&mut service(3, seed))).collect();

@@ -109,6 +109,64 @@ fn many_that_leave_do_not_leave_a_debt_behind() {
     assert!(counts[1].abs_diff(10) <= 1 && counts[2].abs_diff(10) <= 1, "{counts:?}");
 }
 
+/// Issue 10, 16: each time a heavy endpoint came back its account was empty, and what the others were owed had been cut,
+/// so that the lightest of them was never picked.
+#[test]
+fn an_endpoint_that_flaps_takes_no_turn_of_another() {
+    let weights = [10, 3, 2, 1];
+    for flapping in 0..weights.len() {
+        let mut service = service(&weights, 1);
+        let mut counts = [0_u32; 4];
+        for number in 0..960 {
+            service.set_eligible(|endpoint| endpoint.slot.index() != flapping || number % 2 == 0);
+            counts[picks(&mut service, 1)[0]] += 1;
+        }
+        // Its share of half the picks; the others' shares of these, and of the rest.
+        for (slot, weight) in weights.into_iter().enumerate() {
+            let of_half = |all: u32| f64::from(weight) * 480.0 / f64::from(all);
+            let with = of_half(16);
+            let expected = if slot == flapping { with } else { with + of_half(16 - weights[flapping]) };
+            assert!((f64::from(counts[slot]) - expected).abs() <= 3.0, "{flapping} flaps: {counts:?}");
+        }
+    }
+}
+
+/// The same where an endpoint is registered and removed in turn, with nothing on its account each time.
+#[test]
+fn an_endpoint_that_registers_again_and_again_takes_no_turn_of_another() {
+    let mut service = service(&[3, 2, 1], 1);
+    let mut counts = [0_u32; 4];
+    for _ in 0..480 {
+        service.register([Registration::new("10.0.0.1:3").weight(10)]);
+        counts[picks(&mut service, 1)[0]] += 1;
+        service.remove(&["10.0.0.1:3"]);
+        counts[picks(&mut service, 1)[0]] += 1;
+    }
+    assert!(counts[0] >= 240 && counts[1] >= 160 && counts[2] >= 80, "{counts:?}");
+}
+
+/// The rotation of the only endpoints of a weight goes on when all of them are back.
+#[test]
+fn a_group_that_flaps_keeps_its_place_in_the_rotation() {
+    let mut service = service(&[2, 2, 2, 1], 1);
+    let mut counts = [0_u32; 4];
+    for _ in 0..70 {
+        service.set_eligible(|endpoint| endpoint.slot.index() == 3);
+        service.set_eligible(|_| true);
+        counts[picks(&mut service, 1)[0]] += 1;
+    }
+    assert_eq!(counts, [20, 20, 20, 10]);
+}
+
+#[test]
+fn light_endpoints_take_turns_at_once_when_a_heavy_one_is_gone() {
+    let mut service = service(&[100_000, 3, 2, 1], 1);
+    picks(&mut service, 60_000);
+    service.set_eligible(|endpoint| endpoint.slot.index() > 0);
+    let counts = counts(&picks(&mut service, 60), 4);
+    assert!(counts[1].abs_diff(30) <= 2 && counts[2].abs_diff(20) <= 2 && counts[3].abs_diff(10) <= 2, "{counts:?}");
+}
+
 #[test]
 fn instances_begin_at_different_places() {
     let first: Vec<_> = (0..8).map(|seed| picks(&mut service(&[3, 2, 1], seed), 6)).collect();

@@ -23,6 +23,7 @@ use crate::app::State;
 use crate::plugin::{FaultKind, Plugin};
 use crate::server::listener::Refused;
 use crate::service::{ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};
+use crate::supervise;
 use crate::transport::tls::Held;
 
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -82,6 +83,11 @@ fn of_process(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "When one was put in force last, since 1970; 0: none.",
         last,
     )?;
+    families.counters(
+        "heddle_task_panics",
+        "Panics and unexpected ends of the proxy's own tasks, each of which is started again.",
+        supervise::panics().into_iter().map(|(task, count)| ([("task", task)], count)),
+    )?;
     families.gauge("heddle_draining", "1 once the proxy has been told to stop.", number(state.is_draining()))
 }
 
@@ -97,6 +103,17 @@ fn of_workers(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "heddle_client_connections",
         "Open connections of clients.",
         connections.iter().map(|(number, count)| ([("worker", number.as_str())], *count)),
+    )?;
+    let tasks: Vec<_> = workers
+        .runtimes
+        .iter()
+        .enumerate()
+        .filter_map(|(number, runtime)| Some((number.to_string(), runtime.get()?.metrics().num_alive_tasks() as f64)))
+        .collect();
+    families.gauges(
+        "heddle_worker_tasks",
+        "Tasks of the worker's runtime: a few of its own, and those of connections, streams and connection attempts.",
+        tasks.iter().map(|(number, count)| ([("worker", number.as_str())], *count)),
     )?;
     families.counters(
         "heddle_unrouted_requests",
@@ -142,6 +159,27 @@ fn of_tls(families: &mut Families<'_>, state: &State) -> fmt::Result {
             let labels = [("certificate", file.display().to_string()), ("names", certificate.names.join(","))];
             (labels, seconds(certificate.expires))
         }),
+    )?;
+    families.counters(
+        "heddle_tls_handshakes",
+        "Handshakes with clients that were done, by version, group of the key exchange and kind.",
+        state.listeners().iter().flat_map(|listener| {
+            let address = listener.settings.address.to_string();
+            let labelled = |([version, group, kind], count): ([&'static str; 3], u64)| {
+                let [version, group, kind] = [version, group, kind].map(str::to_owned);
+                ([("listener", address.clone()), ("version", version), ("group", group), ("kind", kind)], count)
+            };
+            listener.tls.handshakes().totals().into_iter().map(labelled).collect::<Vec<_>>()
+        }),
+    )?;
+    families.counters(
+        "heddle_tls_endpoint_handshakes",
+        "Handshakes with endpoints that were done, likewise.",
+        state
+            .endpoint_handshakes
+            .totals()
+            .into_iter()
+            .map(|([version, group, kind], count)| ([("version", version), ("group", group), ("kind", kind)], count)),
     )?;
     families.counters(
         "heddle_tls_handshake_failures",
@@ -242,6 +280,24 @@ fn of_plugins(families: &mut Families<'_>, state: &State) -> fmt::Result {
         "heddle_plugin_quarantines",
         "Generations taken out of force after repeated faults.",
         plugins.iter().map(|of| (policy(of), of.incidents().0)),
+    )?;
+    families.counters(
+        "heddle_plugin_service_quarantines",
+        "Times that a generation was taken from one service after repeated faults of its instances.",
+        plugins.iter().map(|of| (policy(of), of.service_quarantines())),
+    )?;
+    families.gauges(
+        "heddle_plugin_services_in_quarantine",
+        "Services that do not use a generation for their instances' faults.",
+        plugins.iter().map(|of| {
+            let services = of.quarantines().iter().filter(|quarantine| quarantine.service.is_some()).count();
+            (policy(of), services as f64)
+        }),
+    )?;
+    families.gauge(
+        "heddle_plugin_memory_bytes",
+        "Memory of all instances, that included which they have declared and never touched.",
+        state.plugins().engine().guest_memory() as f64,
     )?;
     families.counters(
         "heddle_plugin_refusals",

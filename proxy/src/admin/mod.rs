@@ -3,11 +3,14 @@
 //! `GET /live` answers 200 while the process runs, `GET /ready` 200 when requests should be sent here and 503 when
 //! not, `GET /metrics` the figures in the text format of OpenMetrics, `GET /state` services, endpoints, plugins and
 //! registry as JSON. That is served at a TCP port, and on a Unix socket, which takes commands too: `routes` has them.
+//! The last two are made on another thread and kept for a second: see `report`.
 
 mod command;
+mod host;
 mod metrics;
 mod open;
 mod process;
+mod report;
 mod routes;
 mod socket;
 mod state;
@@ -16,13 +19,14 @@ use std::convert::Infallible;
 use std::fmt::Display;
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE};
+use http::header::{ALLOW, CONNECTION, CONTENT_TYPE, HeaderValue, UPGRADE, X_CONTENT_TYPE_OPTIONS};
 use http::{Method, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
@@ -35,6 +39,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 
 use self::open::Open;
+use self::report::Kind;
 use self::routes::{Action, Asked};
 use crate::app::State;
 use crate::drain::Phase;
@@ -42,6 +47,7 @@ use crate::handover::PROTOCOL;
 use crate::seldom::Seldom;
 use crate::server::socket::BindError;
 
+pub use self::report::Reports;
 pub use self::socket::{Socket, SocketError, is_trusted};
 
 /// Connections at once at each door; for a further one another has to go (see [`open`]).
@@ -49,6 +55,9 @@ const CONNECTIONS: usize = 64;
 
 /// How long a client may take for the head of a request, the next one on its connection included.
 const HEAD: Duration = Duration::from_secs(2);
+
+/// Bytes of a connection that are read ahead: a request's head, or pipelined ones. More wait in the socket.
+const READ_AHEAD: usize = 16 << 10;
 
 /// A connection ends after this long, so that nobody holds one for good.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -65,16 +74,19 @@ pub fn bind(address: SocketAddr) -> Result<std::net::TcpListener, BindError> {
 }
 
 /// Serves at a port for ever.
-pub async fn serve_port(listener: std::net::TcpListener, state: Arc<State>) {
-    match TcpListener::from_std(listener) {
+pub async fn serve_port(listener: io::Result<std::net::TcpListener>, state: Arc<State>) {
+    match listener.and_then(TcpListener::from_std) {
         Ok(listener) => serve(listener, state).await,
         Err(error) => tracing::error!(target: "heddle::admin", "does not start: {error}"),
     }
 }
 
 /// Serves on a Unix socket, and takes commands there, for ever.
-pub async fn serve_commands(listener: UnixListener, state: Arc<State>) {
-    serve(listener, state).await;
+pub async fn serve_commands(listener: io::Result<OwnedFd>, state: Arc<State>) {
+    match listener.and_then(|listener| UnixListener::from_std(listener.into())) {
+        Ok(listener) => serve(listener, state).await,
+        Err(error) => tracing::error!(target: "heddle::admin", "does not start: {error}"),
+    }
 }
 
 /// What connections are accepted from.
@@ -166,7 +178,7 @@ async fn serve_connection<E: Entrance>(stream: E::Stream, state: Arc<State>, has
             has_asked.store(true, Relaxed);
             let (state, then) = (state.clone(), then.clone());
             async move {
-                let answer = answer(&request, &state, &E::door(&state));
+                let answer = answer(&request, &state, &E::door(&state)).await;
                 if answer.status == StatusCode::SWITCHING_PROTOCOLS {
                     tokio::spawn(hand_over(hyper::upgrade::on(&mut request), state.clone()));
                 }
@@ -180,6 +192,7 @@ async fn serve_connection<E: Entrance>(stream: E::Stream, state: Arc<State>, has
     let served = Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
+        .max_buf_size(READ_AHEAD)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     // A client that goes away, or does not read, is no event.
@@ -204,7 +217,7 @@ async fn hand_over(upgrade: hyper::upgrade::OnUpgrade, state: Arc<State>) {
 struct Answer {
     status: StatusCode,
     content_type: &'static str,
-    text: String,
+    text: Bytes,
     /// The method that would have been right.
     allow: Option<&'static Method>,
     /// How far to stop once the answer has been given, which is the last on its connection.
@@ -214,15 +227,15 @@ struct Answer {
 const JSON: &str = "application/json";
 
 impl Answer {
-    fn new(status: StatusCode, content_type: &'static str, text: String) -> Self {
-        Self { status, content_type, text, allow: None, then: None }
+    fn new(status: StatusCode, content_type: &'static str, text: impl Into<Bytes>) -> Self {
+        Self { status, content_type, text: text.into(), allow: None, then: None }
     }
 
     fn plain(status: StatusCode, text: &str) -> Self {
-        Self::new(status, "text/plain; charset=utf-8", format!("{text}\n"))
+        Self::new(status, PLAIN, format!("{text}\n"))
     }
 
-    fn of<E: Display>(content_type: &'static str, text: Result<String, E>) -> Self {
+    fn of<T: Into<Bytes>, E: Display>(content_type: &'static str, text: Result<T, E>) -> Self {
         match text {
             Ok(text) => Self::new(StatusCode::OK, content_type, text),
             Err(error) => Self::plain(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string()),
@@ -243,10 +256,11 @@ impl Answer {
     }
 
     fn into_response(self) -> http::Response<Full<Bytes>> {
-        let mut response = http::Response::new(Full::new(Bytes::from(self.text)));
+        let mut response = http::Response::new(Full::new(self.text));
         *response.status_mut() = self.status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static(self.content_type));
+        headers.insert(X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
         if let Some(method) = self.allow.and_then(|method| HeaderValue::from_str(method.as_str()).ok()) {
             headers.insert(ALLOW, method);
         }
@@ -261,17 +275,31 @@ impl Answer {
     }
 }
 
-fn answer(request: &http::Request<Incoming>, state: &Arc<State>, door: &Door<'_>) -> Answer {
+async fn answer(request: &http::Request<Incoming>, state: &Arc<State>, door: &Door<'_>) -> Answer {
+    if let Door::Tcp { .. } = door
+        && let Err(wrong) = host::check(request, &state.admin_hosts())
+    {
+        return Answer::plain(wrong.status, wrong.text);
+    }
     let Asked { action, names } = match routes::find(request.method(), request.uri().path(), door) {
         Ok(asked) => asked,
         Err(answer) => return answer,
     };
     match action {
         Action::Live => Answer::plain(StatusCode::OK, "live"),
-        Action::Ready if state.is_ready() => Answer::plain(StatusCode::OK, "ready"),
-        Action::Ready => Answer::plain(StatusCode::SERVICE_UNAVAILABLE, "not ready"),
-        Action::Metrics => Answer::of(metrics::CONTENT_TYPE, metrics::text(state)),
-        Action::State => Answer::of(JSON, state::json(state)),
+        Action::Ready => ready(state),
+        Action::Metrics | Action::State if request.method() == Method::HEAD => {
+            state.reports.wait().await;
+            Answer::new(StatusCode::OK, content_type(action), Bytes::new())
+        }
+        Action::Metrics => {
+            let make = |state: &Arc<State>| metrics::text(state).map_err(|error| error.to_string());
+            Answer::of(content_type(action), state.reports.get(Kind::Metrics, state, make).await)
+        }
+        Action::State => {
+            let make = |state: &Arc<State>| state::json(state).map_err(|error| error.to_string());
+            Answer::of(content_type(action), state.reports.get(Kind::State, state, make).await)
+        }
         Action::Pause => command::set_paused(state, &names, true),
         Action::Resume => command::set_paused(state, &names, false),
         Action::Drain => command::stop(Phase::Leaving),
@@ -280,10 +308,33 @@ fn answer(request: &http::Request<Incoming>, state: &Arc<State>, door: &Door<'_>
     }
 }
 
+const fn content_type(action: Action) -> &'static str {
+    if matches!(action, Action::Metrics) { metrics::CONTENT_TYPE } else { JSON }
+}
+
+/// Services that `/ready` names at most.
+const MAX_UNSERVED: usize = 100;
+
+const PLAIN: &str = "text/plain; charset=utf-8";
+
+/// A service that waits for its policy is named. Once the policy's file has been refused, the others are served.
+fn ready(state: &Arc<State>) -> Answer {
+    let (status, first) = match state.is_ready() {
+        true => (StatusCode::OK, "ready"),
+        false => (StatusCode::SERVICE_UNAVAILABLE, "not ready"),
+    };
+    let unserved = state.unserved();
+    if unserved.is_empty() {
+        return Answer::plain(status, first);
+    }
+    let lines = unserved.iter().take(MAX_UNSERVED).map(String::as_str);
+    Answer::new(status, PLAIN, format!("{first}\n{}\n", lines.collect::<Vec<_>>().join("\n")))
+}
+
 /// What is spoken then is no HTTP.
 fn take_over(request: &http::Request<Incoming>) -> Answer {
     if request.headers().get(UPGRADE).is_some_and(|protocol| protocol == PROTOCOL) {
-        Answer::new(StatusCode::SWITCHING_PROTOCOLS, JSON, String::new())
+        Answer::new(StatusCode::SWITCHING_PROTOCOLS, JSON, Bytes::new())
     } else {
         Answer::plain(StatusCode::UPGRADE_REQUIRED, "expected a process that takes over: heddle run --take-over")
     }

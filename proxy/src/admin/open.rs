@@ -9,6 +9,8 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 
 use tokio::task::AbortHandle;
 
+use crate::supervise::caught;
+
 /// Connections, each with a task. They go on when this is dropped.
 pub struct Open {
     most: usize,
@@ -43,7 +45,7 @@ impl Open {
             self.connections.remove(silent.unwrap_or(0)).task.abort();
         }
         let has_asked = Arc::<AtomicBool>::default();
-        let task = tokio::spawn(serve(has_asked.clone())).abort_handle();
+        let task = tokio::spawn(caught("admin-connection", serve(has_asked.clone()))).abort_handle();
         self.connections.push(Connection { task, has_asked });
     }
 }

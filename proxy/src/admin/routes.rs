@@ -107,7 +107,8 @@ mod tests {
     use super::*;
 
     fn at(door: &Door<'_>, method: Method, path: &str) -> Result<Asked, (u16, String)> {
-        find(&method, path, door).map_err(|answer| (answer.status.as_u16(), answer.text))
+        find(&method, path, door)
+            .map_err(|answer| (answer.status.as_u16(), String::from_utf8_lossy(&answer.text).into_owned()))
     }
 
     #[test]

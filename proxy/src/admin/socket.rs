@@ -18,7 +18,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Type};
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::UnixStream;
 
 /// For its owner only.
 const MODE: u32 = 0o600;
@@ -105,16 +105,6 @@ impl Socket {
     /// Leaves the file to another process.
     pub fn leave(mut self) {
         self.is_own = false;
-    }
-
-    /// The socket, to accept from on the runtime that this is called on.
-    ///
-    /// # Errors
-    ///
-    /// When there can be no further descriptor for it.
-    pub fn listener(&self) -> io::Result<UnixListener> {
-        let listener: OwnedFd = self.listener.try_clone()?.into();
-        UnixListener::from_std(listener.into())
     }
 }
 

@@ -8,7 +8,8 @@ use serde::Serialize;
 
 use super::process;
 use crate::app::{Reloads, State};
-use crate::plugin::{FaultKind, Plugin};
+use crate::descriptors;
+use crate::plugin::{FaultKind, Plugin, Quarantine};
 use crate::registry::Report;
 use crate::service::{Endpoint, Limit, Service, Snapshot};
 
@@ -22,6 +23,7 @@ struct Shown<'a> {
     draining: bool,
     /// By worker.
     client_connections: Vec<usize>,
+    descriptors: descriptors::Report,
     reloads: ShownReloads,
     registry: Report,
     plugins: Vec<ShownPlugin>,
@@ -43,8 +45,29 @@ struct ShownPlugin {
     /// None: nothing is in force, and the proxy decides by itself.
     generation: Option<ShownGeneration>,
     faults: u64,
+    /// The same by kind.
+    faults_by_kind: BTreeMap<&'static str, u64>,
     quarantines: u64,
+    service_quarantines: u64,
     refusals: u64,
+    /// Why the last file was not loaded; none after one that was.
+    refusal: Option<String>,
+    /// Generations that are not used for their faults, by all services or by one.
+    in_quarantine: Vec<ShownQuarantine>,
+}
+
+#[derive(Serialize)]
+struct ShownQuarantine {
+    generation: u64,
+    origin: String,
+    /// None: no service uses it.
+    service: Option<String>,
+    age_seconds: f64,
+    /// The last fault: its kind, and what was exceeded.
+    cause: String,
+    /// The generation that is used instead; none: the proxy decides natively, by the policy's own rule where that promises
+    /// an endpoint.
+    instead: Option<u64>,
 }
 
 #[derive(Serialize)]
@@ -97,6 +120,7 @@ struct ShownEndpoint {
     id: String,
     address: String,
     weight: u32,
+    metadata: BTreeMap<String, String>,
     eligible: bool,
     /// Whether it is out of use because of its health check.
     check_fails: bool,
@@ -109,6 +133,8 @@ struct ShownEndpoint {
     connections: u32,
     /// A moving average of the time to the response head; 0 before the first.
     latency_micros: u32,
+    /// Entries of the metadata that policies are not given, since there are too many bytes of them.
+    metadata_dropped: usize,
 }
 
 /// The state of this moment.
@@ -126,6 +152,7 @@ pub fn json(state: &State) -> serde_json::Result<String> {
         ready: state.is_ready(),
         draining: state.is_draining(),
         client_connections: state.workers.connections.iter().map(|count| count.load(Relaxed)).collect(),
+        descriptors: state.workers.descriptors.report(),
         reloads: show_reloads(&state.reloads),
         registry: state.registry.report(),
         plugins: state.plugins().all().iter().map(|plugin| show_plugin(plugin)).collect(),
@@ -151,8 +178,23 @@ fn show_plugin(plugin: &Plugin) -> ShownPlugin {
             age_seconds: generation.loaded.elapsed().as_secs_f64(),
         }),
         faults: FaultKind::ALL.iter().map(|kind| plugin.faults.get(*kind)).sum(),
+        faults_by_kind: FaultKind::ALL.iter().map(|kind| (kind.name(), plugin.faults.get(*kind))).collect(),
         quarantines,
+        service_quarantines: plugin.service_quarantines(),
         refusals,
+        refusal: plugin.refusal(),
+        in_quarantine: plugin.quarantines().into_iter().map(show_quarantine).collect(),
+    }
+}
+
+fn show_quarantine(quarantine: Quarantine) -> ShownQuarantine {
+    ShownQuarantine {
+        generation: quarantine.generation,
+        origin: quarantine.origin,
+        service: quarantine.service.map(|service| service.to_string()),
+        age_seconds: quarantine.since.elapsed().as_secs_f64(),
+        cause: quarantine.cause,
+        instead: quarantine.instead,
     }
 }
 
@@ -185,12 +227,13 @@ fn show_service(service: &Service) -> ShownService {
 }
 
 fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot, now: Duration) -> ShownEndpoint {
-    let Endpoint { slot, registered, load, health, .. } = endpoint;
+    let Endpoint { slot, registered, load, health, policy_view, .. } = endpoint;
     ShownEndpoint {
         slot: *slot,
         id: registered.id.clone(),
         address: registered.address.clone(),
         weight: registered.weight,
+        metadata: registered.metadata.iter().cloned().collect(),
         eligible: snapshot.eligible_endpoint(*slot).is_some(),
         check_fails: health.check_fails(),
         paused_by: endpoint.pause().by().collect(),
@@ -199,5 +242,6 @@ fn show_endpoint(endpoint: &Endpoint, snapshot: &Snapshot, now: Duration) -> Sho
         in_flight: load.in_flight(),
         connections: load.connections(),
         latency_micros: load.latency_micros(),
+        metadata_dropped: policy_view.dropped(),
     }
 }

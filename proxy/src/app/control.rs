@@ -13,7 +13,7 @@ use super::prepare::{AdminAt, At, Before, Opening, Prepared, policies};
 use super::worker::Order;
 use super::{InForce, StartError, State};
 use crate::check::{self, Connectors};
-use crate::config::checked::Config;
+use crate::config::{self, checked::Config};
 use crate::drain::Phase;
 use crate::handover::{Ask, Inherited, Kind, Passed, Ready, Sockets};
 use crate::plugin::{Folder, Plugins, give_second_chances};
@@ -21,6 +21,7 @@ use crate::server::listener::{Accepted, Closing, Listener, Part};
 use crate::server::socket::Bound;
 use crate::server::worker::Common;
 use crate::service::tick;
+use crate::supervise::{self, caught, finish, keep};
 use crate::transport::tls::{self, Files};
 use crate::{admin, drain, plugin, registry};
 
@@ -70,6 +71,11 @@ impl Door {
     }
 }
 
+/// Says where clients could say themselves who they are.
+fn warn_of_bypasses(config: &Config) {
+    config::bypasses(config).iter().for_each(|line| tracing::warn!(target: "heddle::config", "{line}"));
+}
+
 /// The admin server; it ends when this is dropped.
 struct Admin {
     wanted: SocketAddr,
@@ -100,6 +106,8 @@ impl Control {
     ) -> Self {
         let Prepared { config, common, plugins, folder, files, doors, admin, commands } = prepared;
         let connectors = Arc::new(ArcSwap::from_pointee(common.connectors.clone()));
+        files.judge();
+        warn_of_bypasses(&config);
         let mut control = Self {
             state,
             config,
@@ -149,15 +157,34 @@ impl Control {
         mut until_stopped: oneshot::Receiver<()>,
     ) {
         // These learn by themselves that services have changed.
-        tokio::task::spawn_local(check::run(self.state.directory.clone(), self.connectors.clone()));
+        let shared = &self.state.workers;
+        let (own, at_once) = (shared.own.clone(), shared.descriptors.checks());
+        let (directory, connectors) = (self.state.directory.clone(), self.connectors.clone());
+        let checks = move || check::run(directory.clone(), connectors.clone(), own.clone(), at_once);
+        tokio::task::spawn_local(keep("health-checks", checks));
         let state = self.state.clone();
-        tokio::spawn(drain::leave(state.stop.clone(), move || state.drain_delay()));
-        tokio::spawn(tick::run(self.state.directory.clone()));
+        tokio::spawn(finish("drain", move || {
+            let state = state.clone();
+            drain::leave(state.stop.clone(), move || state.drain_delay())
+        }));
+        let directory = self.state.directory.clone();
+        tokio::spawn(keep("ticks", move || tick::run(directory.clone())));
+        let state = self.state.clone();
+        tokio::spawn(finish("stop-compiling", move || {
+            let (state, mut watcher) = (state.clone(), state.stop.watcher());
+            async move {
+                watcher.reached(Phase::Leaving).await;
+                state.plugins().engine().stop_compiling();
+            }
+        }));
         let (registries, directory) = (self.state.registry.clone(), self.state.directory.clone());
-        tokio::spawn(async move {
-            registries.wait_ready().await;
-            directory.settle();
-        });
+        tokio::spawn(finish("settle", move || {
+            let (registries, directory) = (registries.clone(), directory.clone());
+            async move {
+                registries.wait_ready().await;
+                directory.settle();
+            }
+        }));
         let handover = self.state.handover.clone();
         let mut postponed = None;
         loop {
@@ -165,7 +192,7 @@ impl Control {
                 _ = &mut until_stopped => break,
                 // Who does not wait for an answer is being stopped.
                 Some(request) = requests.recv(), if postponed.is_none() => match request {
-                    Request::Open => self.open(),
+                    Request::Open => drop(supervise::caught_call("control", || self.open())),
                     // It would open listeners that the other process does not have, which would refuse connections then.
                     Request::Reload(config, answer) if handover.is_under_way() => {
                         tracing::warn!(
@@ -174,15 +201,18 @@ impl Control {
                         );
                         postponed = Some((config, answer));
                     }
-                    Request::Reload(config, answer) => drop(answer.send(self.reload(*config).await)),
+                    Request::Reload(config, answer) => drop(answer.send(self.reload_or_stay(*config).await)),
                 },
                 () = handover.over(), if postponed.is_some() => if let Some((config, answer)) = postponed.take() {
-                    drop(answer.send(self.reload(*config).await));
+                    drop(answer.send(self.reload_or_stay(*config).await));
                 },
                 Some(ask) = asks.recv() => match ask {
-                    Ask::Sockets(answer) => drop(answer.send(self.sockets().await)),
+                    Ask::Sockets(answer) => {
+                        let sockets = caught("control", self.sockets()).await;
+                        drop(answer.send(sockets.unwrap_or_else(|| Err(io::Error::other(StartError::Panicked)))));
+                    }
                     Ask::Leave(ready, answer) => {
-                        self.leave(&ready);
+                        supervise::caught_call("control", || self.leave(&ready));
                         let _ = answer.send(());
                     }
                 },
@@ -203,6 +233,11 @@ impl Control {
         self.take_commands();
     }
 
+    /// A panic, which is logged, is one more reason why a configuration is not put in force.
+    async fn reload_or_stay(&mut self, config: Config) -> Result<(), Vec<StartError>> {
+        caught("reload", self.reload(config)).await.unwrap_or_else(|| Err(vec![StartError::Panicked]))
+    }
+
     async fn reload(&mut self, config: Config) -> Result<(), Vec<StartError>> {
         if self.state.is_draining() {
             return Err(vec![StartError::Stopping]);
@@ -216,14 +251,15 @@ impl Control {
             admin: self.admin.as_ref().and_then(|admin| Some((admin.wanted, admin.socket.local_addr().ok()?))),
         };
         let prepare = move || Prepared::new(config, Some(&before), Inherited::default());
-        let prepared = tokio::task::spawn_blocking(prepare).await;
-        self.put_in_force(prepared.map_err(|_stopping| vec![StartError::Stopping])??).await;
+        self.put_in_force(supervise::blocking(prepare).await?).await;
         Ok(())
     }
 
     /// Puts what has been prepared in the place of what there is.
     async fn put_in_force(&mut self, prepared: Prepared) {
         let Prepared { config, common, plugins, folder, mut files, doors, admin, .. } = prepared;
+        // Before anything can lead there. What is closed is forgotten once it is.
+        self.state.workers.own.add(newly_bound(&doors, &admin));
         // What services need is there before they are, and services before who leads to them.
         self.tell_workers(|done| Order::Common(common.clone(), done)).await;
         self.connectors.store(Arc::new(common.connectors.clone()));
@@ -231,10 +267,19 @@ impl Control {
         self.state.directory.reload(config.services.clone(), move |policy, role| requires.require(policy, role));
         self.registry.reload(&config.registry).await;
         self.tell_workers(Order::Refresh).await;
+        files.judge();
+        if config::bypasses(&config) != config::bypasses(&self.config) {
+            warn_of_bypasses(&config);
+        }
         self.open_doors(doors);
         self.open_admin(admin);
-        files.replace(&self.files.lock().unwrap_or_else(PoisonError::into_inner));
-        self.files = Arc::new(Mutex::new(files));
+        // Whoever reads them anew holds the lock, for as long as a mount may hang.
+        let before = self.files.clone();
+        let files = supervise::blocking(move || {
+            files.replace(&before.lock().unwrap_or_else(PoisonError::into_inner));
+            files
+        });
+        self.files = Arc::new(Mutex::new(files.await));
         (self.config, self.common, self.plugins) = (config, common, plugins);
         self.plugins.settle(&policies(&self.config.services));
         self.follow_plugins(folder);
@@ -270,7 +315,7 @@ impl Control {
         for Opening { settings, tls, at } in doors {
             let door = match at {
                 At::Bound(bound) => {
-                    let listener = Listener::new(&settings, bound.address, tls);
+                    let listener = Listener::new(&settings, bound.address, tls, self.state.workers.descriptors.clone());
                     self.open_door(bound, Arc::new(ArcSwap::from_pointee(listener)))
                 }
                 At::Before(place) => {
@@ -325,7 +370,10 @@ impl Control {
     fn serve_admin(&mut self) {
         let Some(admin) = &mut self.admin else { return };
         match admin.socket.try_clone() {
-            Ok(socket) => drop(admin.serving.spawn(admin::serve_port(socket, self.state.clone()))),
+            Ok(socket) => {
+                let state = self.state.clone();
+                admin.serving.spawn(keep("admin", move || admin::serve_port(socket.try_clone(), state.clone())));
+            }
             Err(error) => tracing::error!(target: "heddle::admin", "does not start: {error}"),
         }
     }
@@ -333,8 +381,12 @@ impl Control {
     fn take_commands(&mut self) {
         let Some(socket) = &mut self.commands else { return };
         socket.own();
-        match socket.listener() {
-            Ok(listener) => drop(self.commanded.spawn(admin::serve_commands(listener, self.state.clone()))),
+        match socket.descriptor() {
+            Ok(socket) => {
+                let state = self.state.clone();
+                self.commanded
+                    .spawn(keep("commands", move || admin::serve_commands(socket.try_clone(), state.clone())));
+            }
             Err(error) => tracing::error!(target: "heddle::admin", "does not start: {error}"),
         }
     }
@@ -343,19 +395,27 @@ impl Control {
         let Some(folder) = folder else { return };
         let followers = &mut self.followers;
         (followers.folder, followers.second_chances) = Default::default();
-        followers.second_chances.spawn(give_second_chances(self.plugins.clone()));
-        if let Some(folder) = folder {
-            followers.folder.spawn(plugin::watch(folder, self.plugins.clone(), self.config.plugins.rescan));
-        }
+        let plugins = self.plugins.clone();
+        followers.second_chances.spawn(keep("second-chances", move || give_second_chances(plugins.clone())));
+        let Some((folder, path)) = folder.zip(self.config.plugins.folder.clone()) else { return };
+        let (mut folder, plugins, rescan) = (Some(folder), self.plugins.clone(), self.config.plugins.rescan);
+        followers.folder.spawn(keep("plugins", move || {
+            let folder = folder.take().unwrap_or_else(|| Folder::new(path.clone()));
+            plugin::watch(folder, plugins.clone(), rescan)
+        }));
     }
 
     fn follow_files(&mut self) {
         self.followers.files = JoinSet::new();
-        self.followers.files.spawn(tls::watch(self.files.clone()));
+        let files = self.files.clone();
+        self.followers.files.spawn(keep("certificates", move || tls::watch(files.clone())));
     }
 
     /// What others see of it.
     fn show(&self) {
+        let listeners = self.doors.iter().map(Door::address);
+        self.state.workers.own.set(listeners.chain(self.admin()).collect());
+        self.state.workers.descriptors.serve(&self.config.listeners.iter().collect::<Vec<_>>());
         self.state.in_force.store(Arc::new(InForce {
             config: self.config.clone(),
             plugins: self.plugins.clone(),
@@ -411,4 +471,17 @@ impl Control {
         }
         self.state.stop.advance(Phase::Finishing);
     }
+}
+
+/// The addresses that were not listened on before.
+fn newly_bound(doors: &[Opening], admin: &AdminAt) -> Vec<SocketAddr> {
+    let doors = doors.iter().filter_map(|door| match &door.at {
+        At::Bound(bound) => Some(bound.address),
+        At::Before(_) => None,
+    });
+    let admin = match admin {
+        AdminAt::Bound(_, socket) => socket.local_addr().ok(),
+        AdminAt::Before | AdminAt::Nowhere => None,
+    };
+    doors.chain(admin).collect()
 }

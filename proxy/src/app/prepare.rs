@@ -8,7 +8,7 @@ use crate::admin;
 use crate::clock::Clock;
 use crate::config::checked::{self, Config, Policy, Services};
 use crate::handover::Inherited;
-use crate::plugin::{Engine, Folder, LoadError, Plugins};
+use crate::plugin::{Engine, Folder, LoadError, Plugins, Unusable};
 use crate::policy::Role;
 use crate::proto::headers::Signature;
 use crate::server::listener::Listener;
@@ -93,18 +93,24 @@ impl Prepared {
         // Last, since it takes longest, and is undone if there are errors.
         let plugins = match before.filter(|before| is_same_place(&before.config.plugins, &config.plugins)) {
             Some(before) => go_on(&before.plugins, &config, &mut errors),
-            None => load(&config, before.map(|before| before.plugins.engine().clock.clone()), &mut errors),
+            None => load(&config, before.map(|before| before.plugins.engine().as_ref()), &mut errors),
         };
-        let (Some(signature), Some((plugins, folder)), true) = (signature, plugins, errors.is_empty()) else {
+        let (Some(signature), Some(plugins), true) = (signature, plugins, errors.is_empty()) else {
             if let Some(before) = before {
                 before.plugins.settle(&policies(&before.config.services));
             }
             return Err(errors);
         };
         let folder = match before {
-            Some(before) if before.config.plugins == config.plugins => None,
-            _ => Some(folder.or_else(|| config.plugins.folder.clone().map(Folder::new))),
+            Some(before)
+                if is_same_place(&before.config.plugins, &config.plugins)
+                    && before.config.plugins.rescan == config.plugins.rescan =>
+            {
+                None
+            }
+            _ => Some(config.plugins.folder.clone().map(Folder::new)),
         };
+        plugins.engine().set_compile_limits(config.plugins.compile);
         let mut connectors = files.connectors();
         if let Some(before) = before {
             // Workers take notice of services a moment later than of this.
@@ -130,7 +136,7 @@ fn fixed(before: &Config, now: &Config) -> Vec<StartError> {
 
 /// Whether plugins come from where they came from, with the same bounds.
 fn is_same_place(before: &checked::Plugins, now: &checked::Plugins) -> bool {
-    *before == checked::Plugins { rescan: before.rescan, ..now.clone() }
+    *before == checked::Plugins { rescan: before.rescan, compile: before.compile, ..now.clone() }
 }
 
 /// What listens: on what there was before, on what was inherited, or on what is bound now.
@@ -186,21 +192,21 @@ pub fn policies(services: &Services) -> Vec<(&Policy, Role)> {
     services.named.values().chain([&services.default]).flat_map(|service| service.policies()).collect()
 }
 
-type Loaded = Option<(Arc<Plugins>, Option<Folder>)>;
-
 /// The plugins that there are, with what services need besides.
-fn go_on(plugins: &Arc<Plugins>, config: &Config, errors: &mut Vec<StartError>) -> Loaded {
-    let failed = plugins.prepare(&policies(&config.services)).err().unwrap_or_default();
-    let missing = plugins.missing();
-    errors.extend(missing_because(&missing, &failed));
-    let others = failed.into_iter().filter(|(name, _)| !missing.contains(name));
-    errors.extend(others.map(|(name, error)| StartError::Policy { name, error }));
-    Some((plugins.clone(), None))
+fn go_on(plugins: &Arc<Plugins>, config: &Config, errors: &mut Vec<StartError>) -> Option<Arc<Plugins>> {
+    let unusable = plugins.prepare(&policies(&config.services)).err().unwrap_or_default();
+    errors.extend(unusable.into_iter().map(unusable_policy));
+    Some(plugins.clone())
 }
 
-/// The policies that services use, loaded, and the folder to be watched.
-fn load(config: &Config, clock: Option<Clock>, errors: &mut Vec<StartError>) -> Loaded {
-    let engine = match Engine::new(config.plugins.clone(), clock.unwrap_or_else(Clock::running)) {
+/// The policies that services use. A start takes what it can have at once, and leaves it to the folder's follower to load
+/// the files; another configuration waits for all of them, so that a service never loses its policy by it.
+fn load(config: &Config, before: Option<&Engine>, errors: &mut Vec<StartError>) -> Option<Arc<Plugins>> {
+    let engine = match before {
+        Some(before) => Engine::after(before, config.plugins.clone()),
+        None => Engine::new(config.plugins.clone(), Clock::running()),
+    };
+    let engine = match engine {
         Ok(engine) => engine,
         Err(error) => {
             errors.push(StartError::Engine(format!("{error:#}")));
@@ -211,21 +217,28 @@ fn load(config: &Config, clock: Option<Clock>, errors: &mut Vec<StartError>) -> 
     for (policy, role) in policies(&config.services) {
         plugins.require(policy, role);
     }
-    // A built-in policy that is not to be used as configured may be there under that name as a file.
-    let failed = plugins.load_builtin().err().unwrap_or_default();
-    let mut folder = config.plugins.folder.clone().map(Folder::new);
-    if let Some(folder) = &mut folder {
-        folder.scan(&plugins);
+    if before.is_none() {
+        // A built-in policy that is not to be used as configured may be there under that name as a file.
+        let failed = plugins.load_at_start().err().unwrap_or_default();
+        errors.extend(without_file(&plugins, config, &failed));
+    } else {
+        let unusable = plugins.load_all().err().unwrap_or_default();
+        errors.extend(unusable.into_iter().map(unusable_policy));
     }
-    errors.extend(missing_because(&plugins.missing(), &failed));
-    Some((plugins, folder))
+    Some(plugins)
 }
 
-/// For each policy that there is no generation of: why.
-fn missing_because(missing: &[Arc<str>], failed: &[(Arc<str>, LoadError)]) -> Vec<StartError> {
-    let because = |name: &Arc<str>| match failed.iter().find(|(failed, _)| failed == name) {
-        Some((name, error)) => StartError::Policy { name: name.clone(), error: error.clone() },
+fn unusable_policy((name, error): Unusable) -> StartError {
+    match error {
+        Some(error) => StartError::Policy { name, error },
         None => StartError::MissingPolicy(name.to_string(), crate::plugin::builtin_names().join(", ")),
-    };
-    missing.iter().map(because).collect()
+    }
+}
+
+/// For each policy that there is neither a generation nor a file of: why.
+fn without_file(plugins: &Plugins, config: &Config, failed: &[(Arc<str>, LoadError)]) -> Vec<StartError> {
+    let has_file = |name: &str| config.plugins.folder.as_deref().is_some_and(|folder| Folder::has(folder, name));
+    let missing = plugins.missing().into_iter().filter(|name| !has_file(name));
+    let because = |name: &Arc<str>| failed.iter().find(|(failed, _)| failed == name).map(|(_, error)| error.clone());
+    missing.map(|name| (name.clone(), because(&name))).map(unusable_policy).collect()
 }

@@ -7,15 +7,16 @@ use std::rc::{Rc, Weak};
 use std::sync::Arc;
 
 use tokio::net::TcpListener;
-use tokio::runtime::{Builder, LocalOptions};
+use tokio::runtime::{Builder, Handle, LocalOptions};
 use tokio::sync::mpsc::UnboundedReceiver;
-use tokio::sync::oneshot;
+use tokio::sync::{Mutex, oneshot};
 use tokio::task::{JoinSet, spawn_local};
 
 use super::State;
 use crate::drain::{self, Phase};
 use crate::server::listener::{Accepted, Accepting, Part, accept, take_over};
 use crate::server::worker::{Common, Worker};
+use crate::supervise::{self, caught_call, keep};
 
 /// What a worker is told.
 pub enum Order {
@@ -57,18 +58,29 @@ pub fn run(post: Post) -> bool {
 
 async fn serve(post: Post) -> bool {
     let Post { number, state, common, mut orders, handed, mut watcher } = post;
+    if let Some(runtime) = state.workers.runtimes.get(number) {
+        let _ = runtime.set(Handle::current());
+    }
     let worker = Worker::new(number, state.workers.clone(), common);
-    spawn_local(worker.clone().keep_house());
-    spawn_local(take_over(worker.clone(), handed));
+    let housed = worker.clone();
+    spawn_local(keep("maintenance", move || housed.clone().keep_house()));
+    let handed = Rc::new(Mutex::new(handed));
+    let taking = worker.clone();
+    spawn_local(supervise::finish("handed-over", move || {
+        let (worker, handed) = (taking.clone(), handed.clone());
+        async move { take_over(worker, &mut *handed.lock().await).await }
+    }));
     let mut open =
         Open { worker: worker.clone(), watcher: watcher.clone(), tasks: JoinSet::new(), sockets: Vec::new() };
     let mut leaving = watcher.clone();
+    let mut replaced = state.plugins().replaced();
     loop {
         tokio::select! {
             biased;
             () = leaving.reached(Phase::Leaving), if !worker.is_leaving() => worker.leave(),
             () = watcher.reached(Phase::Finishing) => break,
-            Some(order) = orders.recv() => match order {
+            // A panic here would end the worker with all its connections.
+            Some(order) = orders.recv() => drop(caught_call("worker", || match order {
                 Order::Accept(part) => open.accept(part),
                 // Who does not wait for an answer is being stopped.
                 Order::Common(common, done) => {
@@ -80,8 +92,15 @@ async fn serve(post: Post) -> bool {
                     let _ = done.send(());
                 }
                 Order::Sockets(answer) => drop(answer.send(open.sockets())),
-            },
+            })),
             Some(_) = open.tasks.join_next() => {}
+            changed = replaced.changed() => {
+                // Another configuration has brought other plugins, and the ones before are gone.
+                if changed.is_err() {
+                    replaced = state.plugins().replaced();
+                }
+                spawn_local(worker.clone().renew_policies());
+            }
         }
     }
     // Also while connections that waited are still accepted: one that waits for its turn gets it when another ends.
@@ -110,7 +129,10 @@ impl Open {
             Ok(part) => {
                 self.sockets.retain(|(_, socket)| socket.strong_count() > 0);
                 self.sockets.push((address, Rc::downgrade(&part.socket)));
-                self.tasks.spawn_local(accept(self.worker.clone(), part, self.watcher.clone()));
+                let (worker, watcher) = (self.worker.clone(), self.watcher.clone());
+                self.tasks.spawn_local(supervise::finish("accept", move || {
+                    accept(worker.clone(), part.clone(), watcher.clone())
+                }));
             }
             Err(error) => {
                 tracing::error!(target: "heddle::server", listener = %address, "does not accept: {error}");

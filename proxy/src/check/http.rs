@@ -19,7 +19,7 @@ use crate::transport::tls::{H2, HTTP_1_1};
 pub async fn check(target: &Target, check: &HttpCheck) -> Result<(), Failed> {
     let protocol = target.settings().protocol;
     let offered: &[&[u8]] = match protocol {
-        UpstreamProtocol::Negotiated => &[H2, HTTP_1_1],
+        UpstreamProtocol::Negotiated | UpstreamProtocol::Opaque => &[H2, HTTP_1_1],
         UpstreamProtocol::Http1 => &[HTTP_1_1],
         UpstreamProtocol::Http2 => &[H2],
     };

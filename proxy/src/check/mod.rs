@@ -43,12 +43,14 @@ use self::rule::{Effect, Rule, Standing};
 use self::schedule::{Schedule, Ticket, wait};
 use self::target::Target;
 use crate::config::checked::{HealthCheck, TlsClient};
+use crate::descriptors;
 use crate::service::{Condition, Directory, Endpoint, Fleet, Service};
+use crate::supervise;
 use crate::transport::tls::Connector;
-use crate::upstream;
+use crate::upstream::{self, OwnSockets};
 
-/// Checks under way at once, over all services.
-pub const AT_ONCE: usize = 256;
+/// Checks under way at once, over all services; fewer where the process may have few descriptors.
+pub const AT_ONCE: usize = descriptors::CHECKS;
 
 /// How often services are looked at for changes.
 const LOOK: Duration = Duration::from_millis(250);
@@ -91,9 +93,17 @@ pub enum Failed {
 pub type Connectors = HashMap<TlsClient, Arc<Connector>>;
 
 /// Checks the endpoints of the directory's services for ever, whatever becomes of their settings. Runs on a `LocalSet`.
-pub async fn run(directory: Arc<Directory>, connectors: Arc<ArcSwap<Connectors>>) {
+/// At most `at_once` checks are under way at the same time, none of them of a listener of the proxy's `own`.
+pub async fn run(
+    directory: Arc<Directory>,
+    connectors: Arc<ArcSwap<Connectors>>,
+    own: Arc<OwnSockets>,
+    at_once: usize,
+) {
     let mut checker = Checker {
         directory,
+        own,
+        at_once,
         connectors,
         services: HashMap::new(),
         subjects: HashMap::new(),
@@ -106,7 +116,7 @@ pub async fn run(directory: Arc<Directory>, connectors: Arc<ArcSwap<Connectors>>
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let next = checker.schedule.next().filter(|_| checker.running.len() < AT_ONCE);
+        let next = checker.schedule.next().filter(|_| checker.running.len() < at_once);
         tokio::select! {
             _ = looks.tick() => checker.look(),
             Some(ended) = checker.running.join_next_with_id() => match ended {
@@ -177,6 +187,8 @@ struct Checker {
     running: JoinSet<Result<(), Failed>>,
     started: HashMap<Id, Started>,
     lookups: Arc<Semaphore>,
+    own: Arc<OwnSockets>,
+    at_once: usize,
 }
 
 impl Checker {
@@ -205,6 +217,8 @@ impl Checker {
 
     /// Learns what has become of a service's endpoints, if anything has changed.
     fn follow(&mut self, service: &Arc<Service>, check: &Arc<HealthCheck>, now: Instant) {
+        let version = service.fleet.version().to_le_bytes();
+        let Some(_input) = supervise::input(service.name(), &version) else { return forget(&service.fleet) };
         let Self { services, subjects, schedule, tickets, .. } = self;
         let of = services.entry(service.name().clone()).or_insert_with(|| Checked {
             service: service.clone(),
@@ -249,7 +263,7 @@ impl Checker {
 
     /// Starts what is due, as far as there is room.
     fn start_due(&mut self, now: Instant) {
-        while self.running.len() < AT_ONCE
+        while self.running.len() < self.at_once
             && let Some((at, ticket)) = self.schedule.take_due(now)
         {
             // Those who have left are still in the schedule, and so is what was planned anew since.
@@ -263,6 +277,7 @@ impl Checker {
                 endpoint: subject.endpoint.clone(),
                 connector: tls.and_then(|tls| self.connectors.load().get(tls).cloned()),
                 lookups: self.lookups.clone(),
+                own: self.own.clone(),
             };
             let seen = subject.endpoint.health.seen();
             let id = self.running.spawn_local(target.check()).id();
@@ -275,6 +290,9 @@ impl Checker {
         let Some(Started { ticket, at, seen }) = self.started.remove(&id) else { return };
         let Some(subject) = self.subjects.get_mut(&ticket) else { return };
         let Subject { service, check, endpoint, standing, .. } = subject;
+        let name = service.name().clone();
+        let version = service.fleet.version().to_le_bytes();
+        let Some(_input) = supervise::input(&name, &version) else { return };
         let fleet = &service.fleet;
         let count = if result.is_ok() { &fleet.checks.passed } else { &fleet.checks.failed };
         count.add(1);
@@ -306,6 +324,13 @@ pub fn conclude(
         fleet.set_check_fails(endpoint, fails);
     }
     (effect, effect.ends_ejection && fleet.probe(endpoint.slot, seen, PROBES))
+}
+
+/// Lets nothing hold that checks have found of endpoints which are no longer checked.
+fn forget(fleet: &Fleet) {
+    for endpoint in fleet.snapshot().endpoints().filter(|endpoint| endpoint.health.check_fails()) {
+        fleet.set_check_fails(endpoint, false);
+    }
 }
 
 fn tell(service: &Service, endpoint: &Endpoint, result: &Result<(), Failed>, effect: Effect, is_probed: bool) {

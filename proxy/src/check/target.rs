@@ -11,7 +11,7 @@ use crate::config::checked::{self, CheckKind, HealthCheck};
 use crate::service::{Endpoint, Service};
 use crate::transport::Stream;
 use crate::transport::tls::Connector;
-use crate::upstream::{ConnectSettings, Offer, Opening, open};
+use crate::upstream::{ConnectSettings, Offer, Opening, OwnSockets, open};
 
 pub struct Target {
     pub service: Arc<Service>,
@@ -21,6 +21,8 @@ pub struct Target {
     pub connector: Option<Arc<Connector>>,
     /// Names that may be looked up at once.
     pub lookups: Arc<Semaphore>,
+    /// Where the proxy listens itself.
+    pub own: Arc<OwnSockets>,
 }
 
 impl Target {
@@ -53,13 +55,14 @@ impl Target {
     pub async fn connect(&self, header: &[u8], protocols: &[&[u8]]) -> Result<(Stream, bool), Failed> {
         let settings = ConnectSettings {
             timeout: self.settings().connect_timeout,
-            // What the registry announces is what the operator announced.
             reach: None,
+            egress: Some(self.endpoint.registered.egress.clone()),
             lookups: Some(self.lookups.clone()),
+            own: self.own.clone(),
         };
         let tls = self.connector.as_ref().map(|connector| Offer { connector, protocols });
         let address = &self.endpoint.registered.address;
-        Ok(open(address, self.endpoint.socket, &settings, Opening { header, tls }).await?)
+        Ok(open(address, self.endpoint.socket, &settings, Opening { header, tls, link: None }).await?)
     }
 
     pub fn scheme(&self) -> Scheme {

@@ -7,15 +7,17 @@ use std::process::ExitCode;
 
 use crate::config::checked::{ClientCertificates, Config, Etcd, Layout, Listener, ListenerTls, Passthrough, Protocol};
 use crate::config::{self, Checked, Problems};
+use crate::log::Clean;
 
 /// Reads the file, lays the environment over it, and asks `policies` about the balancers (see
 /// [`Checked::check_policies`]). Problems go to standard error, one line each, and the exit code is 1; else a summary goes
-/// to standard output.
+/// to standard output, and after it what leaves a way around the identity of clients ([`config::bypasses`]).
 pub fn check(path: &Path, policies: impl FnOnce(&Checked) -> Result<(), Problems>) -> ExitCode {
     let checked = config::load(path, &config::environment());
     match checked.and_then(|checked| policies(&checked).map(|()| checked)) {
         Ok(checked) => {
             println!("{} is in order.\n{}", path.display(), summary(&checked));
+            config::bypasses(&checked.config).iter().for_each(|line| println!("warning   {line}"));
             ExitCode::SUCCESS
         }
         Err(problems) => {
@@ -121,7 +123,7 @@ fn etcd_line(etcd: &Etcd) -> String {
         };
         format!("{} ({layout})", String::from_utf8_lossy(&watch.prefix))
     });
-    format!("etcd {}: {}", etcd.members.join(" "), watches.collect::<Vec<_>>().join(", "))
+    format!("etcd {}: {}", Clean(etcd.members.join(" ")), watches.collect::<Vec<_>>().join(", "))
 }
 
 fn count(number: usize, what: &str) -> String {

@@ -13,6 +13,8 @@ use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
 
+use crate::plugin;
+
 /// What sysexits.h calls a usage error.
 const USAGE: u8 = 64;
 
@@ -47,6 +49,9 @@ enum Command {
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
     },
+    /// Compile the plugin on standard input, for the proxy that started this process
+    #[command(hide = true)]
+    CompilePlugin,
 }
 
 /// Does what the command line says. Exit codes: 0 done, 1 failed, 64 a command line that cannot be understood.
@@ -59,7 +64,13 @@ pub fn main() -> ExitCode {
             return if error.use_stderr() { ExitCode::from(USAGE) } else { ExitCode::SUCCESS };
         }
     };
+    if let Some(Command::CompilePlugin) = arguments.command {
+        return plugin::compile::child::main();
+    }
+    // The executable of this very process, also where another one has taken its place on disk.
+    plugin::compile_in_children("/proc/self/exe".into());
     match (arguments.command, arguments.config) {
+        (Some(Command::CompilePlugin), _) => ExitCode::from(USAGE),
         (Some(Command::Run { config, take_over }), _) => run::run(&config, take_over.as_ref().map(Option::as_deref)),
         (None, Some(config)) => run::run(&config, None),
         (Some(Command::Check { config }), _) => check::check(&config, policies::check),

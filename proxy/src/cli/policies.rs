@@ -1,6 +1,6 @@
 //! Whether the balancers that a configuration names are there and take their settings.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::clock::Clock;
@@ -30,21 +30,29 @@ pub fn check(checked: &Checked) -> Result<(), Problems> {
 fn accepts(engine: &Arc<Engine>, folder: Option<&Path>, policy: &Policy, role: Role) -> Result<(), Refusal> {
     let name = &policy.plugin;
     let uses = [(role, policy.config.clone())];
-    let loaded = match folder.map(|folder| Folder::read(folder, name)) {
-        Some(Ok(Some((path, bytes)))) => Generation::load(engine, name, &bytes, Origin::File(path.clone()), &uses)
-            .map_err(|error| (path.display().to_string(), error)),
-        Some(Err(error)) => {
-            return Err(Refusal {
-                found: format!("the plugin {name} cannot be read: {error}"),
-                remedy: "expected a readable file".into(),
-            });
-        }
-        Some(Ok(None)) | None => match builtin_policy(name) {
-            Some(bytes) => {
-                Generation::load(engine, name, bytes, Origin::BuiltIn, &uses).map_err(|error| (name.to_string(), error))
-            }
+    let builtin = || builtin_policy(name).map(|bytes| Generation::load(engine, name, bytes, Origin::BuiltIn, &uses));
+    let file = folder.map_or(Ok(None), |folder| Folder::read(folder, name));
+    let loaded = match (file, folder) {
+        (Ok(None), folder) => match builtin() {
+            Some(loaded) => loaded.map_err(|error| (name.to_string(), error)),
             None => return Err(missing(folder, name)),
         },
+        (file, folder) => {
+            let path = folder.unwrap_or(Path::new("")).join(format!("{name}.wasm"));
+            let load =
+                |(path, bytes): (PathBuf, Vec<u8>)| Generation::load(engine, name, &bytes, Origin::File(path), &uses);
+            match file.and_then(|found| found.map(load).transpose()) {
+                Ok(_) => return Ok(()),
+                Err(error) => match builtin() {
+                    // As a start: the built-in policy is used.
+                    Some(Ok(_)) => {
+                        eprintln!("heddle: {} cannot be used: {error}; the built-in policy is used", path.display());
+                        return Ok(());
+                    }
+                    _ => Err((path.display().to_string(), error)),
+                },
+            }
+        }
     };
     loaded.map(drop).map_err(|(what, error)| refused(&what, error))
 }

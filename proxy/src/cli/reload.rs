@@ -1,7 +1,6 @@
 //! What a running proxy is told from outside: SIGHUP, and changes of the configuration file's content, have it go on with
 //! what the file says then. SIGUSR2 has it start its successor, from the file that it was itself started from.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,9 +9,11 @@ use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::run::explain;
+use super::run::explained;
 use crate::app::App;
 use crate::config;
+use crate::regular;
+use crate::supervise::{self, blocking};
 use crate::watch::Changes;
 
 /// How often the file is read anew although nothing announced a change.
@@ -46,20 +47,27 @@ impl Follower {
         let upgrade = signal(SignalKind::user_defined2())?;
         let program = std::env::current_exe()?;
         let changes = Changes::of_files(vec![path.to_owned()]);
-        Ok(Self { path: path.to_owned(), hangup, upgrade, program, changes, seen: fs::read(path).ok() })
+        Ok(Self {
+            path: path.to_owned(),
+            hangup,
+            upgrade,
+            program,
+            changes,
+            seen: regular::read(path, regular::TEXT).ok(),
+        })
     }
 
     /// Follows the file for ever.
-    pub async fn follow(mut self, app: &App) {
+    pub async fn follow(&mut self, app: &App) {
         loop {
             tokio::select! {
-                Some(()) = self.hangup.recv() => self.seen = fs::read(&self.path).ok(),
+                Some(()) = self.hangup.recv() => self.seen = self.read().await,
                 Some(()) = self.upgrade.recv() => {
                     self.start_successor(app);
                     continue;
                 }
                 () = self.changes.next(RESCAN) => {
-                    let now = fs::read(&self.path).ok();
+                    let now = self.read().await;
                     // A file that is gone is most likely on its way back; SIGHUP is taken at its word.
                     if now.is_none() || now == self.seen {
                         continue;
@@ -71,14 +79,25 @@ impl Follower {
         }
     }
 
+    async fn read(&self) -> Option<Vec<u8>> {
+        let path = self.path.clone();
+        blocking(move || regular::read(&path, regular::TEXT).ok()).await
+    }
+
     async fn reload(&self, app: &App) {
-        let problems = match config::load(&self.path, &config::environment()) {
+        let name = self.path.display();
+        let Some(_input) = supervise::input(&name, self.seen.as_deref().unwrap_or_default()) else {
+            tracing::error!(target: "heddle", "{name}: this content made the proxy panic: it is not tried again");
+            return;
+        };
+        let path = self.path.clone();
+        let problems = match blocking(move || config::load(&path, &config::environment())).await {
             Ok(checked) => match app.reload(checked.config.clone()).await {
                 Ok(()) => {
-                    tracing::info!(target: "heddle", "goes on with the configuration in {} as it is now", self.path.display());
+                    tracing::info!(target: "heddle", "goes on with the configuration in {name} as it is now");
                     return;
                 }
-                Err(errors) => explain(&errors, &checked),
+                Err(errors) => explained(errors, checked).await,
             },
             Err(problems) => {
                 app.state.reloads.count_refused();

@@ -1,15 +1,10 @@
 //! `heddle run`: the proxy, until it is told to stop, or another process takes its place.
 
-use std::io::{self, IsTerminal};
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
-use tracing::level_filters::LevelFilter;
-use tracing_subscriber::filter::Targets;
-use tracing_subscriber::layer::SubscriberExt;
-use tracing_subscriber::registry::Registry;
-use tracing_subscriber::util::SubscriberInitExt;
+use tokio::sync::Mutex;
 
 use super::descriptors;
 use super::policies;
@@ -19,6 +14,8 @@ use crate::app::{App, StartError};
 use crate::config::{self, Checked};
 use crate::drain::Phase;
 use crate::handover::{Inherited, Predecessor, Ready};
+use crate::log::{self, Clean};
+use crate::supervise;
 
 /// How long a process that takes over may take until it knows the endpoints.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -27,7 +24,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// also where it had to cut something off. With `take_over` it takes over itself from the process that takes commands on
 /// that Unix socket, or on the configuration's own, if there is one.
 pub fn run(path: &Path, take_over: Option<Option<&Path>>) -> ExitCode {
-    start_logging();
+    log::start();
     // From here on a signal ends the process in good order, or has it read the configuration anew, however early it comes.
     let prepared = Signals::listen().and_then(|signals| {
         let follower = signals.block_on(async { Follower::new(path) })?;
@@ -44,7 +41,7 @@ pub fn run(path: &Path, take_over: Option<Option<&Path>>) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    descriptors::raise(&checked.config);
+    descriptors::raise();
     let socket = take_over.map(|socket| socket.or(checked.config.admin_socket.as_deref()));
     let found = match socket {
         Some(Some(socket)) => Predecessor::ask(socket),
@@ -58,7 +55,13 @@ pub fn run(path: &Path, take_over: Option<Option<&Path>>) -> ExitCode {
     let app = match App::begin(checked.config.clone(), inherited) {
         Ok(app) => app,
         Err(error) => {
-            explain(&[error], &checked).iter().for_each(|line| eprintln!("{line}"));
+            let lines = signals.block_on(async {
+                tokio::select! {
+                    lines = explained(vec![error], checked) => lines,
+                    () = signals.wait() => Vec::new(),
+                }
+            });
+            lines.iter().for_each(|line| eprintln!("{}", Clean(line)));
             return ExitCode::FAILURE;
         }
     };
@@ -71,14 +74,18 @@ pub fn run(path: &Path, take_over: Option<Option<&Path>>) -> ExitCode {
         return failed(&error);
     }
     app.open();
-    signals.stop(app.state.stop.clone());
+    signals.stop(app.state.clone());
+    let follower = &Mutex::new(follower);
     signals.block_on(async {
+        let app = &app;
         tokio::select! {
             () = app.ended() => {}
-            () = follower.follow(&app) => {}
+            () = supervise::keep("config", move || async move { follower.lock().await.follow(app).await }) => {}
         }
     });
-    if app.stop() {
+    let finished = app.stop();
+    signals.leave();
+    if finished {
         return ExitCode::SUCCESS;
     }
     tracing::warn!(target: "heddle", "not everything was finished in time");
@@ -86,7 +93,7 @@ pub fn run(path: &Path, take_over: Option<Option<&Path>>) -> ExitCode {
 }
 
 fn failed(why: &str) -> ExitCode {
-    eprintln!("heddle: {why}");
+    eprintln!("heddle: {}", Clean(why));
     ExitCode::FAILURE
 }
 
@@ -98,7 +105,10 @@ async fn relieve(app: &App, predecessor: Predecessor, signals: &Signals) -> Resu
     tokio::select! {
         biased;
         () = signals.wait() => return goes_on("told to stop before it has taken over"),
-        known = tokio::time::timeout(patience, app.state.registry.wait_ready()) => if known.is_err() {
+        known = tokio::time::timeout(patience, async {
+            app.state.registry.wait_ready().await;
+            app.state.wait_policies().await;
+        }) => if known.is_err() {
             return goes_on(&format!("endpoints were not known within {} s", patience.as_secs()));
         }
     }
@@ -119,9 +129,14 @@ async fn relieve(app: &App, predecessor: Predecessor, signals: &Signals) -> Resu
     Ok(())
 }
 
+/// What [`explain`] says. It may compile plugins, and no signal waits for that.
+pub async fn explained(errors: Vec<StartError>, checked: Checked) -> Vec<String> {
+    supervise::blocking(move || explain(&errors, &checked)).await
+}
+
 /// What is wrong, one line for each problem. What is wrong with policies and addresses is said with its place in the
 /// configuration; of policies, as `heddle check` says it, all of it.
-pub fn explain(errors: &[StartError], checked: &Checked) -> Vec<String> {
+fn explain(errors: &[StartError], checked: &Checked) -> Vec<String> {
     let is_of_policy = |error: &StartError| matches!(error, StartError::Policy { .. } | StartError::MissingPolicy(..));
     let policies = errors.iter().any(is_of_policy).then(|| policies::check(checked).err()).flatten();
     let mut lines: Vec<String> = policies.iter().flatten().map(ToString::to_string).collect();
@@ -137,14 +152,4 @@ pub fn explain(errors: &[StartError], checked: &Checked) -> Vec<String> {
         }
     }
     lines
-}
-
-/// Logs to standard error, as `HEDDLE_LOG` says: a level, or `target=level` for some targets, separated by commas. From
-/// `info` on by default.
-fn start_logging() {
-    let wanted = std::env::var("HEDDLE_LOG").ok().and_then(|wanted| wanted.parse::<Targets>().ok());
-    let filter = wanted.unwrap_or_else(|| Targets::new().with_default(LevelFilter::INFO));
-    // A second subscriber in one process is the test harness's.
-    let layer = tracing_subscriber::fmt::layer().with_ansi(io::stderr().is_terminal()).with_writer(io::stderr);
-    let _ = Registry::default().with(layer).with(filter).try_init();
 }

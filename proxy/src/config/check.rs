@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::fmt::Debug;
 use std::hash::Hash;
+use std::io;
 use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
@@ -11,14 +12,18 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use super::checked::{
-    Config, Ejection, Etcd, EtcdLogin, EtcdWatch, FileSource, FixedEndpoint, KeyPair, Layout, Listener, ListenerTls,
-    Plugins, Policy, Pool, Protocol, Registry, RetryBudget, Service, Services, TlsClient, UpstreamProtocol,
+    CLIENT_SHARE, Compile, Config, Ejection, Etcd, EtcdLogin, EtcdWatch, FileSource, FixedEndpoint, KeyPair, Layout,
+    Listener, ListenerTls, Password, Plugins, Policy, Pool, Protocol, Registry, RegistryLimits, RetryBudget, Service,
+    Services, SourceRules, TlsClient, UpstreamProtocol,
 };
 use super::file::{self, Admin, File, NamedService};
+use super::names::NamePattern;
 use super::problem::{Place, Problems};
 use super::read::At;
 use super::{Checked, Listening, Written, service, tls as written};
+use crate::cgroup;
 use crate::policy::Role;
+use crate::regular;
 
 mod health;
 mod listener;
@@ -26,10 +31,10 @@ mod tls;
 
 /// Checks what was read. Where there is a problem the result is no configuration to run by, and the problems say so.
 pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checked {
-    let admin = match &file.admin {
-        Some(Admin::At(at)) => Some(at.value),
-        Some(Admin::Off) => None,
-        None => Some(ADMIN),
+    let (admin, admin_hosts) = match &file.admin {
+        Some(Admin::Table { address, hosts }) => (Some(address.as_ref().map_or(ADMIN, |at| at.value)), hosts.clone()),
+        Some(Admin::Off) => (None, Vec::new()),
+        None => (Some(ADMIN), Vec::new()),
     };
     let listening = listening(&file);
     report_shared_addresses(&file, problems);
@@ -55,23 +60,26 @@ pub(super) fn check(file: File, place: Place, problems: &mut Problems) -> Checke
     let listeners = file.listeners.into_iter();
     let listeners: Vec<_> = listeners.filter_map(|written| listener::check(written, has_common, problems)).collect();
     report_idle_certificates(&file.certificates, &listeners, problems);
+    let registry = registry(file.registry, fixed, problems);
     let config = Config {
         workers: file.workers.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from)),
         drain: file.drain.unwrap_or(Duration::from_secs(8)),
         drain_delay: file.drain_delay.unwrap_or(Duration::ZERO),
+        plugins: plugins(
+            file.plugins,
+            file.plugin_share,
+            &file.compile,
+            file.state.as_ref().map(|at| at.value.as_path()),
+        ),
         state: file.state.map(|at| at.value),
         admin,
+        admin_hosts,
         admin_socket: file.admin_socket.map(|at| at.value),
         via: file.via.unwrap_or_else(own_name),
         suffix,
-        plugins: plugins(file.plugins),
         certificates,
         listeners,
-        registry: Registry {
-            etcd: file.etcd.map(|written| etcd(written, problems)),
-            file: file.file.and_then(|written| file_source(written, problems)),
-            fixed,
-        },
+        registry,
         services,
     };
     Checked { config, listening, policies }
@@ -95,7 +103,7 @@ fn own_name() -> String {
 /// Every address that is written.
 fn listening(file: &File) -> Vec<Listening> {
     let admin = match &file.admin {
-        Some(Admin::At(at)) => Some(at),
+        Some(Admin::Table { address, .. }) => address.as_ref(),
         Some(Admin::Off) | None => None,
     };
     let all = file.listeners.iter().filter_map(|listener| listener.address.as_ref()).chain(admin);
@@ -105,13 +113,13 @@ fn listening(file: &File) -> Vec<Listening> {
 /// Two listeners, or a listener and the admin server, on one address. Port 0 is another one each time.
 fn report_shared_addresses(file: &File, problems: &mut Problems) {
     let admin = match &file.admin {
-        Some(Admin::At(at)) => Some(at),
+        Some(Admin::Table { address, .. }) => address.as_ref(),
         Some(Admin::Off) | None => None,
     };
     let listeners = file.listeners.iter().filter_map(|listener| listener.address.as_ref());
     let fixed = listeners.clone().chain(admin).filter(|at| at.value.port() != 0);
     report_doubles(fixed.map(|at| (at.value, at)), "expected an address of its own", problems);
-    if file.admin.is_none() {
+    if file.admin.is_none() || matches!(&file.admin, Some(Admin::Table { address: None, .. })) {
         for at in listeners.filter(|at| at.value == ADMIN) {
             let remedy = "expected another address, or one for [admin]";
             problems.add(at.problem(format!("{ADMIN} is where the admin server listens by default"), remedy));
@@ -157,14 +165,28 @@ fn report_unreachable_names(services: &[NamedService], suffix: &str, problems: &
     }
 }
 
-fn plugins(written: file::Plugins) -> Plugins {
+/// Half of what the process may have, in bytes.
+fn half_of_memory() -> usize {
+    usize::try_from(cgroup::available_memory() / 2).unwrap_or(usize::MAX)
+}
+
+fn plugins(written: file::Plugins, share: Option<u32>, compile: &file::Compile, state: Option<&Path>) -> Plugins {
+    let (memory, default) = (written.memory.unwrap_or(64 << 20), Compile::default());
     Plugins {
         folder: written.folder.map(|at| at.value),
         rescan: written.rescan.unwrap_or(Duration::from_secs(5)),
         decision: written.decision.unwrap_or(Duration::from_millis(10)),
         change: written.change.unwrap_or(Duration::from_millis(100)),
-        memory: written.memory.unwrap_or(64 << 20),
+        memory,
+        memory_total: written.memory_total.unwrap_or_else(|| half_of_memory().max(memory)),
         faults: written.faults.unwrap_or(4),
+        share: share.unwrap_or(25),
+        cache: state.map(|state| state.join("plugins")),
+        compile: Compile {
+            cpu: compile.cpu.unwrap_or(default.cpu),
+            memory: compile.memory.map(|bytes| bytes as u64),
+            cache: compile.cache.map_or(default.cache, |bytes| bytes as u64),
+        },
     }
 }
 
@@ -186,6 +208,49 @@ fn report_idle_certificates(written: &[written::KeyPair], listeners: &[Listener]
     }
 }
 
+fn registry(
+    written: file::Registry,
+    fixed: HashMap<Arc<str>, Vec<FixedEndpoint>>,
+    problems: &mut Problems,
+) -> Registry {
+    let memory = cgroup::memory_limit();
+    let defaults = RegistryLimits::within(memory);
+    let limits = RegistryLimits {
+        max_endpoints: written.max_endpoints.unwrap_or(defaults.max_endpoints),
+        max_bytes: written.max_registry_bytes.unwrap_or(defaults.max_bytes),
+    };
+    // What is written here is the operator's own word for each name.
+    let everything = || NamePattern::new("*").into_iter().collect();
+    let mut fixed_rules = SourceRules { names: everything(), ..SourceRules::default() };
+    if let Some(written) = written.fixed {
+        let has_names = written.names.is_some();
+        let rules = source_rules(written);
+        fixed_rules = SourceRules { names: if has_names { rules.names } else { fixed_rules.names }, ..rules };
+    }
+    Registry {
+        etcd: written.etcd.map(|written| Etcd { limits, largest: largest_answer(memory), ..etcd(written, problems) }),
+        file: written.file.and_then(|written| file_source(written, problems)),
+        fixed,
+        fixed_rules,
+        limits,
+    }
+}
+
+/// The largest answer of etcd that is taken: it is in memory up to three times while it is read. The least holds what
+/// etcd lets one request write by default, 1.5 MiB.
+fn largest_answer(memory: Option<u64>) -> usize {
+    let memory = memory.and_then(|memory| usize::try_from(memory).ok()).unwrap_or(usize::MAX);
+    (memory / 16).clamp(4 << 20, 64 << 20)
+}
+
+fn source_rules(written: file::SourceRules) -> SourceRules {
+    SourceRules {
+        names: written.names.into_iter().flatten().map(|at| at.value).collect(),
+        allow_networks: written.allow_networks.into_iter().map(|at| at.value).collect(),
+        deny_networks: written.deny_networks.into_iter().map(|at| at.value).collect(),
+    }
+}
+
 /// The file itself may come later, as a mounted one does; its folder may not, since that is how a mistyped path looks.
 fn file_source(written: file::FileSource, problems: &mut Problems) -> Option<FileSource> {
     let at = written.path?;
@@ -202,7 +267,8 @@ fn file_source(written: file::FileSource, problems: &mut Problems) -> Option<Fil
     } else if at.value.is_dir() {
         problems.add(at.problem(format!("{} is a folder", at.value.display()), "expected a file"));
     }
-    Some(FileSource { rescan: written.rescan.unwrap_or(Duration::from_secs(5)), path: at.value })
+    let rescan = written.rescan.unwrap_or(Duration::from_secs(5));
+    Some(FileSource { rescan, path: at.value, rules: source_rules(written.rules) })
 }
 
 fn etcd(written: file::Etcd, problems: &mut Problems) -> Etcd {
@@ -224,6 +290,9 @@ fn etcd(written: file::Etcd, problems: &mut Problems) -> Etcd {
         liveness: written.liveness.unwrap_or(Duration::from_secs(15)),
         backoff: written.backoff.unwrap_or(Duration::from_secs(1)),
         page: written.page.unwrap_or(1000),
+        rules: source_rules(written.rules),
+        largest: largest_answer(None),
+        limits: RegistryLimits::default(),
     }
 }
 
@@ -234,15 +303,17 @@ fn login(written: &file::Etcd, problems: &mut Problems) -> Option<EtcdLogin> {
         if password.is_empty() {
             problems.add(at.problem(format!("{} is empty", at.value.display()), "expected a file with the password"));
         }
-        Some(password.to_owned())
+        // Read again at each login.
+        Some(Password::File(at.value.clone()))
     });
-    let password = written.password.clone().or(from_file)?;
+    let password = written.password.clone().map(Password::Text).or(from_file)?;
     Some(EtcdLogin { user: written.user.clone()?, password })
 }
 
 /// The text of a file that is named by a key.
 fn contents(at: &At<PathBuf>, what: &str, problems: &mut Problems) -> Option<String> {
-    match std::fs::read_to_string(&at.value) {
+    let read = regular::read(&at.value, regular::TEXT);
+    match read.and_then(|bytes| String::from_utf8(bytes).map_err(io::Error::other)) {
         Ok(text) => Some(text),
         Err(error) => {
             let found = format!("{} cannot be read: {error}", at.value.display());
@@ -330,6 +401,7 @@ fn built_in_service() -> Service {
         tls: None,
         proxy_protocol: None,
         max_connections: None,
+        client_share: CLIENT_SHARE,
         max_requests: None,
         max_pending: 0,
         max_pending_time: Duration::from_secs(1),
@@ -365,6 +437,7 @@ fn inherit(written: &service::Service, base: &Service) -> Service {
         },
         proxy_protocol: written.proxy_protocol.unwrap_or(base.proxy_protocol),
         max_connections: written.max_connections.or(base.max_connections),
+        client_share: written.client_share.unwrap_or(base.client_share),
         max_requests: written.max_requests.or(base.max_requests),
         max_pending: written.max_pending.as_ref().map_or(base.max_pending, |at| at.value),
         max_pending_time: written.max_pending_time.unwrap_or(base.max_pending_time),

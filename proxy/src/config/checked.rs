@@ -12,9 +12,11 @@ use std::time::Duration;
 
 use http::HeaderName;
 
+use super::names::NamePattern;
+
 pub use services::{
-    CheckKind, Ejection, GrpcCheck, HealthCheck, HttpCheck, Policy, Pool, ProxyProtocol, RetryBudget, Service,
-    Services, TlsClient, UpstreamProtocol,
+    CLIENT_SHARE, CheckKind, Ejection, GrpcCheck, HealthCheck, HttpCheck, Policy, Pool, ProxyProtocol, RetryBudget,
+    Service, Services, TlsClient, UpstreamProtocol,
 };
 
 /// Everything that one proxy process runs by.
@@ -31,6 +33,9 @@ pub struct Config {
     pub state: Option<PathBuf>,
     /// Where health, metrics and state are served; `127.0.0.1:4191` by default, none when switched off.
     pub admin: Option<SocketAddr>,
+    /// Names, in lower case, by which the admin server may be called over TCP besides addresses and `localhost`; none by
+    /// default.
+    pub admin_hosts: Vec<String>,
     /// Unix socket on which commands are taken too; none by default.
     pub admin_socket: Option<PathBuf>,
     /// This proxy's name in `Via`. Unique to the process by default, so that a loop is told from a chain of proxies.
@@ -58,9 +63,37 @@ pub struct Plugins {
     pub change: Duration,
     /// Memory of one instance in bytes; 64 MiB by default.
     pub memory: usize,
-    /// This many faults within 10 s put a generation in quarantine; 4 by default.
+    /// Memory of all instances in bytes; by default half of what the process may have, and no less than one instance may.
+    pub memory_total: usize,
+    /// This many faults within 10 s put a generation in quarantine, for the service at fault or for all; 4 by default.
     pub faults: u32,
+    /// What one service's policies may use of a worker's CPU time within a second, in percent, while the worker is busy and
+    /// another service asks too; 25 by default.
+    pub share: u32,
+    /// Where compiled plugins are kept: a folder below `state`; none without one.
+    pub cache: Option<PathBuf>,
+    pub compile: Compile,
 }
+
+/// `plugin_compile` and `plugin_cache`: what compiling one plugin may take, and how much of it is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Compile {
+    /// CPU time, in whole seconds; 5 s by default.
+    pub cpu: Duration,
+    /// Memory in bytes. None, the default: 512 MiB, or half of what the process's own cgroup leaves if that is less.
+    pub memory: Option<u64>,
+    /// Bytes of all compiled plugins that are kept; 32 MiB by default, 0 for none.
+    pub cache: u64,
+}
+
+impl Default for Compile {
+    fn default() -> Self {
+        Self { cpu: Duration::from_secs(5), memory: None, cache: 32 << 20 }
+    }
+}
+
+/// What a listener's `max_connections` is by default.
+pub const DEFAULT_MAX_CONNECTIONS: usize = 65_536;
 
 /// One address that applications connect to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,6 +111,10 @@ pub struct Listener {
     pub proxy_protocol: Vec<Network>,
     /// What the proxy tells services about the client.
     pub forwarded: Forwarded,
+    /// Whether clients may learn the addresses of endpoints and of the proxy itself: in the reasons of refusals (body,
+    /// `Proxy-Status`, `grpc-message`), and in replies of SOCKS5. By default on loopback only, and where no PROXY
+    /// protocol is taken.
+    pub expose_addresses: bool,
     /// How long a client may leave it open what it speaks, with [`Protocol::Auto`] on a listener of a service, and in
     /// tunnels to services: after that it is taken for one whose server speaks first. 200 ms by default; a client's round
     /// trip has to fit into it.
@@ -85,8 +122,10 @@ pub struct Listener {
     /// From the first byte of a request to the end of its head, and for all that comes before a first request: a PROXY
     /// protocol header, a SOCKS5 greeting; 10 s by default.
     pub header_timeout: Duration,
-    /// How long the client may let a request's body stand still; 5 min by default. The service's own
-    /// `stream_idle_timeout` holds too.
+    /// How long a request waits for the first byte of the body that it announces, before it goes to an endpoint; and how
+    /// long the client may let the body stand still while the response has not begun; 60 s by default. In all the client
+    /// may take as long, and a second more for each 500 bytes. Neither holds for gRPC, nor does the first for
+    /// `Expect: 100-continue`. The service's `stream_idle_timeout` holds too, and alone once the response has begun.
     pub body_timeout: Duration,
     /// From a request's head to the end of its response; none, the default, for as long as it takes. A gRPC call has the
     /// sooner of this and its own `grpc-timeout`. Kept to a tenth of a second, never early.
@@ -98,7 +137,8 @@ pub struct Listener {
     /// browsers connect ahead of time, but not by so much. For the first byte of TLS it is `handshake_timeout`, or
     /// `header_timeout` where TLS passes through.
     pub idle_timeout: Duration,
-    /// Connections at once over all workers; 65,536 by default. Further ones wait in the listen queue.
+    /// Connections at once over all workers; 65,536 by default. Further ones wait in the listen queue. All listeners
+    /// together have what the process' descriptors allow (see [`crate::descriptors`]).
     pub max_connections: usize,
     /// Connections at once of one client address over all workers; none, the default, for any number. Further ones are
     /// closed at once. The address is the socket's, or for those of `proxy_protocol` the one that the header names.
@@ -142,13 +182,25 @@ pub struct TlsServer {
     /// [`Config::certificates`] come after these.
     pub certificates: Vec<KeyPair>,
     pub client: ClientCertificates,
+    /// PEM file with the revocation lists (CRLs) of all authorities that sign clients' certificates: one that is on its
+    /// list is refused. None, the default: nothing is revoked.
+    pub client_crl: Option<PathBuf>,
     /// Whether TLS 1.2 is refused; false by default.
     pub only_tls13: bool,
-    /// Whether sessions can be resumed by tickets, whose keys are changed every six hours; true by default.
+    /// Whether sessions can be resumed by tickets; true by default. A ticket is good for an hour from the handshake in
+    /// which the client last proved who it is, and no longer than the certificates, authorities and revocation lists of
+    /// that moment; where no client is asked for a certificate, as long as its key: at most twelve hours.
     pub session_tickets: bool,
     /// From the first byte of a handshake to its end, and before that for the first byte, unless clients may speak
     /// without TLS too ([`Protocol::Auto`]); 10 s by default.
     pub handshake_timeout: Duration,
+}
+
+impl Listener {
+    /// Whether clients may prove here who they are by a certificate.
+    pub fn asks_for_certificates(&self) -> bool {
+        matches!(&self.tls, ListenerTls::Terminate(tls) if tls.client != ClientCertificates::Off)
+    }
 }
 
 /// Whether clients prove who they are, to the authorities of a PEM file.
@@ -231,6 +283,47 @@ pub struct Registry {
     pub file: Option<FileSource>,
     /// Endpoints written in the configuration itself (`endpoints` of a service).
     pub fixed: HashMap<Arc<str>, Vec<FixedEndpoint>>,
+    pub fixed_rules: SourceRules,
+    pub limits: RegistryLimits,
+}
+
+/// What of a source's contents is taken.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SourceRules {
+    /// Services with several labels outside the suffix that take proxy requests, CONNECT and SOCKS for their name as a
+    /// host. All others do.
+    pub names: Vec<NamePattern>,
+    /// Endpoints may be at these addresses only; empty for all but those that are never meant.
+    pub allow_networks: Vec<Network>,
+    /// Denied whatever else allows them.
+    pub deny_networks: Vec<Network>,
+}
+
+/// How much of what all sources announce is kept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RegistryLimits {
+    /// Registrations: endpoints as often as keys announce them.
+    pub max_endpoints: usize,
+    /// Their memory, as estimated from their text.
+    pub max_bytes: usize,
+}
+
+impl Default for RegistryLimits {
+    fn default() -> Self {
+        Self::within(None)
+    }
+}
+
+impl RegistryLimits {
+    /// The defaults of a process that may have so much memory: a quarter of it is for registrations, and there may be as
+    /// many as need a quarter when each takes 2 KiB.
+    pub fn within(memory: Option<u64>) -> Self {
+        let memory = memory.and_then(|memory| usize::try_from(memory).ok()).unwrap_or(usize::MAX);
+        Self {
+            max_endpoints: (memory / (8 << 10)).clamp(1_000, 250_000),
+            max_bytes: (memory / 4).clamp(8 << 20, 1 << 30),
+        }
+    }
 }
 
 /// An endpoint written in a configuration or services file.
@@ -250,6 +343,7 @@ pub struct FileSource {
     pub path: PathBuf,
     /// How often it is read anew although nothing announced a change; 5 s by default.
     pub rescan: Duration,
+    pub rules: SourceRules,
 }
 
 /// An etcd cluster (v3 API, 3.4 or later).
@@ -271,13 +365,43 @@ pub struct Etcd {
     pub backoff: Duration,
     /// Keys read at once; 1,000 by default.
     pub page: u32,
+    /// The largest answer that is taken, in bytes: a page of keys, or the changes of one moment. 64 MiB, less where
+    /// there is little memory.
+    pub largest: usize,
+    pub rules: SourceRules,
+    /// Of the registry as a whole, so that a reading collects no more than is kept.
+    pub limits: RegistryLimits,
 }
 
 /// User and password; the token is renewed when the server no longer takes it.
 #[derive(Clone, PartialEq, Eq)]
 pub struct EtcdLogin {
     pub user: String,
-    pub password: String,
+    pub password: Password,
+}
+
+/// Where a password is.
+#[derive(Clone, PartialEq, Eq)]
+pub enum Password {
+    /// In the configuration.
+    Text(String),
+    /// In a file, read at each login; line breaks at its end do not belong to it.
+    File(PathBuf),
+}
+
+impl fmt::Debug for Password {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(_) => f.write_str("(a password)"),
+            Self::File(path) => path.fmt(f),
+        }
+    }
+}
+
+impl From<&str> for Password {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
 }
 
 impl fmt::Debug for EtcdLogin {

@@ -9,14 +9,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::checked::Layout;
-use super::listener::Listener;
+use super::checked::{Layout, Network};
+use super::listener::{Listener, networks};
+use super::names::NamePattern;
 use super::read::{At, Section, take_item};
 use super::service::Service;
 use super::tls::{Client, KeyPair};
 use super::tree::{Node, Value};
 use super::value::{
-    choice, duration, integer, member, nonempty, path, refuse, secret, service_name, size, socket_address, suffix, via,
+    choice, duration, host_name, integer, member, name_pattern, nonempty, path, refuse, secret, service_name, size,
+    socket_address, suffix, via,
 };
 
 const HOUR: Duration = Duration::from_secs(60 * 60);
@@ -34,12 +36,13 @@ pub(super) struct File {
     pub via: Option<String>,
     pub suffix: Option<String>,
     pub plugins: Plugins,
+    pub plugin_share: Option<u32>,
+    pub compile: Compile,
     pub admin: Option<Admin>,
     pub admin_socket: Option<At<PathBuf>>,
     pub certificates: Vec<KeyPair>,
     pub listeners: Vec<Listener>,
-    pub etcd: Option<Etcd>,
-    pub file: Option<FileSource>,
+    pub registry: Registry,
     pub services: Services,
 }
 
@@ -59,7 +62,7 @@ pub(super) struct NamedService {
 /// `[admin]`, or `admin = false`.
 pub(super) enum Admin {
     Off,
-    At(At<SocketAddr>),
+    Table { address: Option<At<SocketAddr>>, hosts: Vec<String> },
 }
 
 /// `[plugins]`.
@@ -70,13 +73,41 @@ pub(super) struct Plugins {
     pub decision: Option<Duration>,
     pub change: Option<Duration>,
     pub memory: Option<usize>,
+    pub memory_total: Option<usize>,
     pub faults: Option<u32>,
+}
+
+/// `[registry]`.
+#[derive(Default)]
+pub(super) struct Registry {
+    pub etcd: Option<Etcd>,
+    pub file: Option<FileSource>,
+    /// `[registry.fixed]`.
+    pub fixed: Option<SourceRules>,
+    pub max_endpoints: Option<usize>,
+    pub max_registry_bytes: Option<usize>,
+}
+
+/// What of a source is taken: a part of `[registry.etcd]`, `[registry.file]` and `[registry.fixed]`.
+pub(super) struct SourceRules {
+    pub names: Option<Vec<At<NamePattern>>>,
+    pub allow_networks: Vec<At<Network>>,
+    pub deny_networks: Vec<At<Network>>,
+}
+
+/// `[plugin_compile]` and `plugin_cache`.
+#[derive(Default)]
+pub(super) struct Compile {
+    pub cpu: Option<Duration>,
+    pub memory: Option<usize>,
+    pub cache: Option<usize>,
 }
 
 /// `[registry.file]`.
 pub(super) struct FileSource {
     pub path: Option<At<PathBuf>>,
     pub rescan: Option<Duration>,
+    pub rules: SourceRules,
 }
 
 /// `[registry.etcd]`.
@@ -93,6 +124,7 @@ pub(super) struct Etcd {
     pub liveness: Option<Duration>,
     pub backoff: Option<Duration>,
     pub page: Option<u32>,
+    pub rules: SourceRules,
 }
 
 /// One `[[registry.etcd.watch]]`.
@@ -104,7 +136,7 @@ pub(super) struct Watch {
 impl File {
     /// Reads the top level; relative paths start from `base`.
     pub fn read(s: &mut Section<'_>, base: &Path) -> File {
-        let (etcd, file) = s.section("registry", |s| registry(s, base)).unwrap_or_default();
+        let registry = s.section("registry", |s| registry(s, base)).unwrap_or_default();
         File {
             workers: s.get("workers", integer(1..=1024)),
             drain: s.get("drain", duration(Duration::ZERO..=HOUR)),
@@ -113,12 +145,13 @@ impl File {
             via: s.get("via", via),
             suffix: s.get("suffix", suffix),
             plugins: plugins(s, base),
+            plugin_share: s.get("plugin_share", integer(1..=100)),
+            compile: compile(s),
             admin: admin(s),
             admin_socket: s.at("admin_socket", path(base)),
             certificates: certificates(s, base),
             listeners: listeners(s, base),
-            etcd,
-            file,
+            registry,
             services: s.section("service", |s| services(s, base)).unwrap_or_default(),
         }
     }
@@ -134,14 +167,30 @@ fn plugins(s: &mut Section<'_>, base: &Path) -> Plugins {
         decision: s.get("decision", duration(Duration::from_millis(5)..=Duration::from_secs(1))),
         change: s.get("change", duration(Duration::from_millis(5)..=Duration::from_secs(10))),
         memory: s.get("memory", size(1 << 20..=4 << 30)),
+        memory_total: s.get("memory_total", size(1 << 20..=1 << 40)),
         faults: s.get("faults", integer(1..=1000)),
     });
     read.unwrap_or_default()
 }
 
+fn compile(s: &mut Section<'_>) -> Compile {
+    let cache = s.get("plugin_cache", size(0..=4 << 30));
+    let read = s.section("plugin_compile", |s| Compile {
+        cpu: s.get("cpu", duration(Duration::from_secs(1)..=Duration::from_secs(600))),
+        memory: s.get("memory", size(32 << 20..=64 << 30)),
+        cache: None,
+    });
+    Compile { cache, ..read.unwrap_or_default() }
+}
+
 fn admin(s: &mut Section<'_>) -> Option<Admin> {
     if let Some(Value::Table(_)) = s.peek("admin") {
-        return s.section("admin", |s| s.at("address", socket_address))?.map(Admin::At);
+        return s.section("admin", |s| Admin::Table {
+            address: s.at("address", socket_address),
+            hosts: s
+                .list("hosts", |node, key, problems| Some(take_item(node, key, problems, host_name)?.value))
+                .unwrap_or_default(),
+        });
     }
     s.get("admin", |node| match node.value {
         Value::Flag(false) => Ok(Admin::Off),
@@ -162,13 +211,30 @@ fn certificates(s: &mut Section<'_>, base: &Path) -> Vec<KeyPair> {
     certificates.unwrap_or_default()
 }
 
-fn registry(s: &mut Section<'_>, base: &Path) -> (Option<Etcd>, Option<FileSource>) {
-    let etcd = s.section("etcd", |s| etcd(s, base));
-    let file = s.section("file", |s| FileSource {
-        path: s.required("path", "the path of a .toml or .json file", path(base)),
-        rescan: s.get("rescan", duration(RESCAN)),
-    });
-    (etcd, file)
+fn registry(s: &mut Section<'_>, base: &Path) -> Registry {
+    Registry {
+        etcd: s.section("etcd", |s| etcd(s, base)),
+        file: s.section("file", |s| FileSource {
+            path: s.required("path", "the path of a .toml or .json file", path(base)),
+            rescan: s.get("rescan", duration(RESCAN)),
+            rules: source_rules(s),
+        }),
+        fixed: s.section("fixed", source_rules),
+        max_endpoints: s.get("max_endpoints", integer(1..=10_000_000)),
+        max_registry_bytes: s.get("max_registry_bytes", size(64 << 10..=64 << 30)),
+    }
+}
+
+fn source_rules(s: &mut Section<'_>) -> SourceRules {
+    // An empty list could mean all or nothing.
+    if s.has("allow_networks") {
+        s.needs_items("allow_networks", "at least one network, or no such key");
+    }
+    SourceRules {
+        names: s.list("names", |node, key, problems| take_item(node, key, problems, name_pattern)),
+        allow_networks: networks(s, "allow_networks"),
+        deny_networks: networks(s, "deny_networks"),
+    }
 }
 
 fn etcd(s: &mut Section<'_>, base: &Path) -> Etcd {
@@ -189,6 +255,7 @@ fn etcd(s: &mut Section<'_>, base: &Path) -> Etcd {
         liveness: s.get("liveness", duration(Duration::from_millis(300)..=HOUR)),
         backoff: s.get("backoff", duration(WAIT)),
         page: s.get("page", integer(1..=10_000)),
+        rules: source_rules(s),
     }
 }
 

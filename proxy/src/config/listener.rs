@@ -29,6 +29,7 @@ pub(super) struct Listener {
     pub passthrough: Option<At<Passthrough>>,
     pub proxy_protocol: Vec<At<Network>>,
     pub forwarded: Option<Forwarded>,
+    pub expose_addresses: Option<bool>,
     pub detect_timeout: Option<Duration>,
     pub header_timeout: Option<Duration>,
     pub body_timeout: Option<Duration>,
@@ -57,6 +58,7 @@ pub(super) struct Terminate {
     pub certificates: Vec<KeyPair>,
     pub client: Option<ClientCertificates>,
     pub client_ca: Option<At<PathBuf>>,
+    pub client_crl: Option<At<PathBuf>>,
     pub only_tls13: Option<bool>,
     pub session_tickets: Option<bool>,
     pub handshake_timeout: Option<Duration>,
@@ -108,6 +110,7 @@ impl Listener {
             passthrough: passthrough(s),
             proxy_protocol: networks(s, "proxy_protocol"),
             forwarded: s.get("forwarded", choice("a way to tell services about the client", FORWARDED)),
+            expose_addresses: s.get("expose_addresses", flag),
             detect_timeout: s.get("detect_timeout", duration(DETECT)),
             header_timeout: s.get("header_timeout", duration(WAIT)),
             body_timeout: s.get("body_timeout", duration(WAIT)),
@@ -138,6 +141,7 @@ const CLIENT: &[(&str, ClientCertificates)] = &[
 /// Keys about requests, of which a TCP listener sees none.
 const OF_REQUESTS: &[&str] = &[
     "forwarded",
+    "expose_addresses",
     "body_timeout",
     "request_deadline",
     "deadline_header",
@@ -215,8 +219,8 @@ fn terminate(s: &mut Section<'_>, base: &Path) -> Terminate {
         Some(ClientCertificates::Optional | ClientCertificates::Required) if !s.has("client_ca") => {
             s.missing("client_ca", "the PEM file with the authorities that sign clients' certificates");
         }
-        Some(ClientCertificates::Off) if s.has("client_ca") => report_no_client(s),
-        None if !said && s.has("client_ca") => report_no_client(s),
+        Some(ClientCertificates::Off) => report_no_client(s),
+        None if !said => report_no_client(s),
         _ => {}
     }
     let certificates = s
@@ -226,6 +230,7 @@ fn terminate(s: &mut Section<'_>, base: &Path) -> Terminate {
         certificates: certificates.unwrap_or_default(),
         client,
         client_ca: s.at("client_ca", path(base)),
+        client_crl: s.at("client_crl", path(base)),
         only_tls13: s.get("min_version", choice("a version of TLS", &[("1.2", false), ("1.3", true)])),
         session_tickets: s.get("session_tickets", flag),
         handshake_timeout: s.get("handshake_timeout", duration(WAIT)),
@@ -234,7 +239,11 @@ fn terminate(s: &mut Section<'_>, base: &Path) -> Terminate {
 
 fn report_no_client(s: &mut Section<'_>) {
     let remedy = "expected client = \"required\" or client = \"optional\" beside it";
-    s.refuse("client_ca", "no client is asked for a certificate", remedy);
+    for key in ["client_ca", "client_crl"] {
+        if s.has(key) {
+            s.refuse(key, "no client is asked for a certificate", remedy);
+        }
+    }
 }
 
 fn passthrough(s: &mut Section<'_>) -> Option<At<Passthrough>> {
@@ -274,6 +283,6 @@ fn port_list(s: &mut Section<'_>, key: &'static str) -> Vec<At<RangeInclusive<u1
     s.list(key, |node, key, problems| take_item(node, key, problems, ports)).unwrap_or_default()
 }
 
-fn networks(s: &mut Section<'_>, key: &'static str) -> Vec<At<Network>> {
+pub(super) fn networks(s: &mut Section<'_>, key: &'static str) -> Vec<At<Network>> {
     s.list(key, |node, key, problems| take_item(node, key, problems, network)).unwrap_or_default()
 }

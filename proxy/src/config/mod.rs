@@ -12,11 +12,13 @@ use std::sync::Arc;
 
 pub mod checked;
 
+mod bypasses;
 mod check;
 mod env;
 mod file;
 mod health;
 mod listener;
+pub mod names;
 mod problem;
 mod read;
 mod service;
@@ -27,6 +29,8 @@ mod tree;
 mod value;
 
 use crate::policy::Role;
+use crate::regular;
+pub use bypasses::bypasses;
 pub use env::environment;
 pub use problem::{Place, Problem, Problems};
 pub use read::Refusal;
@@ -90,7 +94,7 @@ pub fn load(path: &Path, variables: &[(OsString, OsString)]) -> Result<Checked, 
         problems
     };
     let file: Arc<Path> = Arc::from(path);
-    let bytes = std::fs::read(path).map_err(|error| {
+    let bytes = regular::read(path, regular::TEXT).map_err(|error| {
         alone(Place::File { file: file.clone() }, format!("cannot be read: {error}"), "expected a TOML file")
     })?;
     let text = String::from_utf8(bytes).map_err(|error| {

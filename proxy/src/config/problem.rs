@@ -4,6 +4,8 @@ use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
+use crate::log::Clean;
+
 /// Where a part of the configuration was written.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
@@ -42,9 +44,9 @@ impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: ", self.place)?;
         if !self.key.is_empty() {
-            write!(f, "{}: ", self.key)?;
+            write!(f, "{}: ", Clean(&self.key))?;
         }
-        write!(f, "{}; {}", self.found, self.remedy)
+        write!(f, "{}; {}", Clean(&self.found), Clean(&self.remedy))
     }
 }
 

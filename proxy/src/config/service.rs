@@ -14,7 +14,8 @@ use super::problem::{Problem, Problems};
 use super::read::{At, Refusal, Section, take_item};
 use super::tls;
 use super::tree::{Node, Table, Value};
-use super::value::{choice, duration, endpoint_address, integer, plugin, refuse, shown, size};
+use super::value::{choice, duration, endpoint_address, integer, parsed, plugin, refuse, shown, size};
+use crate::plugin::EXPOSE_HEADERS;
 
 /// `[service.NAME]` or `[service.default]`.
 #[derive(Default)]
@@ -32,6 +33,7 @@ pub(super) struct Service {
     /// None in it for `"off"`.
     pub proxy_protocol: Option<Option<ProxyProtocol>>,
     pub max_connections: Option<u32>,
+    pub client_share: Option<u32>,
     pub max_requests: Option<u32>,
     pub max_pending: Option<At<u32>>,
     pub max_pending_time: Option<Duration>,
@@ -88,6 +90,7 @@ impl Service {
             tls: tls(s, base),
             proxy_protocol: s.get("proxy_protocol", choice("a version of the PROXY protocol", PROXY_PROTOCOLS)),
             max_connections: s.get("max_connections", integer(MOST)),
+            client_share: s.get("client_share", integer(1..=100)),
             max_requests: s.get("max_requests", integer(MOST)),
             max_pending: s.at("max_pending", integer(0..=1_000_000)),
             max_pending_time: s.get("max_pending_time", duration(WAIT)),
@@ -108,6 +111,7 @@ const PROTOCOLS: &[(&str, UpstreamProtocol)] = &[
     ("negotiated", UpstreamProtocol::Negotiated),
     ("http1", UpstreamProtocol::Http1),
     ("http2", UpstreamProtocol::Http2),
+    ("opaque", UpstreamProtocol::Opaque),
 ];
 
 const PROXY_PROTOCOLS: &[(&str, Option<ProxyProtocol>)] =
@@ -192,8 +196,12 @@ fn policy(what: &str, node: Node, key: String, problems: &mut Problems) -> Optio
     let policy = match node.value {
         Value::Table(_) => Section::read(node, key.clone(), problems, |s| {
             let plugin = s.required("plugin", "the name of a plugin, such as \"round-robin\"", plugin);
+            let exposed = s.list(EXPOSE_HEADERS, |node, key, problems| take_item(node, key, problems, any_header_name));
             let settings = s.take_rest();
-            let config = object(settings, &s.key, s.problems);
+            let mut config = object(settings, &s.key, s.problems);
+            // The plugin gets its settings without them.
+            let exposed = exposed.map(|names| names.into_iter().map(|name| serde_json::Value::String(name.value)));
+            config.extend(exposed.map(|names| (EXPOSE_HEADERS.to_owned(), serde_json::Value::Array(names.collect()))));
             Some(Policy { plugin: plugin?.value, config: Arc::from(serde_json::Value::Object(config).to_string()) })
         })?,
         Value::Text(_) => {
@@ -208,6 +216,13 @@ fn policy(what: &str, node: Node, key: String, problems: &mut Problems) -> Optio
         }
     };
     policy.map(|value| At { value, place, key })
+}
+
+/// The name of any header.
+fn any_header_name(node: &Node) -> Result<String, Refusal> {
+    parsed(node, "the name of a header", "a name such as \"authorization\"", |text| {
+        http::HeaderName::try_from(text).ok().map(|name| name.to_string())
+    })
 }
 
 /// A table as JSON. What JSON cannot say is reported and left out.

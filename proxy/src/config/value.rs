@@ -10,17 +10,23 @@ use http::HeaderName;
 use http::uri::{Authority, PathAndQuery};
 
 use super::checked::Network;
+use super::names::{NamePattern, is_ipv4_spelling, is_localhost};
 use super::read::Refusal;
 use super::tree::{Node, Value};
 
 /// A value as a problem shows it: as it was written, cut short where it is long.
 pub(super) fn shown(node: &Node) -> String {
     const LONGEST: usize = 60;
-    match &node.value {
-        Value::Text(text) if text.chars().count() > LONGEST => {
-            format!("{:?}...", text.chars().take(LONGEST).collect::<String>())
+    let of_text = |text: &str| {
+        // Before it is cut: behind the cut nobody could tell a password by its `@`.
+        let text = crate::log::redact(text, false);
+        if text.chars().count() > LONGEST {
+            return format!("{:?}...", text.chars().take(LONGEST).collect::<String>());
         }
-        Value::Text(text) => format!("{text:?}"),
+        format!("{text:?}")
+    };
+    match &node.value {
+        Value::Text(text) => of_text(text),
         Value::Integer(number) => number.to_string(),
         Value::Float(number) => number.to_string(),
         Value::Flag(flag) => flag.to_string(),
@@ -47,7 +53,12 @@ fn text(node: &Node) -> Option<&str> {
 }
 
 /// A text that `parse` takes.
-fn parsed<T>(node: &Node, noun: &str, expected: &str, parse: impl FnOnce(&str) -> Option<T>) -> Result<T, Refusal> {
+pub(super) fn parsed<T>(
+    node: &Node,
+    noun: &str,
+    expected: &str,
+    parse: impl FnOnce(&str) -> Option<T>,
+) -> Result<T, Refusal> {
     text(node).and_then(parse).ok_or_else(|| refuse(node, noun, expected))
 }
 
@@ -287,6 +298,15 @@ pub(super) fn path(base: &Path) -> impl FnOnce(&Node) -> Result<PathBuf, Refusal
     }
 }
 
+/// The name of a host, without a port; in lower case.
+pub(super) fn host_name(node: &Node) -> Result<String, Refusal> {
+    parsed(node, "the name of a host", "letters, digits, \"-\", \"_\" and \".\", without a port", |text| {
+        let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.');
+        let known = !text.starts_with('.') && !text.is_empty() && text.len() <= 253 && text.bytes().all(allowed);
+        known.then(|| text.trim_end_matches('.').to_ascii_lowercase())
+    })
+}
+
 /// Any text but the empty one.
 pub(super) fn nonempty(node: &Node) -> Result<String, Refusal> {
     parsed(node, "a text", "a text that is not empty", |text| (!text.is_empty()).then(|| text.to_owned()))
@@ -302,6 +322,10 @@ pub(super) fn secret(node: &Node) -> Result<String, Refusal> {
 
 /// The name of a service; see [`is_service_name`].
 pub(super) fn service_name(node: &Node) -> Result<Arc<str>, Refusal> {
+    if text(node).is_some_and(|text| is_ipv4_spelling(text) || is_localhost(text)) {
+        let found = format!("{} is an address or this machine, which no service can take over", shown(node));
+        return Err(Refusal { found, remedy: format!("expected {SERVICE_NAME}") });
+    }
     parsed(node, "a service name", SERVICE_NAME, |text| is_service_name(text).then(|| Arc::from(text)))
 }
 
@@ -310,14 +334,25 @@ pub(super) const SERVICE_NAME: &str =
     "lower-case letters, digits, \"-\" and \"_\" in parts separated by dots, other than \"default\"";
 
 /// Whether this can name a service: what may stand in a request's host, in lower case. Parts of 1 to 63 letters, digits,
-/// `-` and `_`, separated by dots, at most 253 in all. `default` is taken: `[service.default]` holds for all others.
+/// `-` and `_`, separated by dots, at most 253 in all. `default` is taken: `[service.default]` holds for all others. An
+/// IP address in any spelling, and `localhost` with all below it, is none.
 pub fn is_service_name(name: &str) -> bool {
-    name != "default" && is_name(name)
+    name != "default" && is_name(name) && !is_ipv4_spelling(name) && !is_localhost(name)
 }
 
 fn is_name(name: &str) -> bool {
     let known = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'_';
     name.len() <= 253 && name.split('.').all(|part| (1..=63).contains(&part.len()) && part.bytes().all(known))
+}
+
+/// Services that take proxy requests; see [`NamePattern`].
+pub(super) fn name_pattern(node: &Node) -> Result<NamePattern, Refusal> {
+    parsed(
+        node,
+        "a pattern of service names",
+        "a name in lower case, with \"*\" for any text, such as \"*.internal\"",
+        NamePattern::new,
+    )
 }
 
 /// The suffix of service hosts; empty for none.

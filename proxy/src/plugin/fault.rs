@@ -2,10 +2,11 @@
 
 use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Mutex;
-use std::sync::PoisonError;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
+
+use crate::seldom::Seldom;
 
 /// Kinds of faults, as they are counted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,10 +21,15 @@ pub enum FaultKind {
     Instance,
     /// `configure` answered an error for a configuration that it had accepted when it was loaded.
     Configure,
+    /// A decision was made natively, as the service had used its share of the worker's CPU time.
+    Share,
+    /// The guest trapped, or was not made, as all guests together may have no more memory.
+    MemoryTotal,
 }
 
 impl FaultKind {
-    pub const ALL: [Self; 5] = [Self::Trap, Self::Deadline, Self::Memory, Self::Instance, Self::Configure];
+    pub const ALL: [Self; 7] =
+        [Self::Trap, Self::Deadline, Self::Memory, Self::Instance, Self::Configure, Self::Share, Self::MemoryTotal];
 
     /// The name in metrics and logs.
     pub fn name(self) -> &'static str {
@@ -33,7 +39,14 @@ impl FaultKind {
             Self::Memory => "memory",
             Self::Instance => "instance",
             Self::Configure => "configure",
+            Self::Share => "share",
+            Self::MemoryTotal => "memory_total",
         }
+    }
+
+    /// Whether it adds up to a quarantine. What depends on the load of the proxy does not.
+    pub(super) fn condemns(self) -> bool {
+        !matches!(self, Self::Share | Self::MemoryTotal)
     }
 }
 
@@ -62,14 +75,36 @@ pub(super) fn one_line(text: &str) -> String {
     text.split(char::is_control).map(str::trim).filter(|part| !part.is_empty()).collect::<Vec<_>>().join(" ")
 }
 
-/// What wasmtime says of an error, the cause before the circumstances.
+/// What wasmtime says of an error, the cause before the circumstances, with names as they stand in the source.
 pub(super) fn reason(error: &wasmtime::Error) -> String {
     let (cause, context) = (error.root_cause().to_string(), error.to_string());
-    one_line(&if cause == context { cause } else { format!("{cause}; {context}") })
+    one_line(&demangled(&if cause == context { cause } else { format!("{cause}; {context}") }))
+}
+
+/// The text with Rust's mangled symbols (`_ZN...E` and `_R...`) as they are written in the source, without hashes.
+fn demangled(text: &str) -> String {
+    let is_of_symbol = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '$' | '.');
+    let mut out = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(start) = rest.find(is_of_symbol) {
+        let (before, from) = rest.split_at(start);
+        let (word, after) = from.split_at(from.find(|c| !is_of_symbol(c)).unwrap_or(from.len()));
+        out.push_str(before);
+        match rustc_demangle::try_demangle(word) {
+            Ok(name) => out.push_str(&format!("{name:#}")),
+            Err(_) => out.push_str(word),
+        }
+        rest = after;
+    }
+    out.push_str(rest);
+    out
 }
 
 /// Faults within this time add up.
 const WINDOW: Duration = Duration::from_secs(10);
+
+/// Faults that a generation's log holds; older ones are forgotten before their time.
+const HELD: usize = 4096;
 
 /// How many faults there were of each kind, over all workers, services and generations of a policy.
 #[derive(Debug, Default)]
@@ -88,60 +123,60 @@ impl FaultCounts {
     }
 }
 
-/// The last faults of a generation, over all workers and services.
+/// Which faults of a policy are logged: one of each kind a second, so that no kind hides another.
 #[derive(Debug, Default)]
-pub struct FaultLog {
-    recent: Mutex<Recent>,
-}
+pub(super) struct FaultLines(Mutex<[Seldom; FaultKind::ALL.len()]>);
 
-#[derive(Debug, Default)]
-struct Recent {
-    /// When, and of which weight.
-    faults: VecDeque<(Instant, usize)>,
-    logged: Option<Instant>,
-}
-
-impl Recent {
-    fn forget_before(&mut self, now: Instant) {
-        while self.faults.front().is_some_and(|(at, _)| now.saturating_duration_since(*at) > WINDOW) {
-            self.faults.pop_front();
-        }
+impl FaultLines {
+    /// Counts one more: how many there were of the kind since the last line about it, if there is to be another now.
+    pub fn count(&self, kind: FaultKind, now: Instant) -> Option<u64> {
+        let mut lines = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        lines.get_mut(kind as usize)?.count(now)
     }
 }
 
-/// What follows from one more fault.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) struct Recorded {
-    /// Faults within the last 10 s by their weight, this one included.
-    pub(super) recent: usize,
-    /// Whether it is to be logged: once a second at most.
-    pub(super) log: bool,
+/// The faults of a generation within the last 10 s, over all workers, by the service whose instance was at fault.
+#[derive(Debug, Default)]
+pub struct FaultLog {
+    recent: Mutex<VecDeque<Recent>>,
+}
+
+#[derive(Debug)]
+struct Recent {
+    at: Instant,
+    service: Arc<str>,
+    weight: usize,
 }
 
 impl FaultLog {
-    /// Takes note of one.
-    pub(super) fn record(&self, weight: usize, now: Instant) -> Recorded {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.forget_before(now);
-        recent.faults.push_back((now, weight));
-        let log = recent.logged.is_none_or(|at| now.saturating_duration_since(at) >= Duration::from_secs(1));
-        if log {
-            recent.logged = Some(now);
+    /// Records one more: the weight of the service's faults within the last 10 s, this one included.
+    pub(super) fn record(&self, service: &Arc<str>, weight: usize, now: Instant) -> usize {
+        let mut recent = self.recent(now);
+        if recent.len() >= HELD {
+            recent.pop_front();
         }
-        let sum = recent.faults.iter().fold(0, |sum: usize, (_, weight)| sum.saturating_add(*weight));
-        Recorded { recent: sum, log }
+        recent.push_back(Recent { at: now, service: service.clone(), weight });
+        let of_service = recent.iter().filter(|fault| fault.service == *service);
+        of_service.fold(0, |sum: usize, fault| sum.saturating_add(fault.weight))
     }
 
-    /// Forgets what would add up: a generation that is given another chance starts anew.
-    pub(super) fn forgive(&self) {
-        self.recent.lock().unwrap_or_else(PoisonError::into_inner).faults.clear();
+    /// Forgets what would add up: a service, or all of them where none is named, starts anew with the generation.
+    pub(super) fn forgive(&self, service: Option<&str>) {
+        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
+        recent.retain(|fault| service.is_some_and(|service| *fault.service != *service));
     }
 
     /// Whether there was none within the last 10 s.
     pub(super) fn is_quiet(&self, now: Instant) -> bool {
+        self.recent(now).is_empty()
+    }
+
+    fn recent(&self, now: Instant) -> std::sync::MutexGuard<'_, VecDeque<Recent>> {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        recent.forget_before(now);
-        recent.faults.is_empty()
+        while recent.front().is_some_and(|fault| now.saturating_duration_since(fault.at) > WINDOW) {
+            recent.pop_front();
+        }
+        recent
     }
 }
 
@@ -157,11 +192,41 @@ mod tests {
 
     #[test]
     fn only_faults_of_the_last_ten_seconds_add_up() {
-        let (log, start) = (FaultLog::default(), Instant::now());
-        assert_eq!(log.record(1, start), Recorded { recent: 1, log: true });
-        let later = start + Duration::from_millis(900);
-        assert_eq!(log.record(1, later), Recorded { recent: 2, log: false });
-        let later = start + Duration::from_millis(10_500);
-        assert_eq!(log.record(10, later), Recorded { recent: 11, log: true });
+        let (log, start, users) = (FaultLog::default(), Instant::now(), "users".into());
+        assert_eq!(log.record(&users, 1, start), 1);
+        assert_eq!(log.record(&users, 1, start + Duration::from_millis(900)), 2);
+        assert!(!log.is_quiet(start + Duration::from_millis(10_500)));
+        assert_eq!(log.record(&users, 10, start + Duration::from_millis(10_500)), 11);
+        assert!(log.is_quiet(start + Duration::from_secs(21)));
+    }
+
+    /// Issue 10, 8: what adds up is one service's faults, not those of all.
+    #[test]
+    fn faults_of_one_service_do_not_add_up_with_those_of_another() {
+        let (log, now): (_, Instant) = (FaultLog::default(), Instant::now());
+        let (users, carts): (Arc<str>, Arc<str>) = ("users".into(), "carts".into());
+        assert_eq!([&users, &carts, &users, &users].map(|of| log.record(of, 1, now)), [1, 1, 2, 3]);
+        log.forgive(Some("users"));
+        assert_eq!([&users, &carts].map(|of| log.record(of, 1, now)), [1, 2]);
+        log.forgive(None);
+        assert!(log.is_quiet(now));
+    }
+
+    /// Issue 10, 17: a trap hides neither a loop nor an allocation from the log.
+    #[test]
+    fn each_kind_has_a_line_a_second() {
+        let (lines, now) = (FaultLines::default(), Instant::now());
+        let kinds = [FaultKind::Trap, FaultKind::Deadline, FaultKind::Memory, FaultKind::Trap, FaultKind::Trap];
+        assert_eq!(kinds.map(|kind| lines.count(kind, now)), [Some(1), Some(1), Some(1), None, None]);
+        assert_eq!(lines.count(FaultKind::Trap, now + Duration::from_secs(1)), Some(3));
+    }
+
+    /// Issue 10, 17: a fault names functions as their author does.
+    #[test]
+    fn symbols_are_demangled() {
+        let text = "0: 0x1f - <unknown>!_ZN11round_robin10RoundRobin4pick17h05af221e174051e9E, 1: pick";
+        assert_eq!(demangled(text), "0: 0x1f - <unknown>!round_robin::RoundRobin::pick, 1: pick");
+        assert_eq!(demangled("!_RNvNtCs1234_7mycrate3foo3bar ü"), "!mycrate::foo::bar ü");
+        assert_eq!(demangled("_Z no symbol _R"), "_Z no symbol _R");
     }
 }

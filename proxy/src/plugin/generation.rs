@@ -1,25 +1,22 @@
 //! From the bytes of a file to a policy that is known to work.
 
 use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
 use sha2::{Digest, Sha256};
-use wasmtime::component::Component;
-use wit_component::ComponentEncoder;
+use tracing::{Dispatch, dispatcher};
 
+use super::compile::{Cancel, Compiled, Source};
 use super::engine::Engine;
-use super::fault::{Fault, FaultKind, FaultLog, one_line, reason};
+use super::fault::{Fault, FaultKind, FaultLog, reason};
 use super::guest::Prepared;
-use super::host::LineRate;
+use super::host::LogLines;
 use super::instance::Instance;
-use crate::clock::Clock;
-use crate::config::checked::Ejection;
-use crate::policy::{Facts, Kind, Outcome, Role};
-use crate::registry::{Change, Registered};
-use crate::service::Fleet;
+use super::probe;
+use crate::policy::{Kind, Outcome, Role};
 
 /// A larger file is not read; the built-in policies have some tens of kilobytes.
 pub const MAX_BYTES: u64 = 16 << 20;
@@ -35,9 +32,18 @@ impl fmt::Display for Origin {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::BuiltIn => f.write_str("built in"),
-            Self::File(path) => write!(f, "{}", path.display()),
+            Self::File(path) => f.write_str(&shown(path)),
         }
     }
+}
+
+/// A path as a piece of a log line: what a file is called begins no other line.
+pub(super) fn shown(path: &Path) -> String {
+    let mut shown = String::new();
+    for c in path.to_string_lossy().chars() {
+        if c.is_control() { shown.extend(c.escape_default()) } else { shown.push(c) }
+    }
+    shown
 }
 
 /// SHA-256 of a plugin's file.
@@ -71,12 +77,35 @@ pub enum LoadError {
     NotWrappable(String),
     #[error("does not compile: {0}")]
     Compile(String),
+    #[error("{bytes} bytes; expected at most {MAX_BYTES}")]
+    TooLarge { bytes: u64 },
+    #[error("cannot be read: {0}")]
+    Unreadable(String),
+    #[error("compiling it takes more than {limit:?} of CPU time: expected less, or a larger plugin_compile.cpu")]
+    OutOfTime { limit: Duration },
+    #[error("compiling it takes more than {} MiB of memory{}: expected less, or a larger plugin_compile.memory",
+        .limit >> 20, if *.is_set { "" } else { " (512 MiB, or half of what the cgroup leaves)" })]
+    OutOfMemory { limit: u64, is_set: bool },
+    /// The process that was to compile it was ended by somebody.
+    #[error("the process that compiled it did not finish: {0}")]
+    Died(String),
+    #[error("it cannot be compiled now: {0}")]
+    NoCompiler(String),
+    #[error("nobody waits for it any more")]
+    Cancelled,
     #[error("speaks no world of heddle:policy@0.1.0: {0}")]
     Contract(String),
     #[error("is a {found}, and services use it as their {}: expected that world of heddle:policy@0.1.0", wanted.world(), found = found.world())]
     Role { found: Role, wanted: Role },
     #[error("failed its probe ({fault}) with the configuration {config}")]
     Probe { config: Arc<str>, fault: Fault },
+}
+
+impl LoadError {
+    /// Whether the same file may well be loaded when it is tried again.
+    pub fn is_passing(&self) -> bool {
+        matches!(self, Self::Unreadable(_) | Self::Died(_) | Self::NoCompiler(_) | Self::Cancelled)
+    }
 }
 
 /// One loaded version of a plugin.
@@ -90,7 +119,7 @@ pub struct Generation {
     pub faults: FaultLog,
     /// Whether it has decided for a request; set by the sample that is timed.
     pub(super) decided: AtomicBool,
-    pub(super) lines: LineRate,
+    pub(super) lines: Arc<LogLines>,
     pub(super) engine: Arc<Engine>,
     pub(super) prepared: Prepared,
 }
@@ -118,13 +147,32 @@ impl Generation {
         origin: Origin,
         uses: &[(Role, Arc<str>)],
     ) -> Result<Arc<Self>, LoadError> {
-        let component = match bytes.get(..8) {
-            Some([0, b'a', b's', b'm', 0x01, 0, 0, 0]) => &wrap(bytes)?,
-            Some([0, b'a', b's', b'm', _, 0, 1, 0]) => bytes,
-            _ => return Err(LoadError::NotWasm),
-        };
-        let component = Component::new(&engine.wasm, component).map_err(|error| LoadError::Compile(reason(&error)))?;
-        let linked = engine.linker.instantiate_pre(&component).map_err(|error| LoadError::Contract(reason(&error)))?;
+        Self::load_from(engine, policy, Source::Bytes(bytes), origin, uses, &Cancel::default())
+    }
+
+    /// The same from wherever the content is, until nobody waits for it.
+    pub(super) fn load_from(
+        engine: &Arc<Engine>,
+        policy: &Arc<str>,
+        source: Source<'_>,
+        origin: Origin,
+        uses: &[(Role, Arc<str>)],
+        cancel: &Cancel,
+    ) -> Result<Arc<Self>, LoadError> {
+        let compiled = engine.compiler.compile(engine, source, uses, cancel)?;
+        Self::of_compiled(engine, policy, &compiled, origin, uses)
+    }
+
+    /// Makes a generation of what is compiled, and probes it unless that has been done.
+    pub(super) fn of_compiled(
+        engine: &Arc<Engine>,
+        policy: &Arc<str>,
+        compiled: &Compiled,
+        origin: Origin,
+        uses: &[(Role, Arc<str>)],
+    ) -> Result<Arc<Self>, LoadError> {
+        let component = &compiled.component;
+        let linked = engine.linker.instantiate_pre(component).map_err(|error| LoadError::Contract(reason(&error)))?;
         let prepared = Prepared::new(&linked).map_err(|errors| LoadError::Contract(what_is_missing(&errors, uses)))?;
         let found = prepared.role();
         if let Some(&(wanted, _)) = uses.iter().find(|(wanted, _)| *wanted != found) {
@@ -132,17 +180,19 @@ impl Generation {
         }
         let generation = Arc::new(Self {
             policy: policy.clone(),
-            hash: ContentHash::of(bytes),
+            hash: compiled.hash,
             number: NUMBER.fetch_add(1, Relaxed),
             origin,
             loaded: Instant::now(),
             faults: FaultLog::default(),
             decided: AtomicBool::new(false),
-            lines: LineRate::default(),
+            lines: engine.log_lines(policy),
             engine: engine.clone(),
             prepared,
         });
-        generation.probe(uses)?;
+        if !compiled.probed {
+            generation.probe(uses)?;
+        }
         Ok(generation)
     }
 
@@ -171,6 +221,11 @@ impl Generation {
 
     /// Runs the guest through a life in small, as a service with three endpoints would.
     fn probe(self: &Arc<Self>, uses: &[(Role, Arc<str>)]) -> Result<(), LoadError> {
+        // Lines about a service that is none would mislead.
+        dispatcher::with_default(&Dispatch::none(), || self.probe_each(uses))
+    }
+
+    fn probe_each(self: &Arc<Self>, uses: &[(Role, Arc<str>)]) -> Result<(), LoadError> {
         let unused: [(Role, Arc<str>); 1] = [(self.role(), "{}".into())];
         for (_, config) in if uses.is_empty() { &unused } else { uses } {
             match self.probe_with(config) {
@@ -184,9 +239,8 @@ impl Generation {
     }
 
     fn probe_with(self: &Arc<Self>, config: &str) -> Result<(), Fault> {
-        let fleet = probe_fleet(self.engine.clock.clone());
-        let mut instance = Instance::new(self, &fleet, config, 1, &fleet.snapshot())?;
-        let mut facts = Facts::placeholder();
+        let (fleet, mut facts, seed) = probe::service(self.engine.clock.clone());
+        let mut instance = Instance::new(self, &fleet, config, seed, &fleet.snapshot())?;
         let refused = Outcome::of(Kind::Refused, Duration::from_millis(1));
         for slot in 0..4 {
             match self.role() {
@@ -213,28 +267,4 @@ fn what_is_missing(errors: &[wasmtime::Error; 3], uses: &[(Role, Arc<str>)]) -> 
         Role::CircuitBreaker => circuit_breaker,
     };
     format!("as a {}: {}", role.world(), reason(error))
-}
-
-/// Three endpoints with different weights.
-fn probe_fleet(clock: Clock) -> Arc<Fleet> {
-    let added = (1..=3)
-        .map(|n| Registered {
-            id: format!("probe#192.0.2.{n}:80"),
-            address: format!("192.0.2.{n}:80"),
-            weight: n,
-            order: u64::from(n),
-            metadata: Vec::new(),
-        })
-        .collect();
-    let fleet = Fleet::new("probe".into(), Ejection { max_percent: 100, panic_percent: 0 }, clock);
-    fleet.apply(Change { service: "probe".into(), removed: Vec::new(), added, paused: None });
-    Arc::new(fleet)
-}
-
-/// Makes a component of a core module that carries the bindings' description of its world.
-fn wrap(module: &[u8]) -> Result<Vec<u8>, LoadError> {
-    ComponentEncoder::default()
-        .module(module)
-        .and_then(|encoder| encoder.validate(true).encode())
-        .map_err(|error| LoadError::NotWrappable(one_line(&format!("{error:#}"))))
 }

@@ -4,16 +4,19 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
+use tracing::Level;
 use wasmtime::component::{HasSelf, Linker};
-use wasmtime::{ResourceLimiter, Result, UpdateDeadline};
+use wasmtime::{Result, UpdateDeadline};
 
+use super::exposed::Exposed;
 use super::fault::one_line;
 use super::generation::Generation;
 use super::guest::{attention, clock, health, load, log, outcome, request, terms, types, verdicts};
+use super::memory::MemoryBound;
 use crate::policy::{Attention, Facts, Outcome, Terms};
 use crate::service::{Class, Condition, Fleet, Health, PEAK_START, Snapshot};
 
-/// Lines that all instances of a generation together may log within a second.
+/// Lines of one level that all instances of a policy together may log within a second.
 const LINES_A_SECOND: u64 = 10;
 
 /// What belongs to one instance: the facts of the decision under way, and its bounds.
@@ -31,6 +34,8 @@ pub(super) struct State {
     pub(super) attention: Option<Attention>,
     /// Whether it is being configured.
     pub(super) configuring: bool,
+    /// Which credentials it may read.
+    pub(super) exposed: Exposed,
     /// The endpoints, as the guest was told them.
     pub(super) snapshot: Arc<Snapshot>,
     /// What the clock read when the call under way first asked: it stands still, so that a decision can be replayed.
@@ -82,6 +87,9 @@ impl request::Host for State {
     }
 
     fn header(&mut self, name: String) -> Option<Vec<u8>> {
+        if !self.exposed.allows(&name) {
+            return None;
+        }
         self.fact(|facts| {
             let mut lines = facts.head.headers.get_all(name.as_str()).iter();
             let mut value = lines.next()?.as_bytes().to_vec();
@@ -183,6 +191,10 @@ impl outcome::Host for State {
 
     fn budget_left(&mut self) -> Option<u32> {
         self.outcome.map(|outcome| outcome.budget_left)
+    }
+
+    fn others_eligible(&mut self) -> Option<u32> {
+        self.outcome?.others_eligible
     }
 }
 
@@ -291,17 +303,32 @@ impl verdicts::Host for State {
 impl log::Host for State {
     fn write(&mut self, level: u32, message: String) {
         let generation = &self.generation;
-        if !generation.lines.admit(self.fleet.clock.now()) {
+        let number = usize::try_from(level).unwrap_or(usize::MAX).min(LEVELS.len() - 1);
+        let Some(&level) = LEVELS.get(number) else { return };
+        if !is_written(level) {
             return;
         }
+        let Some(dropped) = generation.lines.admit(number, self.fleet.clock.now()) else { return };
         let message = one_line(&message);
         let (policy, service) = (&generation.policy, &self.fleet.name);
+        // What a policy logs within its bounds says nothing of lines that were not written.
+        let dropped = (dropped > 0).then_some(dropped);
         match level {
-            0 => tracing::error!(target: "heddle::plugin", %policy, %service, "{message}"),
-            1 => tracing::warn!(target: "heddle::plugin", %policy, %service, "{message}"),
-            2 => tracing::info!(target: "heddle::plugin", %policy, %service, "{message}"),
-            _ => tracing::debug!(target: "heddle::plugin", %policy, %service, "{message}"),
+            Level::ERROR => tracing::error!(target: "heddle::plugin", %policy, %service, dropped, "{message}"),
+            Level::WARN => tracing::warn!(target: "heddle::plugin", %policy, %service, dropped, "{message}"),
+            Level::INFO => tracing::info!(target: "heddle::plugin", %policy, %service, dropped, "{message}"),
+            _ => tracing::debug!(target: "heddle::plugin", %policy, %service, dropped, "{message}"),
         }
+    }
+}
+
+/// Whether lines of this level are written at all; those that are not cost no more than that, and hide nothing.
+fn is_written(level: Level) -> bool {
+    match level {
+        Level::ERROR => tracing::enabled!(target: "heddle::plugin", Level::ERROR),
+        Level::WARN => tracing::enabled!(target: "heddle::plugin", Level::WARN),
+        Level::INFO => tracing::enabled!(target: "heddle::plugin", Level::INFO),
+        _ => tracing::enabled!(target: "heddle::plugin", Level::DEBUG),
     }
 }
 
@@ -324,12 +351,12 @@ pub(super) fn linker(engine: &wasmtime::Engine) -> Result<Linker<State>> {
 /// The time bound of the call under way; [`super::engine`] says how it works.
 #[derive(Default)]
 pub(super) struct Budget {
-    /// Epochs to the first deadline, and from there to the second.
-    pub(super) ticks: u64,
-    /// CPU time that must be spent between the two for the call to be ended.
+    /// CPU time that must be spent since the first deadline for the call to be ended.
     pub(super) cpu: Duration,
     /// The thread's CPU time at the first deadline.
     pub(super) at_first_deadline: Option<Duration>,
+    /// The engine's tick number when the call began.
+    pub(super) began: u64,
 }
 
 impl Budget {
@@ -339,76 +366,46 @@ impl Budget {
         if cpu_time.saturating_sub(since) >= self.cpu.max(Duration::from_micros(1)) {
             UpdateDeadline::Interrupt
         } else {
-            UpdateDeadline::Continue(self.ticks)
+            UpdateDeadline::Continue(1)
         }
     }
 }
 
-/// Bounds a guest's memory, all that it has together, and remembers when it asked for more.
-pub(super) struct MemoryBound {
-    bytes_left: usize,
-    elements_left: usize,
-    pub(super) exceeded: bool,
-}
+/// The log lines of a policy's guests: so many a second of each level, over all workers, so that chatter hides no error.
+#[derive(Debug, Default)]
+pub(super) struct LogLines([LineRate; LEVELS.len()]);
 
-/// Tables hold function pointers; the largest plugins have a few thousand.
-const TABLE_ELEMENTS: usize = 100_000;
-
-impl MemoryBound {
-    pub(super) fn new(bytes: usize) -> Self {
-        Self { bytes_left: bytes, elements_left: TABLE_ELEMENTS, exceeded: false }
-    }
-}
-
-impl ResourceLimiter for MemoryBound {
-    fn memory_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
-        let granted = take(&mut self.bytes_left, desired.saturating_sub(current));
-        self.exceeded |= !granted;
-        Ok(granted)
-    }
-
-    fn table_growing(&mut self, current: usize, desired: usize, _maximum: Option<usize>) -> Result<bool> {
-        let granted = take(&mut self.elements_left, desired.saturating_sub(current));
-        self.exceeded |= !granted;
-        Ok(granted)
-    }
-
-    fn memories(&self) -> usize {
-        4
-    }
-
-    fn instances(&self) -> usize {
-        64
-    }
-
-    fn tables(&self) -> usize {
-        64
-    }
-}
-
-/// Takes so many of those that are left, if there are so many.
-fn take(left: &mut usize, n: usize) -> bool {
-    let rest = left.checked_sub(n);
-    *left = rest.unwrap_or(*left);
-    rest.is_some()
-}
+/// The levels of the contract, by number; any higher one is the last.
+const LEVELS: [Level; 4] = [Level::ERROR, Level::WARN, Level::INFO, Level::DEBUG];
 
 /// Admits a bounded number of log lines a second, over all workers.
-#[derive(Default)]
-pub(super) struct LineRate {
+#[derive(Debug, Default)]
+struct LineRate {
     /// A second, and in the lowest 8 bits how many lines it has seen.
     second: AtomicU64,
+    /// Lines that were not written since the last one that was.
+    dropped: AtomicU64,
+}
+
+impl LogLines {
+    /// Whether one more line of this level may be written at this time, and how many were not since the last.
+    fn admit(&self, level: usize, now: Duration) -> Option<u64> {
+        self.0.get(level)?.admit(now)
+    }
 }
 
 impl LineRate {
-    /// Whether one more line may be written at this time.
-    fn admit(&self, now: Duration) -> bool {
+    fn admit(&self, now: Duration) -> Option<u64> {
         let this = now.as_secs() << 8;
         let one_more = |seen: u64| match seen.checked_sub(this) {
             Some(lines) => (lines < LINES_A_SECOND).then_some(seen + 1),
             None => Some(this + 1),
         };
-        self.second.fetch_update(Relaxed, Relaxed, one_more).is_ok()
+        if self.second.fetch_update(Relaxed, Relaxed, one_more).is_err() {
+            self.dropped.fetch_add(1, Relaxed);
+            return None;
+        }
+        Some(self.dropped.swap(0, Relaxed))
     }
 }
 
@@ -418,12 +415,12 @@ mod tests {
 
     #[test]
     fn a_call_is_ended_only_when_the_thread_has_spent_the_time() {
-        let mut budget = Budget { ticks: 2, cpu: Duration::from_millis(3), at_first_deadline: None };
+        let mut budget = Budget { cpu: Duration::from_millis(3), at_first_deadline: None, began: 0 };
         let start = Duration::from_secs(9);
-        assert!(matches!(budget.at_deadline(start), UpdateDeadline::Continue(2)));
+        assert!(matches!(budget.at_deadline(start), UpdateDeadline::Continue(1)));
         // Two more deadlines pass while the thread was not run.
-        assert!(matches!(budget.at_deadline(start), UpdateDeadline::Continue(2)));
-        assert!(matches!(budget.at_deadline(start + Duration::from_millis(1)), UpdateDeadline::Continue(2)));
+        assert!(matches!(budget.at_deadline(start), UpdateDeadline::Continue(1)));
+        assert!(matches!(budget.at_deadline(start + Duration::from_millis(1)), UpdateDeadline::Continue(1)));
         assert!(matches!(budget.at_deadline(start + Duration::from_millis(3)), UpdateDeadline::Interrupt));
     }
 
@@ -432,23 +429,14 @@ mod tests {
         assert_eq!((some_time(0), some_time(1)), (None, Some(Duration::from_millis(1))));
     }
 
+    /// Issue 10, 17: lines of one level do not use up those of another.
     #[test]
-    fn ten_lines_a_second_pass() {
-        let (start, rate) = (Duration::from_millis(5_900), LineRate::default());
-        assert_eq!((0..1_000).filter(|_| rate.admit(start)).count(), 10);
-        assert!(rate.admit(start + Duration::from_millis(100)));
+    fn ten_lines_a_second_of_each_level_pass() {
+        let (start, lines) = (Duration::from_millis(5_900), LogLines::default());
+        assert_eq!((0..1_000).filter(|_| lines.admit(2, start).is_some()).count(), 10);
+        assert_eq!(lines.admit(0, start), Some(0));
+        assert_eq!(lines.admit(2, start + Duration::from_millis(100)), Some(990));
         // Another worker's clock was read a moment earlier.
-        assert!(!(0..20).all(|_| rate.admit(start)));
-    }
-
-    #[test]
-    fn all_memories_of_a_guest_share_one_bound() {
-        let mut bound = MemoryBound::new(3 << 16);
-        assert!(bound.memory_growing(0, 1 << 16, None).unwrap());
-        assert!(bound.memory_growing(0, 1 << 16, None).unwrap());
-        assert!(!bound.memory_growing(1 << 16, 3 << 16, None).unwrap());
-        assert!(bound.exceeded);
-        assert!(bound.memory_growing(1 << 16, 2 << 16, None).unwrap());
-        assert!(!bound.memory_growing(0, 1 << 16, None).unwrap());
+        assert!(!(0..20).all(|_| lines.admit(2, start).is_some()));
     }
 }

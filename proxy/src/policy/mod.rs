@@ -3,6 +3,7 @@
 //! Nothing here does I/O or reads a clock.
 
 mod latency;
+pub mod native;
 mod outcome;
 pub mod retry;
 

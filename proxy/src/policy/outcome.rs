@@ -48,6 +48,9 @@ pub struct Outcome {
     pub elapsed: Duration,
     /// How many more retries the service's budget allows.
     pub budget_left: u32,
+    /// Eligible endpoints below their limit of requests that the request has not tried; none where no retry is decided
+    /// on.
+    pub others_eligible: Option<u32>,
 }
 
 /// What an outcome says of the endpoint's health.
@@ -83,6 +86,7 @@ impl Outcome {
             retry_after: None,
             elapsed: latency,
             budget_left: 0,
+            others_eligible: None,
         }
     }
 

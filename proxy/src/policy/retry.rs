@@ -52,6 +52,15 @@ pub fn fits(delay: Duration, left: Option<Duration>) -> bool {
     delay <= MAX_DELAY && left.is_none_or(|left| delay < left)
 }
 
+/// The delay before the next attempt, of that which a policy wants. What an endpoint asks for with `Retry-After` is no
+/// reason to wait before the request goes to another one: it is taken off where the policy has waited for it.
+pub fn shortened(wanted: Duration, outcome: &Outcome) -> Duration {
+    match (outcome.retry_after, outcome.others_eligible) {
+        (Some(asked), Some(1..)) => wanted.checked_sub(asked).unwrap_or(wanted),
+        _ => wanted,
+    }
+}
+
 /// How many retries may be under way while there are so many requests: a share of them, in percent, and always `min`.
 pub fn allowance(requests: u32, percent: u32, min: u32) -> u32 {
     let share = u64::from(requests) * u64::from(percent) / 100;

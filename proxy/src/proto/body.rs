@@ -13,7 +13,8 @@ pub enum BodyError {
     Client(String),
     #[error("the endpoint's body broke: {0}")]
     Endpoint(String),
-    #[error("the body stood still for too long")]
+    /// It stood still, or came too slowly to be waited for.
+    #[error("the body stood still for too long, or came too slowly")]
     Idle,
     /// The side that the body comes from has reset its HTTP/2 stream, with this error code (RFC 9113, 7).
     #[error("the stream was reset with HTTP/2 error {0}")]

@@ -58,6 +58,13 @@ pub fn is_call(headers: &HeaderMap) -> bool {
     rest.is_some_and(|rest| matches!(rest.first(), None | Some(b'+' | b';' | b' ')))
 }
 
+/// Whether the content is of gRPC or one of its kin: any `application/grpc*`, gRPC-Web included.
+pub fn is_of_grpc(headers: &HeaderMap) -> bool {
+    const START: &[u8] = b"application/grpc";
+    let value = headers.get(CONTENT_TYPE).map(|value| value.as_bytes());
+    value.and_then(|value| value.get(..START.len())).is_some_and(|start| start.eq_ignore_ascii_case(START))
+}
+
 /// The status that these headers, or trailers, say; none where they say none that can be read.
 pub fn status(headers: &HeaderMap) -> Option<u32> {
     headers.get(STATUS)?.to_str().ok()?.parse().ok()

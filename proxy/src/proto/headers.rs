@@ -10,9 +10,12 @@
 //!
 //! `X-Forwarded-Client-Cert` where the client proved who it is by a certificate: `URI=spiffe://...`, or `DNS=name` for one
 //! without a SPIFFE ID. Name and form are Envoy's, of whose keys these are the two that say who. What a client sends
-//! under this name is always removed, also where it proved nothing, and also with `_` for `-`. A service whose `protocol`
-//! is stated may rely on what it reads there: nothing but requests that went through here reaches it then, except from
-//! TCP listeners.
+//! under this name is always removed, also where it proved nothing. A service may rely on what it reads there as far as
+//! nothing but requests that went through here reaches it: see [`crate::server::layer`] for where that is so.
+//!
+//! # Spellings
+//!
+//! Where a name is removed or written, what a reader may take for the same name is removed too: see [`super::names`].
 
 use std::fmt::Write as _;
 use std::net::SocketAddr;
@@ -22,6 +25,7 @@ use http::header::{
     PROXY_AUTHORIZATION, TE, TRANSFER_ENCODING, UPGRADE, VIA,
 };
 
+use super::names::{self, reads_as};
 use crate::config::checked::Forwarded;
 
 /// Removes what belongs to one connection (RFC 9110, 7.6.1): `Connection`, every header that it names, and those that
@@ -37,8 +41,8 @@ pub fn strip_hop_by_hop(headers: &mut HeaderMap) {
         .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
         .filter(|name| !is_protected(name))
         .collect();
-    for name in named {
-        headers.remove(name);
+    if !named.is_empty() {
+        names::remove_all(headers, &named);
     }
     for name in HOP_BY_HOP {
         headers.remove(name);
@@ -67,11 +71,9 @@ fn is_hop_by_hop(name: &HeaderName) -> bool {
 /// What `Connection` may not take away: with these gone, the next hop would read another message than we did.
 /// And what a proxy before us has said about the client is not the client's to take away.
 fn is_protected(name: &HeaderName) -> bool {
-    name == http::header::HOST
-        || name == CONTENT_LENGTH
-        || name == VIA
-        || name == FORWARDED
-        || [X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO].contains(name)
+    let protected =
+        [http::header::HOST, CONTENT_LENGTH, VIA, FORWARDED, X_FORWARDED_FOR, X_FORWARDED_HOST, X_FORWARDED_PROTO];
+    protected.iter().any(|protected| reads_as(name.as_str(), protected.as_str()))
 }
 
 /// Whether the client takes trailers (`TE: trailers`), which is asked before [`strip_hop_by_hop`].
@@ -148,21 +150,13 @@ const CLIENT_CERT: HeaderName = HeaderName::from_static("x-forwarded-client-cert
 
 /// Says whom the client's certificate proved it to be, and nothing where it proved nothing, whatever it says itself.
 pub fn identify(headers: &mut HeaderMap, identity: Option<&str>) {
-    while let Some(name) = headers.keys().find(|name| reads_as_client_cert(name)).cloned() {
+    while let Some(name) = headers.keys().find(|name| reads_as(name.as_str(), CLIENT_CERT.as_str())).cloned() {
         headers.remove(name);
     }
     if let Some(identity) = identity {
         let kind = if identity.starts_with("spiffe://") { "URI" } else { "DNS" };
         append(headers, CLIENT_CERT, format!("{kind}={identity}"));
     }
-}
-
-/// Whether a service may read a header as [`CLIENT_CERT`]: CGI, and what came after it, has `-` and `_` for the same
-/// (RFC 3875, 4.1.18).
-fn reads_as_client_cert(name: &HeaderName) -> bool {
-    let own = CLIENT_CERT;
-    let (name, own) = (name.as_str().as_bytes(), own.as_str().as_bytes());
-    name.len() == own.len() && name.iter().zip(own).all(|(byte, own)| byte == own || (*byte == b'_' && *own == b'-'))
 }
 
 /// What services may be told of a client's side.

@@ -2,6 +2,10 @@
 //!
 //! A body that breaks on one side breaks on the other, and with a reason: a stream that was reset resets the other
 //! stream with the same error code, and one that was given up is cancelled. It never ends as though it were complete.
+//!
+//! Each stream may be blocked by a peer that opens no window, so what one holds is bounded: data is given to the library in
+//! pieces of at most [`PIECE`], and the library takes another only when it holds less than [`SEND_BUFFER`] of the stream.
+//! Its receive window, which the peer may fill before anybody reads, is for each side to set.
 
 use std::error::Error as _;
 use std::pin::Pin;
@@ -11,6 +15,16 @@ use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 
 use super::{Body, BodyError};
+use crate::turn::{self, Items};
+
+/// The most that a stream is given at once: that of a frame, unless the peer asks for more (RFC 9113, 6.5.2).
+pub const PIECE: usize = 16 << 10;
+
+/// What the library takes of one stream before the peer takes it; one piece may go beyond it.
+pub const SEND_BUFFER: usize = PIECE;
+
+/// Up to this size data is copied: it may wait for long, and must not keep the block that it was read into.
+const SMALL: usize = 4 << 10;
 
 /// The error code of a stream that nobody wants any more (RFC 9113, 7).
 const CANCEL: u32 = 0x8;
@@ -26,11 +40,13 @@ pub enum From {
 pub struct Incoming {
     inner: hyper::body::Incoming,
     from: From,
+    /// Frames that this turn of the task has to pay for.
+    frames: Items,
 }
 
 impl Incoming {
     pub fn new(inner: hyper::body::Incoming, from: From) -> Self {
-        Self { inner, from }
+        Self { inner, from, frames: Items::default() }
     }
 
     /// What an end without error means. hyper takes a reset with NO_ERROR for one, since an endpoint that has answered
@@ -49,7 +65,10 @@ impl HttpBody for Incoming {
     type Error = BodyError;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
-        Poll::Ready(match ready!(Pin::new(&mut self.inner).poll_frame(cx)) {
+        ready!(turn::poll_more(cx));
+        let frame = ready!(Pin::new(&mut self.inner).poll_frame(cx));
+        self.frames.add(1);
+        Poll::Ready(match frame {
             None => self.at_end(),
             Some(Ok(frame)) => Some(Ok(frame)),
             Some(Err(error)) => Some(Err(match (reset_code(&error), self.from) {
@@ -69,8 +88,23 @@ impl HttpBody for Incoming {
     }
 }
 
-/// Our body as hyper takes it.
-pub struct Outgoing(pub Body);
+/// Our body as hyper takes it, in pieces of at most [`PIECE`].
+pub struct Outgoing {
+    body: Body,
+    /// Data that has come from the body, and is still to go on.
+    rest: Bytes,
+}
+
+impl Outgoing {
+    pub fn new(body: Body) -> Self {
+        Self { body, rest: Bytes::new() }
+    }
+
+    /// The body, where nothing of it was taken.
+    pub fn into_body(self) -> Body {
+        self.body
+    }
+}
 
 impl HttpBody for Outgoing {
     type Data = Bytes;
@@ -78,16 +112,33 @@ impl HttpBody for Outgoing {
     type Error = h2::Error;
 
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        let frame = ready!(Pin::new(&mut self.0).poll_frame(cx));
-        Poll::Ready(frame.map(|frame| frame.map_err(|error| reason(&error).into())))
+        let this = &mut *self;
+        if this.rest.is_empty() {
+            match ready!(Pin::new(&mut this.body).poll_frame(cx)).map(|frame| frame.map(Frame::into_data)) {
+                None => return Poll::Ready(None),
+                Some(Err(error)) => return Poll::Ready(Some(Err(reason(&error).into()))),
+                Some(Ok(Err(other))) => return Poll::Ready(Some(Ok(other))),
+                Some(Ok(Ok(data))) if data.len() <= SMALL => {
+                    return Poll::Ready(Some(Ok(Frame::data(Bytes::copy_from_slice(&data)))));
+                }
+                Some(Ok(Ok(data))) => this.rest = data,
+            }
+        }
+        let piece = this.rest.split_to(this.rest.len().min(PIECE));
+        Poll::Ready(Some(Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.0.is_end_stream()
+        self.rest.is_empty() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.0.size_hint()
+        let (mut hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper.saturating_add(rest));
+        }
+        hint.set_lower(hint.lower().saturating_add(rest));
+        hint
     }
 }
 

@@ -5,10 +5,12 @@
 
 pub mod body;
 pub mod deadline;
+pub mod frames;
 pub mod grpc;
 pub mod h1;
 pub mod headers;
 pub mod http2;
+pub mod names;
 pub mod trailers;
 pub mod upgrade;
 

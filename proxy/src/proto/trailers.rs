@@ -2,10 +2,12 @@
 //!
 //! Who reads headers and trailers into one list takes a trailer for what a header would have said. So what the proxy
 //! looks at, removes or writes itself in the head is not for trailers, and neither is what RFC 9110, 6.5.1, names:
-//! framing, routing, request modifiers, authentication, and how the body is to be read. These are left out, and the
-//! message goes on without them.
+//! framing, routing, request modifiers, authentication, and how the body is to be read. These are left out, in whatever
+//! spelling (see [`super::names`]), and the message goes on without them.
 
 use http::{HeaderMap, HeaderName};
+
+use super::names::{begins_as, reads_as};
 
 /// Names that are left out, beside those that begin as in [`FORBIDDEN_BEGINNINGS`].
 const FORBIDDEN: [&str; 28] = [
@@ -45,7 +47,8 @@ const FORBIDDEN_BEGINNINGS: [&str; 2] = ["if-", "x-forwarded-"];
 /// Whether a header of this name is not for trailers.
 pub fn is_forbidden(name: &HeaderName) -> bool {
     let name = name.as_str();
-    FORBIDDEN.contains(&name) || FORBIDDEN_BEGINNINGS.iter().any(|beginning| name.starts_with(beginning))
+    FORBIDDEN.iter().any(|known| reads_as(name, known))
+        || FORBIDDEN_BEGINNINGS.iter().any(|beginning| begins_as(name, beginning))
 }
 
 /// Removes what is not for trailers.
@@ -59,6 +62,27 @@ pub fn strip_forbidden(trailers: &mut HeaderMap) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Issue 10, 12: a reader may take `_` for `-`.
+    #[test]
+    fn the_spelling_makes_no_difference() {
+        for name in [
+            "content_length",
+            "transfer_encoding",
+            "x_real_ip",
+            "x-real_ip",
+            "x_forwarded_for",
+            "x_forwarded-client_cert",
+            "if_match",
+            "set_cookie",
+            "proxy_authorization",
+        ] {
+            assert!(is_forbidden(&HeaderName::from_static(name)), "{name}");
+        }
+        for name in ["x_sum", "grpc_status", "x_forwarded", "iff_match"] {
+            assert!(!is_forbidden(&HeaderName::from_static(name)), "{name}");
+        }
+    }
 
     #[test]
     fn what_heads_are_for_is_left_out() {

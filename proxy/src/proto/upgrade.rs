@@ -12,6 +12,7 @@ use http::{Method, StatusCode, Version};
 
 use super::Response;
 use super::headers::strip_hop_by_hop;
+use super::names::strip_lookalikes;
 
 /// What an extended CONNECT asks for (its `:protocol`), as the server side of HTTP/2 leaves it with the request.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +76,12 @@ impl Upgrade {
         Self { protocols: HeaderValue::from_static(WEBSOCKET), accept: Some(accept) }
     }
 
+    /// The same for a WebSocket only, where that is among what is asked for.
+    pub fn to_websocket(self) -> Option<Self> {
+        let asks = self.protocols.to_str().is_ok_and(|all| all.split(',').any(|one| is(one.trim(), WEBSOCKET)));
+        asks.then(|| Self { protocols: HeaderValue::from_static(WEBSOCKET), ..self })
+    }
+
     /// Asks an endpoint, in a head from which hop-by-hop headers have been removed.
     pub fn ask(&self, headers: &mut HeaderMap) {
         headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
@@ -96,6 +103,7 @@ impl Upgrade {
         let headers = response.headers_mut();
         let granted = headers.get(UPGRADE).cloned();
         strip_hop_by_hop(headers);
+        strip_lookalikes(headers, None);
         if self.is_by_connect() {
             headers.remove(SEC_WEBSOCKET_ACCEPT);
             *response.status_mut() = StatusCode::OK;

@@ -2,6 +2,9 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
+use crate::config::names::{is_ipv4_spelling, is_localhost};
+use crate::log::redact;
+
 /// Why a text is not an address.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum AddressError {
@@ -17,8 +20,14 @@ pub enum AddressError {
 
 /// A text that can be no service's name.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} cannot name a service; expected 1 to 253 letters, digits, '-', '_' and '.'")]
-pub struct NameError(pub String);
+pub enum NameError {
+    #[error("{0:?} cannot name a service; expected 1 to 253 letters, digits, '-' and '_' in parts separated by dots")]
+    Form(String),
+    #[error("{0:?} cannot name a service: clients take it for an IP address")]
+    Address(String),
+    #[error("{0:?} cannot name a service: it is the client's own machine")]
+    Localhost(String),
+}
 
 /// Reads `host:port` into its normal form: names in lower case, IPv6 addresses in brackets and shortened (RFC 5952).
 ///
@@ -86,10 +95,18 @@ fn decimal_port(text: &str) -> Option<u16> {
 ///
 /// # Errors
 ///
-/// [`NameError`], when it is empty, longer than 253 bytes (RFC 1035, 2.3.4) or has other characters than letters,
-/// digits, `-`, `_` and `.`.
+/// [`NameError`], when it is empty, longer than 253 bytes (RFC 1035, 2.3.4), has other characters than letters, digits,
+/// `-`, `_` and `.` (so none with a port), has an empty part, or is an IP address in any spelling or `localhost`.
 pub fn service_name(text: &str) -> Result<String, NameError> {
-    if is_name(text) { Ok(text.to_ascii_lowercase()) } else { Err(NameError(shown(text))) }
+    if !is_name(text) || text.split('.').any(str::is_empty) {
+        Err(NameError::Form(shown(text)))
+    } else if is_ipv4_spelling(text) {
+        Err(NameError::Address(shown(text)))
+    } else if is_localhost(text) {
+        Err(NameError::Localhost(shown(text)))
+    } else {
+        Ok(text.to_ascii_lowercase())
+    }
 }
 
 fn is_name(text: &str) -> bool {
@@ -97,9 +114,14 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.len() <= 253 && !text.starts_with('.') && text.bytes().all(allowed)
 }
 
-/// Enough of a text from outside for a message.
+/// Enough of a text from outside for a message, without what stands before an `@`: that is a user and a password.
 pub(super) fn shown(text: &str) -> String {
     const LONGEST: usize = 100;
+    let safe = redact(text, false);
+    let text = match safe.rsplit_once('@') {
+        Some((before, host)) if !before.ends_with("***") => &format!("***@{host}"),
+        _ => &*safe,
+    };
     match text.char_indices().nth(LONGEST) {
         Some((end, _)) => format!("{}...", text.get(..end).unwrap_or_default()),
         None => text.to_owned(),
@@ -146,8 +168,19 @@ mod tests {
     #[test]
     fn names() {
         assert_eq!(service_name("User.rpc").as_deref(), Ok("user.rpc"));
-        for text in ["", ".", "a/b", "10.0.0.5:80", "ü", &"a".repeat(254)] {
+        for text in ["", ".", "a/b", "10.0.0.5:80", "users:80", "[::1]", "::1", "a..b", "a.", "ü", &"a".repeat(254)] {
             assert!(service_name(text).is_err(), "{text}");
+        }
+    }
+
+    /// Issue 10, 13.
+    #[test]
+    fn addresses_and_localhost_name_no_service() {
+        for text in ["127.0.0.1", "127.1", "0x7F.1", "2130706433", "10.0.0.5"] {
+            assert_eq!(service_name(text), Err(NameError::Address(text.into())));
+        }
+        for text in ["localhost", "LOCALHOST", "users.localhost"] {
+            assert_eq!(service_name(text), Err(NameError::Localhost(text.into())));
         }
     }
 

@@ -2,18 +2,23 @@
 //! keeps the last answer on disk.
 
 use std::collections::HashSet;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Mutex, Notify, mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::Change;
-use super::apply::{Catalog, Entry, Event, Origin, encode_key};
-use super::snapshot::Store;
-use super::status::{SourceStatus, Status};
+use super::apply::{Batch, Catalog, Content, Entry, Event, Origin, Step, encode_key};
+use super::rules::{Note, Rules};
+use super::snapshot::{self, Store};
+use super::status::{Skipped, SourceStatus, Status};
+use crate::config::checked::RegistryLimits;
+use crate::supervise;
 
 /// The source that is the configuration itself.
 pub(super) const FIXED: &str = "fixed";
@@ -24,8 +29,21 @@ const COALESCE: Duration = Duration::from_secs(1);
 /// Beyond this many endpoints of a service that join, leave or change at once, they are counted, not listed.
 const LISTED: usize = 16;
 
-/// Beyond this many unreadable entries at once, they are counted, not listed.
+/// Beyond this many entries at once that are not taken as they are, they are counted, not listed.
 const SKIPS_LISTED: usize = 10;
+
+/// Beyond this many changes of services at once, they are counted, not listed.
+const SERVICES_LISTED: usize = 200;
+
+/// Operations of the catalog between two looks at other tasks: 1 to 4 ms, and under 10 ms on a slow machine.
+const SLICE: usize = 1_000;
+
+/// Entries that are encoded for the snapshot on disk between two looks at other tasks.
+const ENCODED_AT_ONCE: usize = 500;
+
+/// Endpoints whose changes the sink is given at once: beyond what one transaction of a registry changes, so that it is seen
+/// as one change.
+const PIECE: usize = 10_000;
 
 /// What a source holds of the registry: it reports events and how it is getting on.
 #[derive(Debug, Clone)]
@@ -57,6 +75,7 @@ pub(super) struct Configured {
     pub sources: Vec<Described>,
     /// What the configuration itself announces; the first source is the one that does, if there is anything.
     pub fixed: Vec<Entry>,
+    pub limits: RegistryLimits,
 }
 
 /// One source and the names of its parts, by which the snapshot on disk tells them apart.
@@ -64,6 +83,7 @@ pub(super) struct Configured {
 pub(super) struct Described {
     pub status: Arc<SourceStatus>,
     pub parts: Vec<String>,
+    pub rules: Arc<Rules>,
 }
 
 impl Feed {
@@ -76,17 +96,16 @@ impl Feed {
         let _ = self.messages.send(Message::Update(Update { origin, events })).await;
     }
 
-    /// Counts and logs entries that could not be understood: their keys and why.
-    pub fn skipped<E: std::fmt::Display>(&self, skips: &[(Vec<u8>, E)]) {
+    /// Counts and logs something that has no key by which it could be named.
+    pub fn skipped(&self, what: &str) {
         let own = self.own();
-        own.skipped.fetch_add(skips.len() as u64, Relaxed);
-        for (key, error) in skips.iter().take(SKIPS_LISTED) {
-            tracing::warn!(target: "heddle::registry", "{}: {}: skipped: {error}", own.name, encode_key(key));
-        }
-        let more = skips.len().saturating_sub(SKIPS_LISTED);
-        if more > 0 {
-            tracing::warn!(target: "heddle::registry", "{}: {more} more entries skipped", own.name);
-        }
+        own.skipped.fetch_add(1, Relaxed);
+        tracing::warn!(target: "heddle::registry", "{}: skipped: {what}", own.name);
+    }
+
+    /// Until the source is to be read anew, since what was not taken before for want of room can be taken now.
+    pub async fn reread(&self) {
+        self.own().reread.notified().await;
     }
 
     pub(super) fn own(&self) -> &SourceStatus {
@@ -118,27 +137,59 @@ pub(super) struct Keeper<S> {
 }
 
 impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
-    pub fn new(status: Arc<Status>, store: Option<Store>, sink: S) -> Self {
-        Self { status, parts: Vec::new(), sink, store, catalog: Catalog::default() }
+    pub fn new(status: Arc<Status>, store: Option<Store>, limits: RegistryLimits, sink: S) -> Self {
+        Self { status, parts: Vec::new(), sink, store, catalog: Catalog::new(limits) }
+    }
+
+    /// As [`Keeper::configure`] at the start, with the snapshot on disk restored; in one go, as nobody is served yet.
+    pub fn start(&mut self, configured: Configured) -> Vec<Vec<Origin>> {
+        let start = async {
+            let origins = self.configure(configured, Pace::AtOnce).await;
+            self.restore().await;
+            origins
+        };
+        match pin!(start).poll(&mut Context::from_waker(Waker::noop())) {
+            Poll::Ready(origins) => origins,
+            // It waits for nothing at this pace.
+            Poll::Pending => Vec::new(),
+        }
     }
 
     /// Follows these sources from now on; the catalog's numbers of the parts of each. A part that was there before, by
-    /// its name, keeps what is known of it until its source says more. One that is not there any more keeps it until
-    /// what its source announces instead is known, so that no service is without endpoints in between.
-    pub fn configure(&mut self, configured: Configured) -> Vec<Vec<Origin>> {
-        let Configured { sources, fixed } = configured;
+    /// its name, keeps what is known of it until its source says more, as far as its rules allow that. One that is not
+    /// there any more keeps it until what its source announces instead is known, so that no service is without endpoints
+    /// in between.
+    async fn configure(&mut self, configured: Configured, pace: Pace) -> Vec<Vec<Origin>> {
+        let Configured { sources, fixed, limits } = configured;
+        if self.catalog.set_limits(limits) {
+            // Those that go on as they are: there may be room for what they could not add before.
+            self.status.sources.load().iter().for_each(|source| source.reread.notify_one());
+        }
+        self.status.set_limits(limits);
         self.parts.iter_mut().flatten().for_each(|part| part.leaving = true);
-        let of = |keeper: &mut Self, source: &Described| {
-            source.parts.iter().map(|name| keeper.origin(name, &source.status)).collect()
-        };
-        let origins: Vec<Vec<Origin>> = sources.iter().map(|source| of(self, source)).collect();
+        let mut origins: Vec<Vec<Origin>> = Vec::new();
+        for source in &sources {
+            let of_source = source.parts.iter().map(|name| self.origin(name, &source.status)).collect::<Vec<_>>();
+            for &origin in &of_source {
+                if self.catalog.set_rules(origin, source.rules.clone()) {
+                    let known = self.catalog.entries(origin).map(|(key, order, announced)| Entry {
+                        key: key.to_vec(),
+                        order,
+                        content: Content::Announced(announced.clone()),
+                    });
+                    let known = known.collect();
+                    self.take(origin, vec![Event::Partial(known)], pace).await;
+                }
+            }
+            origins.push(of_source);
+        }
         let first = sources.iter().zip(&origins).find(|(source, _)| source.status.name == FIXED);
         let origin = first.and_then(|(_, origins)| origins.first().copied());
         self.status.sources.store(Arc::new(sources.into_iter().map(|source| source.status).collect()));
         if let Some(origin) = origin {
-            self.apply(Update { origin, events: vec![Event::Reset(fixed)] });
+            self.apply(Update { origin, events: vec![Event::Reset(fixed)] }, pace).await;
         }
-        self.check_answers();
+        self.check_answers(pace).await;
         origins
     }
 
@@ -171,7 +222,7 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
     }
 
     /// Puts the snapshot's contents in force, for those parts that are still configured.
-    pub fn restore(&mut self) {
+    async fn restore(&mut self) {
         let Some(store) = &self.store else { return };
         let mut kept = store.load();
         let mut found = Vec::new();
@@ -182,13 +233,29 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
             found.push((origin, entries));
         }
         for (origin, entries) in found {
-            self.take(origin, vec![Event::Reset(entries)]);
+            self.take(origin, vec![Event::Reset(entries)], Pace::AtOnce).await;
         }
-        self.check_answers();
+        self.check_answers(Pace::AtOnce).await;
     }
 
-    /// Until every [`Feed`] is gone, and who configures it.
-    pub async fn run(mut self, mut messages: mpsc::Receiver<Message>) {
+    /// Until every [`Feed`] is gone, and who configures it. A message whose handling panics is lost; what is known
+    /// stays, and sources are asked by `lost` to say again all that they hold.
+    pub async fn run(self, messages: mpsc::Receiver<Message>, lost: Arc<Notify>) {
+        let both = &Mutex::new((self, messages));
+        let mut is_first = true;
+        supervise::finish("registry-keeper", || {
+            if !std::mem::replace(&mut is_first, false) {
+                lost.notify_waiters();
+            }
+            async move {
+                let (keeper, messages) = &mut *both.lock().await;
+                keeper.follow(messages).await;
+            }
+        })
+        .await;
+    }
+
+    async fn follow(&mut self, messages: &mut mpsc::Receiver<Message>) {
         let mut written = self.catalog.edits();
         let mut due: Option<Instant> = None;
         let mut writing: Option<JoinHandle<()>> = None;
@@ -196,10 +263,10 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
             tokio::select! {
                 message = messages.recv() => {
                     let news = match message {
-                        Some(Message::Update(update)) => self.apply(update),
+                        Some(Message::Update(update)) => self.apply(update, Pace::InSlices).await,
                         Some(Message::Configure(configured, answer)) => {
                             // Who does not wait for the answer is being stopped.
-                            let _ = answer.send(self.configure(configured));
+                            let _ = answer.send(self.configure(configured, Pace::InSlices).await);
                             false
                         }
                         None => break,
@@ -214,7 +281,7 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
                     } else {
                         due = None;
                         written = self.catalog.edits();
-                        writing = self.write();
+                        writing = write(&self.catalog, &self.parts, self.store.as_ref()).await;
                     }
                 }
             }
@@ -224,38 +291,91 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
         if let Some(task) = writing {
             let _ = task.await;
         }
-        if let Some(task) = due.and_then(|_| self.write()) {
+        if due.is_some()
+            && let Some(task) = write(&self.catalog, &self.parts, self.store.as_ref()).await
+        {
             let _ = task.await;
         }
     }
 
     /// Whether this was the origin's first answer.
-    fn apply(&mut self, update: Update) -> bool {
-        let answers = update.events.iter().any(|event| matches!(event, Event::Reset(_)));
-        self.take(update.origin, update.events);
+    async fn apply(&mut self, update: Update, pace: Pace) -> bool {
+        let answers = update.events.iter().any(|event| matches!(event, Event::Reset(_) | Event::Partial(_)));
+        self.take(update.origin, update.events, pace).await;
         let Some(Some(part)) = self.parts.get_mut(update.origin) else { return false };
         let first = answers && !part.answered;
         if first {
             part.answered = true;
-            self.check_answers();
+            self.check_answers(pace).await;
         }
         first
     }
 
-    fn take(&mut self, origin: Origin, events: Vec<Event>) {
-        let changes = self.catalog.apply(origin, events);
-        self.status.services.store(self.catalog.services() as u64, Relaxed);
-        self.status.endpoints.store(self.catalog.endpoints() as u64, Relaxed);
-        if !changes.is_empty() {
-            for line in changes.iter().flat_map(lines) {
-                tracing::info!(target: "heddle::registry", "{line}");
+    /// Takes events into the catalog, and hands on what changes by them.
+    async fn take(&mut self, origin: Origin, events: Vec<Event>, pace: Pace) {
+        let mut batch = self.catalog.begin(origin, events, PIECE);
+        let mut listed = 0;
+        loop {
+            let step = self.catalog.step(&mut batch, SLICE);
+            let is_done = matches!(step, Step::Done(_));
+            let kept = self.catalog.kept();
+            self.status.services.store(self.catalog.services() as u64, Relaxed);
+            self.status.endpoints.store(self.catalog.endpoints() as u64, Relaxed);
+            self.status.kept_endpoints.store(kept.endpoints as u64, Relaxed);
+            self.status.kept_bytes.store(kept.bytes as u64, Relaxed);
+            if let Step::Changes(changes) | Step::Done(changes) = step
+                && !changes.is_empty()
+            {
+                self.hand_on(changes, &mut listed);
             }
-            (self.sink)(changes);
+            if is_done {
+                break;
+            }
+            if pace == Pace::InSlices {
+                tokio::task::yield_now().await;
+            }
+        }
+        if listed > SERVICES_LISTED {
+            let more = listed - SERVICES_LISTED;
+            tracing::info!(target: "heddle::registry", "{more} more changes of services are not listed");
+        }
+        self.report_notes(origin, &batch);
+        if self.catalog.has_room_again() {
+            let sources = self.status.sources.load();
+            sources.iter().for_each(|source| source.reread.notify_one());
         }
     }
 
+    fn hand_on(&mut self, changes: Vec<Change>, listed: &mut usize) {
+        let room = SERVICES_LISTED.saturating_sub(*listed);
+        for line in changes.iter().take(room).flat_map(lines) {
+            tracing::info!(target: "heddle::registry", "{line}");
+        }
+        *listed += changes.len();
+        (self.sink)(changes);
+    }
+
+    /// Counts, logs and shows entries that were not taken as they are.
+    fn report_notes(&self, origin: Origin, batch: &Batch) {
+        let Some(Some(part)) = self.parts.get(origin) else { return };
+        let own = &part.source;
+        own.skipped.fetch_add(batch.noted, Relaxed);
+        for (key, Note { reason, kept }) in batch.notes.iter().take(SKIPS_LISTED) {
+            let what = if *kept { "taken, but" } else { "skipped" };
+            tracing::warn!(target: "heddle::registry", "{}: {}: {what}: {reason}", own.name, shown_key(key));
+        }
+        let more = batch.noted.saturating_sub(batch.notes.len().min(SKIPS_LISTED) as u64);
+        if more > 0 && batch.notes.len() >= SKIPS_LISTED {
+            tracing::warn!(target: "heddle::registry", "{}: {more} more entries skipped", own.name);
+        }
+        let (notes, more) = self.catalog.notes(origin);
+        let notes =
+            notes.map(|(key, note)| Skipped { key: shown_key(key), reason: note.reason.clone(), kept: note.kept });
+        own.set_skipped(origin, notes.collect(), more);
+    }
+
     /// Says who has answered, and lets parts go that are not needed any more.
-    fn check_answers(&mut self) {
+    async fn check_answers(&mut self, pace: Pace) {
         let mut ready = true;
         let parts: Vec<&Part> = self.parts.iter().flatten().filter(|part| !part.leaving).collect();
         for source in self.status.sources.load().iter() {
@@ -278,18 +398,55 @@ impl<S: FnMut(Vec<Change>) + Send + 'static> Keeper<S> {
             if let Some(part) = self.parts.get_mut(origin) {
                 *part = None;
             }
-            self.take(origin, vec![Event::Reset(Vec::new())]);
+            self.take(origin, vec![Event::Reset(Vec::new())], pace).await;
         }
     }
+}
 
-    /// The write, under way.
-    fn write(&self) -> Option<JoinHandle<()>> {
-        let store = self.store.clone()?;
-        let parts = self.parts.iter().enumerate().filter_map(|(origin, part)| Some((origin, part.as_ref()?)));
-        // What the configuration announces is not worth keeping: it is there itself.
-        let known = parts.filter(|(_, part)| (part.answered || part.restored) && part.source.name != FIXED);
-        let content = Store::encode(known.map(|(origin, part)| (part.name.as_str(), self.catalog.entries(origin))));
-        Some(tokio::task::spawn_blocking(move || store.save(content)))
+/// The write of what is known, under way.
+async fn write(catalog: &Catalog, parts: &[Option<Part>], store: Option<&Store>) -> Option<JoinHandle<()>> {
+    let store = store?.clone();
+    let parts = parts.iter().enumerate().filter_map(|(origin, part)| Some((origin, part.as_ref()?)));
+    // What the configuration announces is not worth keeping: it is there itself.
+    let known = parts.filter(|(_, part)| (part.answered || part.restored) && part.source.name != FIXED);
+    let known: Vec<_> = known.map(|(origin, part)| (part.name.as_str(), origin)).collect();
+    let content = encode(catalog, &known).await;
+    // Not one of the runtime's threads, of which there are few: the folder can be on a mount that hangs.
+    Some(tokio::spawn(supervise::blocking(move || store.save(content))))
+}
+
+/// How events are taken in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Pace {
+    /// Without a pause, where nothing else is to be done.
+    AtOnce,
+    /// With others' turn after each slice.
+    InSlices,
+}
+
+/// The content of the snapshot on disk, encoded in slices as well.
+async fn encode(catalog: &Catalog, parts: &[(&str, Origin)]) -> serde_json::Result<Vec<u8>> {
+    let mut encoder = snapshot::Encoder::default();
+    let mut since = 0;
+    for (name, origin) in parts {
+        encoder.begin(name)?;
+        for (key, order, announced) in catalog.entries(*origin) {
+            encoder.add(key, order, announced)?;
+            since += 1;
+            if since % ENCODED_AT_ONCE == 0 {
+                tokio::task::yield_now().await;
+            }
+        }
+    }
+    encoder.end()
+}
+
+/// A key as it is shown: as text, cut where it is long.
+fn shown_key(key: &[u8]) -> String {
+    const LONGEST: usize = 256;
+    match key.get(..LONGEST) {
+        Some(start) if key.len() > LONGEST => format!("{}...", encode_key(start)),
+        _ => encode_key(key),
     }
 }
 
@@ -327,6 +484,7 @@ fn lines_of_endpoints(change: &Change) -> Vec<String> {
 mod tests {
     use super::*;
     use crate::registry::Registered;
+    use crate::registry::layout::{Announced, Endpoint};
 
     fn change(removed: &[usize], added: &[usize]) -> Change {
         let registered = |host: &usize| Registered {
@@ -335,10 +493,52 @@ mod tests {
             weight: 2,
             order: 0,
             metadata: Vec::new(),
+            egress: Arc::default(),
         };
         let removed = removed.iter().map(|host| registered(host).id);
         let added = added.iter().map(registered).collect();
-        Change { service: "users".into(), removed: removed.collect(), added, paused: None }
+        Change { service: "users".into(), removed: removed.collect(), added, paused: None, proxied: None }
+    }
+
+    /// Issue 10, 14: a large reading is taken in by slices, between which others have their turn, and what comes of it is
+    /// handed on in pieces.
+    #[tokio::test]
+    async fn others_have_their_turn_while_a_large_reading_is_taken_in() {
+        const COUNT: usize = 20_000;
+        let pieces = Arc::new(std::sync::Mutex::new(Vec::new()));
+        let sink = {
+            let pieces = pieces.clone();
+            move |changes: Vec<Change>| {
+                let named = changes.iter().map(|change| change.added.len() + change.removed.len()).sum::<usize>();
+                pieces.lock().expect("no panic").push(named);
+            }
+        };
+        let status = Arc::new(Status::new());
+        let mut keeper = Keeper::new(status.clone(), None, RegistryLimits::default(), sink);
+        let source =
+            Described { status: SourceStatus::new("file"), parts: vec!["file".to_owned()], rules: Arc::default() };
+        let configured = Configured { sources: vec![source], fixed: Vec::new(), limits: RegistryLimits::default() };
+        let origin = keeper.start(configured)[0][0];
+        let (messages, queue) = mpsc::channel(1);
+        let task = tokio::spawn(keeper.run(queue, Arc::default()));
+        let entry = |i: usize| {
+            let endpoint = Endpoint { address: format!("h{i}:80"), weight: 1, metadata: Vec::new() };
+            let announced = Announced::endpoints("users".to_owned(), vec![endpoint]);
+            Entry { key: format!("k{i}").into_bytes(), order: 1, content: Content::Announced(announced) }
+        };
+        let events = vec![Event::Reset((0..COUNT).map(entry).collect())];
+        assert!(messages.send(Message::Update(Update { origin, events })).await.is_ok());
+        let mut turns = 0;
+        while status.report().endpoints < COUNT as u64 {
+            turns += 1;
+            tokio::task::yield_now().await;
+        }
+        drop(messages);
+        task.await.expect("no panic");
+        assert!(turns >= COUNT / SLICE, "{turns} turns");
+        let pieces = pieces.lock().expect("no panic");
+        assert_eq!(pieces.iter().sum::<usize>(), COUNT);
+        assert!(pieces.iter().all(|named| *named <= PIECE), "{pieces:?}");
     }
 
     #[test]
@@ -354,5 +554,34 @@ mod tests {
     fn many_are_counted() {
         let (removed, added): (Vec<_>, Vec<_>) = ((0..10).collect(), (5..100).collect());
         assert_eq!(lines(&change(&removed, &added)), ["users: 90 endpoints joined, 5 left, 5 changed"]);
+    }
+
+    /// Issue 10, 10: what cannot be applied ends neither the keeper nor the sources.
+    #[tokio::test]
+    async fn a_change_that_panics_keeps_no_other_from_being_applied() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("services.toml");
+        let write =
+            |service: &str| std::fs::write(&path, format!("[services.{service}]\nendpoints = ['a:1']")).unwrap();
+        write("bad");
+        let rescan = Duration::from_millis(20);
+        let file = Some(crate::config::checked::FileSource { path: path.clone(), rescan, rules: Default::default() });
+        let config = crate::config::checked::Registry { file, ..Default::default() };
+        let (seen, mut changes) = mpsc::unbounded_channel();
+        let running = crate::registry::run(&config, None, move |all: Vec<Change>| {
+            for change in all {
+                assert!(change.service != "bad" || change.added.is_empty(), "it cannot be applied");
+                let _ = seen.send(change.service);
+            }
+        });
+        let panicked = || supervise::panics().iter().any(|(task, count)| *task == "registry-keeper" && *count > 0);
+        while !panicked() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        write("good");
+        // The one that was not applied is taken back before, or not.
+        let good = async { while changes.recv().await.is_some_and(|service| service != "good") {} };
+        tokio::time::timeout(Duration::from_secs(60), good).await.unwrap();
+        running.stop().await;
     }
 }

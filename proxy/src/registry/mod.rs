@@ -17,6 +17,9 @@
 //!   services there are.
 //! * **A restart is no reason to know less.** With a state folder the last answer is kept on disk ([`snapshot`]) and is
 //!   in force before any source has answered. It enters as a `Reset`, and the source's first `Reset` corrects it.
+//! * **What a registry says is input.** Names that clients use for something else, addresses that nobody means, and more
+//!   than fits are not taken ([`rules`], [`limits`]); the catalog's work is bounded for each key and done in slices, and
+//!   whatever was not taken is shown with its key and a reason.
 //! * **Another configuration is no reason either.** A source whose settings changed is begun anew, and what it said
 //!   before holds until it has answered; only then goes what is no longer configured.
 //!
@@ -29,6 +32,8 @@ pub mod etcd;
 pub mod file;
 mod keeper;
 pub mod layout;
+pub mod limits;
+pub mod rules;
 pub mod snapshot;
 mod status;
 
@@ -37,21 +42,24 @@ use std::future::Future;
 use std::path::Path;
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 
-use crate::config::checked;
+use crate::config::checked::{self, SourceRules};
+use crate::egress::Egress;
+use crate::supervise;
 use address::address;
 use apply::{Entry, Origin, encode_key};
 use etcd::Etcd;
 use file::File;
 use keeper::{Configured, Described, FIXED, Keeper, Message};
 use layout::Endpoint;
+use rules::Rules;
 use snapshot::Store;
 use status::SourceStatus;
 
 pub use keeper::Feed;
-pub use status::{Report, SourceReport, Status};
+pub use status::{Report, Skipped, SourceReport, Status};
 
 /// Updates that wait for the keeper before sources have to; each is a response's worth.
 const QUEUE: usize = 64;
@@ -68,6 +76,8 @@ pub struct Registered {
     /// The registry's order of creation: smaller is older.
     pub order: u64,
     pub metadata: Vec<(String, String)>,
+    /// The addresses at which it may be connected to, by the rules of the source that announces it.
+    pub egress: Arc<Egress>,
 }
 
 impl Registered {
@@ -89,6 +99,9 @@ pub struct Change {
     pub added: Vec<Registered>,
     /// Whether the service as a whole is paused now, where that has changed.
     pub paused: Option<bool>,
+    /// Whether proxy requests, CONNECT and SOCKS for the service's name as a host lead to it, where the name has several
+    /// labels and is outside the suffix; `None` where that is as before.
+    pub proxied: Option<bool>,
 }
 
 /// A kind of registry.
@@ -107,6 +120,8 @@ pub struct Running {
     etcd: Option<Following>,
     messages: mpsc::Sender<Message>,
     keeper: JoinHandle<()>,
+    /// The keeper has lost what sources said: they have to say all of it again.
+    lost: Arc<Notify>,
 }
 
 /// A source that is being followed; it stops when this is dropped.
@@ -130,13 +145,13 @@ where
     S: FnMut(Vec<Change>) + Send + 'static,
 {
     let status = Arc::new(Status::new());
-    let mut keeper = Keeper::new(status.clone(), state.map(Store::new), sink);
+    let mut keeper = Keeper::new(status.clone(), state.map(Store::new), config.limits, sink);
     let plan = Plan::new(config, None, None);
-    let origins = keeper.configure(plan.configured(config));
-    keeper.restore();
+    let origins = keeper.start(plan.configured(config));
     let (messages, queue) = mpsc::channel(QUEUE);
-    let keeper = tokio::spawn(keeper.run(queue));
-    let mut running = Running { status, config: config.clone(), file: None, etcd: None, messages, keeper };
+    let lost = Arc::new(Notify::new());
+    let keeper = tokio::spawn(keeper.run(queue, lost.clone()));
+    let mut running = Running { status, config: config.clone(), file: None, etcd: None, messages, keeper, lost };
     running.follow(plan, origins);
     running
 }
@@ -164,12 +179,15 @@ impl Plan {
     fn configured(&self, config: &checked::Registry) -> Configured {
         let watches = config.etcd.iter().flat_map(|etcd| &etcd.watches);
         let parts = [
-            (&self.fixed, vec![FIXED.to_owned()]),
-            (&self.file, config.file.iter().map(file_part).collect()),
-            (&self.etcd, watches.map(etcd_part).collect()),
+            (&self.fixed, vec![FIXED.to_owned()], Some(&config.fixed_rules)),
+            (&self.file, config.file.iter().map(file_part).collect(), config.file.as_ref().map(|file| &file.rules)),
+            (&self.etcd, watches.map(etcd_part).collect(), config.etcd.as_ref().map(|etcd| &etcd.rules)),
         ];
-        let described = |(status, parts): (&Option<_>, _)| Some(Described { status: Option::clone(status)?, parts });
-        Configured { sources: parts.into_iter().filter_map(described).collect(), fixed: fixed_entries(&config.fixed) }
+        let described = |(status, parts, rules): (&Option<_>, _, Option<&SourceRules>)| {
+            Some(Described { status: Option::clone(status)?, parts, rules: Rules::new(rules?) })
+        };
+        let fixed = fixed_entries(&config.fixed);
+        Configured { sources: parts.into_iter().filter_map(described).collect(), fixed, limits: config.limits }
     }
 }
 
@@ -191,7 +209,7 @@ fn fixed_entries(services: &HashMap<Arc<str>, Vec<checked::FixedEndpoint>>) -> V
             weight: fixed.weight,
             metadata: fixed.metadata.clone(),
         });
-        entries.extend(file::entries(&service.to_ascii_lowercase(), endpoints));
+        entries.extend(file::entries(&service.to_ascii_lowercase(), endpoints.map(|endpoint| (endpoint, None))));
     }
     entries
 }
@@ -236,10 +254,12 @@ impl Running {
             |status| Some(Feed { own: Option::clone(&status)?, origins: origins.next()?, messages: messages.clone() });
         let (file, etcd) = (feed(file), feed(etcd));
         if let (None, Some(feed), Some(file)) = (&self.file, file, &self.config.file) {
-            self.file = Some(Following::start(File::new(file.clone()), feed));
+            let file = file.clone();
+            self.file = Some(Following::start(move || File::new(file.clone()), feed, self.lost.clone()));
         }
         if let (None, Some(feed), Some(etcd)) = (&self.etcd, etcd, &self.config.etcd) {
-            self.etcd = Some(Following::start(Etcd::new(etcd.clone()), feed));
+            let etcd = etcd.clone();
+            self.etcd = Some(Following::start(move || Etcd::new(etcd.clone()), feed, self.lost.clone()));
         }
     }
 
@@ -256,10 +276,19 @@ impl Running {
 }
 
 impl Following {
-    fn start(source: impl Source, feed: Feed) -> Self {
+    /// Follows a source, and begins anew with another one of its kind after a panic, or when what it has said is `lost`.
+    fn start<S: Source>(source: impl Fn() -> S + Send + 'static, feed: Feed, lost: Arc<Notify>) -> Self {
         let status = feed.own.clone();
         let mut task = JoinSet::new();
-        task.spawn(source.run(feed));
+        task.spawn(supervise::keep("registry", move || {
+            let (run, lost) = (source().run(feed.clone()), lost.clone());
+            async move {
+                tokio::select! {
+                    () = run => {}
+                    () = lost.notified() => {}
+                }
+            }
+        }));
         Self { status, task }
     }
 }

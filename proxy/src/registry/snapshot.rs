@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::address::{AddressError, NameError, address, service_name};
 use super::apply::{Content, Entry, decode_key, encode_key};
 use super::layout::{Announced, Endpoint};
+use crate::regular;
 
 /// The name of the file in the state folder.
 pub const FILE: &str = "registry.json";
@@ -45,9 +46,8 @@ pub struct Store {
     path: PathBuf,
 }
 
-#[derive(Serialize, Deserialize)]
+#[derive(Deserialize)]
 struct Written {
-    version: u32,
     sources: HashMap<String, Vec<WrittenEntry>>,
 }
 
@@ -84,6 +84,12 @@ impl Store {
     /// What was kept, by the name of the source's part. Nothing where there is no snapshot or none that can be read,
     /// of which the second is logged.
     pub fn load(&self) -> HashMap<String, Vec<Entry>> {
+        if let Some(folder) = self.path.parent()
+            && folder.exists()
+            && let Err(error) = regular::private_folder(folder)
+        {
+            tracing::warn!(target: "heddle::registry", "{}: others may look into it: {error}", folder.display());
+        }
         match self.read() {
             Ok(entries) => entries,
             Err(SnapshotError::Read(error)) if error.kind() == io::ErrorKind::NotFound => HashMap::new(),
@@ -96,32 +102,15 @@ impl Store {
     }
 
     fn read(&self) -> Result<HashMap<String, Vec<Entry>>, SnapshotError> {
-        let content = std::fs::read(&self.path)?;
+        let content = regular::read(&self.path, regular::DATA)?;
         // The version first: another version may have another shape.
         let Versioned { version } = serde_json::from_slice(&content)?;
         if version != VERSION {
             return Err(SnapshotError::Version(version));
         }
         let written: Written = serde_json::from_slice(&content)?;
-        let entries =
-            |entries: Vec<WrittenEntry>| entries.into_iter().map(WrittenEntry::check).collect::<Result<_, _>>();
-        written.sources.into_iter().map(|(name, written)| Ok((name, entries(written)?))).collect()
-    }
-
-    /// The file's content.
-    pub(super) fn encode<'a, E>(parts: impl Iterator<Item = (&'a str, E)>) -> serde_json::Result<Vec<u8>>
-    where
-        E: Iterator<Item = (&'a [u8], u64, &'a Announced)>,
-    {
-        let entry = |(key, order, announced): (&[u8], u64, &Announced)| WrittenEntry {
-            key: encode_key(key),
-            order,
-            service: announced.service.clone(),
-            endpoints: announced.endpoints.iter().map(WrittenEndpoint::from).collect(),
-            pauses: announced.pauses,
-        };
-        let sources = parts.map(|(name, entries)| (name.to_owned(), entries.map(entry).collect())).collect();
-        serde_json::to_vec(&Written { version: VERSION, sources })
+        let entries = |entries: Vec<WrittenEntry>| entries.into_iter().map(WrittenEntry::check).collect();
+        Ok(written.sources.into_iter().map(|(name, written)| (name, entries(written))).collect())
     }
 
     /// Replaces the file; a failure is logged, and the next change tries again.
@@ -134,7 +123,7 @@ impl Store {
 
     fn replace(&self, content: &[u8]) -> io::Result<()> {
         let folder = self.path.parent().unwrap_or(Path::new("."));
-        std::fs::create_dir_all(folder)?;
+        regular::private_folder(folder)?;
         let mut file = tempfile::NamedTempFile::new_in(folder)?;
         file.write_all(content)?;
         file.as_file().sync_data()?;
@@ -143,14 +132,70 @@ impl Store {
     }
 }
 
+/// Builds the file's content, entry by entry, so that the one who does it can pause.
+#[derive(Debug)]
+pub(super) struct Encoder {
+    content: Vec<u8>,
+    has_part: bool,
+    has_entry: bool,
+}
+
+impl Default for Encoder {
+    fn default() -> Self {
+        let content = format!(r#"{{"version":{VERSION},"sources":{{"#).into_bytes();
+        Self { content, has_part: false, has_entry: false }
+    }
+}
+
+impl Encoder {
+    /// What follows is of the part of this name.
+    pub fn begin(&mut self, part: &str) -> serde_json::Result<()> {
+        if std::mem::replace(&mut self.has_part, true) {
+            self.content.extend_from_slice(b"],");
+        }
+        serde_json::to_writer(&mut self.content, part)?;
+        self.content.extend_from_slice(b":[");
+        self.has_entry = false;
+        Ok(())
+    }
+
+    pub fn add(&mut self, key: &[u8], order: u64, announced: &Announced) -> serde_json::Result<()> {
+        if std::mem::replace(&mut self.has_entry, true) {
+            self.content.push(b',');
+        }
+        let entry = WrittenEntry {
+            key: encode_key(key),
+            order,
+            service: announced.service.clone(),
+            endpoints: announced.endpoints.iter().map(WrittenEndpoint::from).collect(),
+            pauses: announced.pauses,
+        };
+        serde_json::to_writer(&mut self.content, &entry)
+    }
+
+    pub fn end(mut self) -> serde_json::Result<Vec<u8>> {
+        self.content.extend_from_slice(if self.has_part { b"]}}" } else { b"}}" });
+        Ok(self.content)
+    }
+}
+
 impl WrittenEntry {
-    fn check(self) -> Result<Entry, SnapshotError> {
+    /// An entry that is not taken any more, such as one whose service has a name that is none, is left out by itself: its
+    /// key is known, and the others are as good as before.
+    fn check(self) -> Entry {
+        let key = decode_key(&self.key);
+        let order = self.order;
+        let content = self.announced().map_or_else(|error| Content::Unreadable(error.to_string()), Content::Announced);
+        Entry { key, order, content }
+    }
+
+    fn announced(self) -> Result<Announced, SnapshotError> {
         let mut endpoints = Vec::with_capacity(self.endpoints.len());
         for WrittenEndpoint { address: text, weight, metadata } in self.endpoints {
             endpoints.push(Endpoint { address: address(&text)?, weight, metadata });
         }
-        let announced = Announced { service: service_name(&self.service)?, endpoints, pauses: self.pauses };
-        Ok(Entry { key: decode_key(&self.key), order: self.order, content: Content::Announced(announced) })
+        let announced = Announced::endpoints(service_name(&self.service)?, endpoints);
+        Ok(Announced { pauses: self.pauses, ..announced })
     }
 }
 
@@ -181,8 +226,11 @@ mod tests {
 
     fn save(store: &Store, entry: &Entry) {
         let Content::Announced(announced) = &entry.content else { panic!("no content") };
-        let entries = std::iter::once((entry.key.as_slice(), entry.order, announced));
-        store.save(Store::encode(std::iter::once(("etcd /s/", entries))));
+        let mut encoder = Encoder::default();
+        encoder.begin("file of another").expect("text");
+        encoder.begin("etcd /s/").expect("text");
+        encoder.add(&entry.key, entry.order, announced).expect("an entry");
+        store.save(encoder.end());
     }
 
     #[test]
@@ -192,7 +240,8 @@ mod tests {
         assert!(store.load().is_empty());
         for entry in [entry(b"/s/users/1"), entry(b"\x00\xff"), mark()] {
             save(&store, &entry);
-            let expected = HashMap::from([("etcd /s/".to_owned(), vec![entry])]);
+            let expected =
+                HashMap::from([("file of another".to_owned(), Vec::new()), ("etcd /s/".to_owned(), vec![entry])]);
             assert_eq!(store.load(), expected);
         }
     }
@@ -201,19 +250,27 @@ mod tests {
     fn a_snapshot_that_cannot_be_read_is_ignored_and_replaced() {
         let folder = tempfile::tempdir().expect("a folder");
         let store = Store::new(folder.path());
-        for broken in [
-            "",
-            "{",
-            "[]",
-            r#"{"version":2,"sources":"of another shape"}"#,
-            r#"{"version":1,"sources":{"a":[{"key":"k","order":1,"service":"/","endpoints":[]}]}}"#,
-            r#"{"version":1,"sources":{"a":[{"key":"k","order":1,"service":"s","endpoints":[{"address":"a","weight":1,"metadata":[]}]}]}}"#,
-        ] {
+        for broken in ["", "{", "[]", r#"{"version":2,"sources":"of another shape"}"#] {
             std::fs::write(&store.path, broken).expect("write");
             assert!(store.read().is_err(), "{broken}");
             assert!(store.load().is_empty(), "{broken}");
         }
         save(&store, &entry(b"k"));
-        assert_eq!(store.load().len(), 1);
+        assert_eq!(store.load().len(), 2);
+    }
+
+    /// Issue 10, 13: the snapshot of an earlier version may hold names that are none any more.
+    #[test]
+    fn an_entry_that_is_not_taken_takes_no_other_with_it() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::new(folder.path());
+        let content = r#"{"version":1,"sources":{"a":[
+            {"key":"k1","order":1,"service":"localhost","endpoints":[]},
+            {"key":"k2","order":1,"service":"s","endpoints":[{"address":"a","weight":1,"metadata":[]}]},
+            {"key":"k3","order":1,"service":"s","endpoints":[{"address":"a:1","weight":1,"metadata":[]}]}]}}"#;
+        std::fs::write(&store.path, content).expect("write");
+        let entries = store.load().remove("a").expect("the part");
+        let is_read: Vec<bool> = entries.iter().map(|entry| matches!(entry.content, Content::Announced(_))).collect();
+        assert_eq!(is_read, [false, false, true]);
     }
 }

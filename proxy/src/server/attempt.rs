@@ -9,6 +9,7 @@ use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker, ready};
 use std::time::Duration;
 
@@ -19,19 +20,35 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use super::refusal::Refusal;
 use crate::proto::body::Stream;
 use crate::proto::{Body, BodyError};
-use crate::service::ServiceStats;
-use crate::timer::Timers;
-use crate::upstream::{Failure, Pool, Reply, Stage};
+use crate::service::{Client, Holder, ServiceStats};
+use crate::timer::{self, Timers};
+use crate::upstream::{Failure, Hold, Pool, Reply, Stage};
+
+/// Bytes a second that a client has to send of a body while there is no response: Apache's default, which counts the
+/// seconds beyond a first time in the same way (`mod_reqtimeout`, `RequestReadTimeout body=20,MinRate=500`). Here that
+/// first time is `body_timeout`. What a slow link gets through is far more; what is sent byte by byte is far less.
+pub(super) const LEAST_PACE: u64 = 500;
+
+/// How long the client may take for the request's body before there is a response. Afterwards it may be silent for as
+/// long as the response moves: a stream of events is a request that never ends.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct BodyLimits {
+    /// How long the body may stand still.
+    pub timeout: Duration,
+    /// Bytes a second that it must have, if any, once `timeout` was spent waiting for it in all. The time in which the
+    /// endpoint does not take what there is does not count.
+    pub least: Option<u64>,
+}
 
 /// One attempt of a request.
 pub(super) struct Attempt<'a> {
     pub pool: &'a Rc<Pool>,
+    /// Whose it is.
+    pub client: Client,
     pub stats: &'a ServiceStats,
     /// From the end of the request to the response's head.
     pub timeout: Duration,
-    /// How long the client may let the request's body stand still before there is a response. Afterwards it may be
-    /// silent for as long as the response moves: a stream of events is a request that never ends.
-    pub body_timeout: Duration,
+    pub body: BodyLimits,
     /// How long the endpoint may take nothing of the request's body.
     pub idle_timeout: Duration,
     /// Tick at which there must be a response, whatever else is allowed.
@@ -43,16 +60,38 @@ pub(super) struct Attempt<'a> {
 impl Attempt<'_> {
     /// The response, and the request's body where that is still under way.
     pub async fn run(self, timers: &Rc<Timers>, head: &Parts, body: Body) -> Result<(Reply, Option<Upload>), Refusal> {
-        let (body, upload) = follow(body, timers);
-        let mut attempt = pin!(self.pool.attempt(head, body, self.stage, || self.stats.resent.add(1)));
+        let hold = self.pool.hold(self.client);
+        let (body, upload) = follow(body, timers, &hold);
+        let mut reply = self.reply(timers, head, body, upload.as_ref(), &hold).await?;
+        reply.hold = Some(hold);
+        if let Some(upload) = &upload {
+            upload.progress.has_response.set(true);
+        }
+        Ok((reply, upload))
+    }
+
+    /// The response, with all deadlines that there are until then.
+    async fn reply(
+        &self,
+        timers: &Rc<Timers>,
+        head: &Parts,
+        body: Body,
+        upload: Option<&Upload>,
+        hold: &Hold,
+    ) -> Result<Reply, Refusal> {
+        let mut attempt = pin!(self.pool.attempt(head, body, hold, self.stage, || self.stats.resent.add(1)));
         // Looked at as often as the client's time may be over: when that begins is not told to this task.
-        let most = if upload.is_some() { self.timeout.min(self.body_timeout) } else { self.timeout };
+        let most = if upload.is_some() { self.timeout.min(self.body.timeout) } else { self.timeout };
         let mut limit = timers.deadline(most);
         let mut deadline = self.until.map(|tick| timers.deadline_at(tick));
-        let reply = poll_fn(|cx| {
+        poll_fn(|cx| {
+            if upload.is_some() && hold.poll_ended(cx).is_ready() {
+                let address = self.pool.target.address.to_string();
+                return Poll::Ready(Err(Failure::Share { address }.into()));
+            }
             if let Poll::Ready(result) = attempt.as_mut().poll(cx) {
                 // Where the request's body broke, what came of that is no fault of the endpoint's.
-                let body_error = || upload.as_ref().and_then(|upload| upload.progress.error.take());
+                let body_error = || upload.and_then(|upload| upload.progress.error.take());
                 return Poll::Ready(result.map_err(|failure| match body_error() {
                     Some(error) => Failure::ClientBody(error).into(),
                     None => failure.into(),
@@ -64,17 +103,17 @@ impl Attempt<'_> {
             }
             loop {
                 ready!(limit.poll_passed(cx));
-                let Some(upload) = upload.as_ref() else { break };
+                let Some(upload) = upload else { break };
                 // While the request is still being sent, its own progress counts.
                 let Progress { done, waiting, .. } = &*upload.progress;
-                let allowed = match (done.get(), waiting.get()) {
-                    (true, _) => self.timeout,
-                    (false, true) => self.body_timeout,
-                    (false, false) => self.idle_timeout,
+                let left = match (done.get(), waiting.get()) {
+                    (true, _) => upload.time_left(timers, self.timeout),
+                    (false, true) => upload.progress.time_left(timers, self.body),
+                    (false, false) => upload.time_left(timers, self.idle_timeout),
                 };
-                match upload.time_left(timers, allowed) {
+                match left {
                     Some(left) if done.get() => limit.reset(left),
-                    Some(left) => limit.reset(left.min(self.body_timeout)),
+                    Some(left) => limit.reset(left.min(self.body.timeout)),
                     None if waiting.get() => {
                         return Poll::Ready(Err(Refusal::Upstream(Failure::ClientBody(BodyError::Idle))));
                     }
@@ -84,8 +123,7 @@ impl Attempt<'_> {
             self.expire();
             Poll::Ready(Err(self.pool.late(self.stage.get()).into()))
         })
-        .await?;
-        Ok((reply, upload))
+        .await
     }
 
     /// Its time is over: what carries it is told so before it is given up.
@@ -101,27 +139,51 @@ struct Progress {
     /// Tick at which the last frame came, or the next was asked for.
     last: Cell<u64>,
     done: Cell<bool>,
+    /// The response has begun.
+    has_response: Cell<bool>,
     /// Why the body broke.
     error: RefCell<Option<BodyError>>,
     /// The next frame is the client's to send.
     waiting: Cell<bool>,
+    /// Ticks in which it was, before this time.
+    waited: Cell<u64>,
+    /// Bytes that have come.
+    bytes: Cell<u64>,
     given_up: Cell<bool>,
     /// Who waits for the next frame.
     waker: RefCell<Option<Waker>>,
 }
 
+impl Progress {
+    /// How long the client, which is waited for, may still take for the next frame; none where its time is over.
+    fn time_left(&self, timers: &Timers, limits: BodyLimits) -> Option<Duration> {
+        let silent = timers.since(self.last.get());
+        let mut left = limits.timeout.checked_sub(silent)?;
+        if let Some(least) = limits.least {
+            let earned = Duration::from_millis(self.bytes.get().saturating_mul(1000) / least.max(1));
+            let waited = timer::ticks(self.waited.get()).saturating_add(silent);
+            left = left.min(limits.timeout.saturating_add(earned).checked_sub(waited)?);
+        }
+        Some(left).filter(|left| !left.is_zero())
+    }
+}
+
 /// Follows a body that is yet to arrive; one that is here needs nobody to follow it.
-fn follow(body: Body, timers: &Rc<Timers>) -> (Body, Option<Upload>) {
+fn follow(body: Body, timers: &Rc<Timers>, hold: &Hold) -> (Body, Option<Upload>) {
     let Body::Stream(stream) = body else { return (body, None) };
     let progress = Rc::new(Progress {
         last: Cell::new(timers.now()),
         done: Cell::new(false),
+        has_response: Cell::new(false),
         error: RefCell::default(),
         waiting: Cell::new(false),
+        waited: Cell::new(0),
+        bytes: Cell::new(0),
         given_up: Cell::new(false),
         waker: RefCell::default(),
     });
-    let body = Followed { stream, progress: progress.clone(), timers: timers.clone() };
+    hold.set_body(true);
+    let body = Followed { stream, progress: progress.clone(), timers: timers.clone(), holder: hold.counter() };
     (Body::Stream(Box::pin(body)), Some(Upload { progress }))
 }
 
@@ -150,6 +212,8 @@ struct Followed {
     stream: Stream,
     progress: Rc<Progress>,
     timers: Rc<Timers>,
+    /// Of what the attempt holds.
+    holder: Arc<Holder>,
 }
 
 impl HttpBody for Followed {
@@ -175,8 +239,21 @@ impl HttpBody for Followed {
             }
             return Poll::Pending;
         };
-        progress.last.set(this.timers.now());
-        progress.done.set(frame.is_none() || this.stream.is_end_stream());
+        let now = this.timers.now();
+        let last = progress.last.replace(now);
+        if waited {
+            progress.waited.set(progress.waited.get().saturating_add(now.saturating_sub(last)));
+        }
+        if let Some(Ok(frame)) = &frame
+            && let Some(data) = frame.data_ref()
+        {
+            progress.bytes.set(progress.bytes.get().saturating_add(data.len() as u64));
+            this.holder.moved(data.len());
+        }
+        let done = frame.is_none() || this.stream.is_end_stream();
+        if done && !progress.done.replace(true) && !progress.has_response.get() {
+            this.holder.set_body(false);
+        }
         Poll::Ready(frame.map(|frame| {
             frame.map_err(|error| {
                 progress.error.replace(Some(error));

@@ -30,7 +30,7 @@ use super::visit::{Ending, Visit};
 use crate::policy::retry::first_counts;
 use crate::policy::{Facts, Kind, Outcome};
 use crate::proto::Body;
-use crate::service::{Active, Admitted, InFlight, Retry};
+use crate::service::{Active, Admitted, Client, InFlight, Retry};
 use crate::timer::Deadline;
 use crate::upstream::{Reply, Stage};
 
@@ -142,9 +142,10 @@ impl Sending<'_> {
         let stage = Cell::default();
         let attempt = Attempt {
             pool: &pool,
+            client: Client::of(connection.client.ip()),
             stats: &local.stats,
             timeout: retries.terms.try_timeout.unwrap_or(settings.request_timeout),
-            body_timeout: settings.stream_idle_timeout.min(connection.listener.settings.body_timeout),
+            body: call.body_limits(settings.stream_idle_timeout, connection),
             idle_timeout: settings.stream_idle_timeout,
             until: retries.until,
             stage: &stage,

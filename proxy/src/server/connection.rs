@@ -25,6 +25,7 @@ use super::{h1, h2, socks, tunnel};
 use crate::policy::Peer;
 use crate::transport::Stream;
 use crate::transport::proxy_protocol::{self, Addresses};
+use crate::transport::tls::{Proof, Standing};
 
 /// How long a client may take nothing of what there is for it: Envoy's idle time of a stream.
 pub(super) const BLOCKED: Duration = Duration::from_secs(300);
@@ -38,10 +39,14 @@ pub struct Connection {
     pub worker: Rc<Worker>,
     pub listener: Arc<Listener>,
     pub client: SocketAddr,
+    /// Where the connection comes from: the client, or who speaks for it.
+    pub source: SocketAddr,
     /// The address that the client connected to.
     pub local: SocketAddr,
     /// What the client's TLS handshake said; none without TLS.
     pub peer: Option<Arc<Peer>>,
+    /// The certificate that the client has proved itself by; it stays one only for as long as it would be accepted.
+    pub proof: Option<Rc<Proof>>,
     /// Whether TLS was ended here, on this connection or in this tunnel: there is none inside of it.
     pub ends_tls: bool,
     /// The tunnel to a service that the client has asked for: everything inside is for it.
@@ -62,6 +67,17 @@ impl Connection {
         self.tunnel.is_some() || self.listener.settings.service.is_some()
     }
 
+    /// Whether the client's certificate has been revoked since, or its authority is trusted no more: no more requests are
+    /// served.
+    pub fn is_revoked(&self) -> bool {
+        self.proof.as_ref().is_some_and(|proof| proof.standing() == Standing::Revoked)
+    }
+
+    /// Whether the client is to be asked to come again, with a certificate that is good now.
+    pub fn is_outlived(&self) -> bool {
+        self.proof.as_ref().is_some_and(|proof| proof.standing() != Standing::Good)
+    }
+
     /// The service that everything on this connection goes to.
     pub fn service(&self) -> Option<Rc<LocalService>> {
         match &self.tunnel {
@@ -78,14 +94,24 @@ pub async fn serve(worker: Rc<Worker>, listener: Arc<Listener>, stream: TcpStrea
     let address = listener.settings.address;
     // Of a listener on all addresses only the socket knows.
     let local = address.ip().is_unspecified().then(|| stream.local_addr().ok()).flatten().unwrap_or(address);
-    let mut connection = Connection { worker, listener, client, local, peer: None, ends_tls: false, tunnel: None };
+    let mut connection = Connection {
+        worker,
+        listener,
+        client,
+        source: client,
+        local,
+        peer: None,
+        proof: None,
+        ends_tls: false,
+        tunnel: None,
+    };
     let mut stream = stream.into();
     let named = if connection.listener.begins_with_header(client.ip()) {
         if !Box::pin(accept_header(&mut connection, &mut stream)).await {
             return;
         }
         let Ok(named) = connection.listener.enter(connection.client.ip()) else { return };
-        named
+        Some(named)
     } else {
         None
     };
@@ -153,11 +179,13 @@ async fn serve_layer(connection: Rc<Connection>, mut stream: Stream) -> Option<(
         Layer::Tls => {
             let tls = connection.listener.tls.clone();
             match Box::pin(before_requests(worker, tls.accept(&worker.timers, stream))).await? {
-                Ok((stream, mut peer)) => {
+                Ok((stream, mut peer, proof)) => {
                     // Who has opened a tunnel is also who speaks in it.
                     peer.identity = peer.identity.or_else(|| connection.peer.as_ref()?.identity.clone());
+                    let outer = connection.proof.as_ref();
+                    let proof = proof.map(|proof| Rc::new(proof.inside(outer))).or_else(|| outer.cloned());
                     let peer = Some(Arc::new(peer));
-                    let inside = Connection { peer, ends_tls: true, ..Connection::clone(&connection) };
+                    let inside = Connection { peer, proof, ends_tls: true, ..Connection::clone(&connection) };
                     Some((Rc::new(inside), stream))
                 }
                 Err(error) => {

@@ -8,8 +8,10 @@ use super::connection::{Connection, Inside};
 use super::exchange::Next;
 use super::local::LocalService;
 use super::refusal::Refusal;
-use super::route::normalized;
+use super::route::{normalized, without_suffix};
 use super::tunnel;
+use super::worker::Worker;
+use crate::service::ServiceStats;
 use crate::upstream::Pool;
 
 /// Where a request, or a tunnel, goes.
@@ -18,15 +20,49 @@ pub enum Destination {
     Host(Rc<Pool>),
 }
 
+impl Destination {
+    /// Whether there is anything to connect to. Where there is not, that can be said at once.
+    pub fn may_be_reached(&self) -> bool {
+        match self {
+            Self::Service(local) => local.service.snapshot().eligible_count() > 0,
+            Self::Host(_) => true,
+        }
+    }
+
+    /// Where its requests are counted.
+    pub fn stats<'a>(&'a self, worker: &'a Worker) -> &'a ServiceStats {
+        match self {
+            Self::Service(local) => &local.stats,
+            Self::Host(_) => &worker.passed_through,
+        }
+    }
+}
+
 /// Where a host leads: to the service that everything on the connection is for, to the one that the host names, or
-/// with a port to the host itself.
+/// with a port, as proxy requests, CONNECT and SOCKS have one, to the host itself.
+///
+/// A registry must not take over what clients send to hosts of others. So with a port, a name of several labels outside
+/// the suffix leads to a service only where the source that announces it says so.
 ///
 /// # Errors
 ///
-/// When there is no such service, and the host is not passed through.
+/// When there is no such service, and the host is not passed through; and when the client's certificate is no longer
+/// accepted.
 pub fn find(connection: &Connection, host: &str, port: Option<u16>) -> Result<Destination, Refusal> {
+    if connection.is_revoked() {
+        return Err(Refusal::Revoked);
+    }
     let Connection { worker, listener, .. } = connection;
-    let service = if connection.is_bound() { connection.service() } else { worker.service_of_host(host) };
+    let service = if connection.is_bound() {
+        connection.service()
+    } else {
+        let may_take = |service: &Rc<LocalService>| {
+            port.is_none()
+                || is_service_host(&normalized(host), &worker.common().suffix)
+                || service.service.fleet.takes_proxy_requests()
+        };
+        worker.service_of_host(host).filter(may_take)
+    };
     if let Some(service) = service {
         return Ok(Destination::Service(service));
     }
@@ -37,6 +73,11 @@ pub fn find(connection: &Connection, host: &str, port: Option<u16>) -> Result<De
         (Some(reach), Some(port)) => Ok(Destination::Host(worker.passthrough.pool(worker, reach, host, port)?)),
         _ => Err(Refusal::UnknownService { host: host.chars().take(255).collect() }),
     }
+}
+
+/// Whether a host, in lower case, can only be meant as a service: it has one label, or ends in the suffix.
+fn is_service_host(host: &str, suffix: &str) -> bool {
+    !host.contains('.') || without_suffix(host, suffix).is_some()
 }
 
 /// Opens a tunnel, within the listener's deadline for requests. One to a service is looked into before an endpoint is

@@ -10,15 +10,16 @@ use http::request::Parts;
 use http::uri::Authority;
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Version};
 
-use super::attempt::Attempt;
+use super::attempt::{Attempt, BodyLimits, LEAST_PACE};
 use super::attempts::{self, Answered, Held};
 use super::connection::{Connection, Inside};
 use super::destination::{self, Destination};
+use super::first_byte;
 use super::local::LocalService;
 use super::passthrough;
 use super::record::{Limits, Record};
 use super::refusal::Refusal;
-use super::route::{Named, named, target};
+use super::route::{Named, check_asterisk, named, target};
 use super::tunnel::{self, Tunnel};
 use crate::config::checked::{Forwarded, UpstreamProtocol};
 use crate::policy::Facts;
@@ -26,9 +27,10 @@ use crate::proto::deadline::{self, Due};
 use crate::proto::headers::{
     ClientSide, forward, identify, join_cookies, strip_expect, strip_hop_by_hop, takes_trailers,
 };
+use crate::proto::names::strip_lookalikes;
 use crate::proto::upgrade::{ExtendedConnect, Upgrade};
 use crate::proto::{Body, Request, Response, grpc};
-use crate::service::ServiceStats;
+use crate::service::{Client, ServiceStats};
 use crate::timer::{Deadline, Timers};
 use crate::upstream::h1::Malformed;
 use crate::upstream::{Failure, Pool, Reply};
@@ -58,15 +60,22 @@ impl From<Response> for Answer {
 pub async fn serve(connection: Rc<Connection>, request: Request) -> Answer {
     let (head, body) = request.into_parts();
     let mut head = Box::new(head);
-    let mut call = Call::new(&head);
+    let mut call = Call::new(&connection, &head);
     if head.method == Method::CONNECT && head.extensions.get::<ExtendedConnect>().is_none() {
         return connect(&connection, &head, &body, &call).await;
     }
     let terms = call.read_terms(&connection, &mut head, &body);
-    match terms.and_then(|()| find_destination(&connection, &head)) {
-        Ok(Destination::Service(local)) => to_service(&connection, &local, head, body, call).await,
-        Ok(Destination::Host(pool)) => to_host(&connection, &pool, head, body, call).await,
-        Err(refusal) => call.refused(&refusal, &connection.worker.unrouted),
+    let destination = match terms.and_then(|()| find_destination(&connection, &head)) {
+        Ok(destination) => destination,
+        Err(refusal) => return call.refused(&refusal, &connection.worker.unrouted),
+    };
+    let body = match call.begun(&connection, &destination, &head, body).await {
+        Ok(body) => body,
+        Err(refusal) => return call.refused(&refusal, destination.stats(&connection.worker)),
+    };
+    match destination {
+        Destination::Service(local) => to_service(&connection, &local, head, body, call).await,
+        Destination::Host(pool) => to_host(&connection, &pool, head, body, call).await,
     }
 }
 
@@ -87,6 +96,7 @@ fn find_destination(connection: &Connection, head: &Parts) -> Result<Destination
     if connection.worker.common().signature.is_on(&head.headers) {
         return Err(Refusal::Loop);
     }
+    check_asterisk(head)?;
     let Named { host, absolute } = named(head)?;
     destination::find(connection, host, absolute.map(|target| target.port_u16().unwrap_or(80)))
 }
@@ -96,10 +106,14 @@ async fn to_service(
     local: &Rc<LocalService>,
     mut head: Box<Parts>,
     body: Body,
-    call: Call,
+    mut call: Call,
 ) -> Answer {
     let Connection { client, peer, .. } = connection;
     let settings = &local.service.settings;
+    if connection.listener.settings.asks_for_certificates() && settings.protocol != UpstreamProtocol::Opaque {
+        // What follows a change to an unknown protocol could be requests: see [`super::layer`].
+        call.upgrade = call.upgrade.take().and_then(Upgrade::to_websocket);
+    }
     if call.upgrade.is_some() && settings.protocol == UpstreamProtocol::Http2 {
         return call
             .refused(&Refusal::Unsupported("an upgrade for a service whose endpoints speak HTTP/2"), &local.stats);
@@ -135,9 +149,10 @@ async fn to_host(connection: &Connection, pool: &Rc<Pool>, mut head: Box<Parts>,
     let in_flight = Some(target.load.begin());
     let attempt = Attempt {
         pool,
+        client: Client::of(connection.client.ip()),
         stats,
         timeout: passthrough::REQUEST_TIMEOUT,
-        body_timeout: target.stream_idle_timeout.min(connection.listener.settings.body_timeout),
+        body: call.body_limits(target.stream_idle_timeout, connection),
         idle_timeout: target.stream_idle_timeout,
         until: call.deadline.as_ref().map(Deadline::tick),
         stage: &Cell::default(),
@@ -175,10 +190,14 @@ pub(super) struct Call {
     is_impatient: bool,
     /// The protocol that the client wants to change to.
     pub upgrade: Option<Upgrade>,
+    /// Whether a refusal may name addresses.
+    shows_addresses: bool,
+    /// Whether the client has to send the body at a pace while there is no response.
+    is_paced: bool,
 }
 
 impl Call {
-    fn new(head: &Parts) -> Self {
+    fn new(connection: &Connection, head: &Parts) -> Self {
         let is_grpc = grpc::is_call(&head.headers);
         Self {
             started: Instant::now(),
@@ -188,6 +207,43 @@ impl Call {
             due: None,
             is_impatient: false,
             upgrade: None,
+            shows_addresses: connection.listener.settings.expose_addresses,
+            is_paced: false,
+        }
+    }
+
+    /// The request's body, once it has begun, if it has to before the request goes on.
+    ///
+    /// # Errors
+    ///
+    /// When nothing of it comes in time, or it breaks.
+    async fn begun(
+        &mut self,
+        connection: &Connection,
+        destination: &Destination,
+        head: &Parts,
+        body: Body,
+    ) -> Result<Body, Refusal> {
+        let Body::Stream(stream) = body else { return Ok(body) };
+        // What becomes another protocol has no body in the sense of HTTP.
+        if self.upgrade.is_some() {
+            return Ok(Body::Stream(stream));
+        }
+        self.is_paced = !grpc::is_of_grpc(&head.headers);
+        if first_byte::is_needed_first(&head.headers, head.version) || !destination.may_be_reached() {
+            return Ok(Body::Stream(stream));
+        }
+        let patience = connection.listener.settings.body_timeout;
+        first_byte::arrived(stream, patience, self.deadline.as_mut(), &connection.worker.timers).await
+    }
+
+    /// How long the client may take for the body while there is no response, at a destination with this idle timeout.
+    pub fn body_limits(&self, idle_timeout: Duration, connection: &Connection) -> BodyLimits {
+        if self.is_paced {
+            let timeout = idle_timeout.min(connection.listener.settings.body_timeout);
+            BodyLimits { timeout, least: Some(LEAST_PACE) }
+        } else {
+            BodyLimits { timeout: idle_timeout, least: None }
         }
     }
 
@@ -251,7 +307,11 @@ impl Call {
     /// Answers with a refusal.
     fn refused(&self, refusal: &Refusal, stats: &ServiceStats) -> Answer {
         refusal.record(stats, self.started);
-        if self.is_grpc { refusal.grpc_response().into() } else { refusal.response().into() }
+        let response = match self.is_grpc {
+            true => refusal.grpc_response(self.shows_addresses),
+            false => refusal.response(self.shows_addresses),
+        };
+        response.into()
     }
 }
 
@@ -264,13 +324,14 @@ struct Way<'a> {
 
 impl Way<'_> {
     fn back(self, answered: Answered, mut call: Call, timers: &Rc<Timers>) -> Answer {
-        let Answered { reply: Reply { response, upgraded }, upload, held } = answered;
+        let Answered { reply: Reply { response, upgraded, hold }, upload, held } = answered;
         if let Some((upgraded, upgrade)) = upgraded.zip(call.upgrade.as_ref()) {
             let (other, permit) = *upgraded;
             let response = upgrade.tell(response);
             self.stats.ended(response.status().as_u16(), call.started.elapsed());
-            let held = tunnel::Held { permit, in_flight: held.in_flight, admitted: held.admitted };
-            let tunnel = Tunnel::new(other, held, self.stats, self.tunnel_idle_timeout);
+            // What has been through this proxy before shows it by `Via`.
+            let held = tunnel::Held { permit, in_flight: held.in_flight, admitted: held.admitted, link: None };
+            let tunnel = Tunnel::new(other, hold, held, self.stats, self.tunnel_idle_timeout);
             return Answer { response, next: Some(Next::Relay(Box::new(tunnel))) };
         }
         let record = Record { stats: self.stats.clone(), started: call.started, held };
@@ -280,13 +341,13 @@ impl Way<'_> {
             tells_in_trailers: call.is_grpc && call.version == Version::HTTP_2,
             upload,
         };
-        record.at_end_of(prepare_response(response), limits, timers).into()
+        record.at_end_of(prepare_response(response), hold, limits, timers).into()
     }
 }
 
 /// Answers a request that is not served, in the way of its protocol.
 pub fn refuse(connection: &Connection, head: &Parts, refusal: &Refusal) -> Answer {
-    Call::new(head).refused(refusal, &connection.worker.unrouted)
+    Call::new(connection, head).refused(refusal, &connection.worker.unrouted)
 }
 
 /// Makes the request ready for endpoints that speak this protocol, with or without TLS.
@@ -299,6 +360,7 @@ fn prepare_request(
 ) {
     let trailers = protocol.may_be_http2(tls) && takes_trailers(&head.headers);
     strip_hop_by_hop(&mut head.headers);
+    strip_lookalikes(&mut head.headers, connection.listener.settings.deadline_header.as_ref());
     if let Some(upgrade) = upgrade {
         upgrade.ask(&mut head.headers);
     }
@@ -322,6 +384,7 @@ fn prepare_request(
 
 fn prepare_response(mut response: Response) -> Response {
     strip_hop_by_hop(response.headers_mut());
+    strip_lookalikes(response.headers_mut(), None);
     *response.version_mut() = Version::HTTP_11;
     response
 }

@@ -9,9 +9,17 @@
 //! Who must prove by a certificate who it is can do so over TLS only: where a listener ends TLS and requires one, nothing
 //! else is served, whatever else may be spoken.
 //!
-//! A service that states what it speaks is sent nothing else. What is not recognized is refused there, TLS that does not
-//! end here too: it could be a request that says by a header who the client is (see [`crate::proto::headers`]), and
-//! nobody would have removed that. Only a TCP listener, where it is stated that nothing is looked into, passes it on.
+//! # Who the client is
+//!
+//! What is passed on unread could be a request that says by a header who the client is (see [`crate::proto::headers`]),
+//! and nobody would have removed that. A service that states that it speaks HTTP is therefore sent nothing else: what is
+//! not recognized is refused, TLS that does not end here too. Only a TCP listener, where it is stated that nothing is
+//! looked into, passes it on.
+//!
+//! On a listener that asks for certificates, where services are told who the client is, the same holds for every service
+//! and every kind of listener: only a service of `protocol = "opaque"` is sent what is not recognized. Neither silence nor
+//! a tunnel, SOCKS5, TLS inside of TLS or a change to an unknown protocol (see [`super::exchange`]) is a way around it.
+//! [`crate::config::bypasses`] names the ways that a configuration leaves open.
 
 use std::future::poll_fn;
 use std::sync::Arc;
@@ -22,16 +30,16 @@ use tokio::io::AsyncWriteExt;
 use super::connection::{Connection, FAREWELL, Inside};
 use super::h1;
 use super::listener::Refused;
-use super::local::LocalService;
 use super::refusal::Refusal;
 use crate::config::checked::{self, ClientCertificates, ListenerTls, Protocol, UpstreamProtocol};
 use crate::policy::Peer;
 use crate::transport::Stream;
 use crate::transport::detect::{Spoken, spoken_of_any, spoken_of_known};
-use crate::transport::tls::{Hello, client_hello};
+use crate::transport::tls::{Hello, HelloReader};
 
-/// A client's first TLS message is within one record where it is of any use (RFC 8446, 5.1).
-const LONGEST_HELLO: usize = 16 * 1024;
+/// A client's first TLS message, with the headers of its records, is no longer than the longest record where it is of any
+/// use (RFC 8446, 5.1).
+const LONGEST_HELLO: usize = 5 + 16 * 1024;
 
 /// How long a client may take to begin its first request: what nginx allows (`client_header_timeout`).
 const FIRST_REQUEST: Duration = Duration::from_secs(60);
@@ -87,7 +95,7 @@ pub async fn find(connection: &Connection, stream: &mut Stream) -> Option<Layer>
     let settings = &connection.listener.settings;
     let expected = expected(connection);
     let spoken = match expected {
-        Expected::Opaque => return Some(Layer::Opaque),
+        Expected::Opaque => return opaque(connection),
         _ if connection.ends_tls && connection.peer.as_ref().is_some_and(|peer| peer.http2) => Spoken::Http2,
         Expected::Any if takes_anything(connection) => {
             // By a clock of its own, since the worker's is too coarse for a moment that servers wait, too.
@@ -112,7 +120,8 @@ pub async fn find(connection: &Connection, stream: &mut Stream) -> Option<Layer>
             refuse(connection, Refused::Protocol)
         }
         (Expected::Tls, Spoken::Socks5 | Spoken::Other) => refuse(connection, Refused::Protocol),
-        (_, Spoken::Http1) => Some(Layer::Http1),
+        // Also the beginning of a preface and then the end.
+        (_, Spoken::Http1) | (Expected::Known, Spoken::Other) => Some(Layer::Http1),
         (_, Spoken::Http2) => Some(Layer::Http2),
         // A tunnel within a tunnel is not opened: the service may speak SOCKS5 itself.
         (_, Spoken::Socks5) if connection.tunnel.is_none() => Some(Layer::Socks5),
@@ -148,9 +157,19 @@ fn opaque(connection: &Connection) -> Option<Layer> {
 
 /// Whether there is a service that takes bytes of which nobody knows what they are.
 fn takes_anything(connection: &Connection) -> bool {
-    let is_tcp = connection.listener.settings.protocol == Protocol::Tcp;
-    let is_open = |local: &LocalService| local.service.settings.protocol == UpstreamProtocol::Negotiated;
-    connection.is_bound() && (is_tcp || connection.service().is_none_or(|local| is_open(&local)))
+    let settings = &connection.listener.settings;
+    let speaks = connection.service().map(|local| local.service.settings.protocol);
+    connection.is_bound() && passes_on(settings, speaks)
+}
+
+/// Whether a listener passes on what is not recognized to a service that speaks this; none where it is not known yet.
+fn passes_on(settings: &checked::Listener, speaks: Option<UpstreamProtocol>) -> bool {
+    match speaks {
+        Some(UpstreamProtocol::Opaque) => true,
+        _ if settings.asks_for_certificates() => false,
+        Some(UpstreamProtocol::Negotiated) | None => true,
+        Some(UpstreamProtocol::Http1 | UpstreamProtocol::Http2) => settings.protocol == Protocol::Tcp,
+    }
 }
 
 fn refuse<T>(connection: &Connection, reason: Refused) -> Option<T> {
@@ -207,9 +226,10 @@ const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
 /// What a client begins TLS with; none when it takes too long.
 async fn hello(connection: &Connection, stream: &mut Stream) -> Option<Hello> {
+    let mut reader = HelloReader::default();
     let read = async {
         loop {
-            match client_hello(stream.ahead()) {
+            match reader.read(stream.ahead()) {
                 Hello::Incomplete if stream.ahead().len() > LONGEST_HELLO => return Some(Hello::Other),
                 Hello::Incomplete if stream.read_ahead().await.ok()? => {}
                 Hello::Incomplete => return Some(Hello::Other),
@@ -255,6 +275,7 @@ mod tests {
                 settings.tls = ListenerTls::Terminate(checked::TlsServer {
                     certificates: Vec::new(),
                     client: client.clone(),
+                    client_crl: None,
                     only_tls13: false,
                     session_tickets: true,
                     handshake_timeout: Duration::from_secs(10),

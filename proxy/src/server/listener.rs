@@ -6,15 +6,13 @@
 //! A [`Listener`] is what the configuration of one moment says. Another configuration puts another one in its place, for
 //! the connections that are accepted from then on; what is counted goes on.
 
-use std::collections::HashMap;
-use std::collections::hash_map::Entry;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::pin::pin;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
@@ -26,7 +24,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use super::connection;
 use super::worker::{Shared, Worker};
 use crate::config::checked;
+use crate::descriptors::{self, Descriptors};
 use crate::drain::{self, Phase};
+use crate::per_client::{OneOfClient, PerClient};
 use crate::seldom::Seldom;
 use crate::transport::tls::Terminator;
 use crate::upstream::Reach;
@@ -51,17 +51,25 @@ pub struct Listener {
 /// What is counted, whatever the settings are.
 struct Counts {
     permits: Arc<Semaphore>,
-    clients: Clients,
+    /// A client is who the socket says, and is counted before anything is read; or who the PROXY protocol header says,
+    /// where there is one.
+    clients: Arc<PerClient>,
+    descriptors: Arc<Descriptors>,
     /// By [`Refused`].
     refused: [AtomicU64; Refused::ALL.len()],
 }
 
 impl Listener {
     /// A listener on this address, of which there was none before.
-    pub fn new(settings: &checked::Listener, address: SocketAddr, tls: Arc<Terminator>) -> Self {
+    pub fn new(
+        settings: &checked::Listener,
+        address: SocketAddr,
+        tls: Arc<Terminator>,
+        descriptors: Arc<Descriptors>,
+    ) -> Self {
         let settings = checked::Listener { address, ..settings.clone() };
         let permits = Arc::new(Semaphore::new(permits(&settings)));
-        let counts = Counts { permits, clients: Clients::default(), refused: Default::default() };
+        let counts = Counts { permits, clients: Arc::default(), descriptors, refused: Default::default() };
         Self { reach: reach(&settings), counts: Arc::new(counts), settings, tls }
     }
 
@@ -114,23 +122,30 @@ impl Listener {
     }
 
     /// Counts a connection of a client for as long as what is returned is kept: nothing where there is no limit, and an
-    /// error, counted as such, when it has been reached.
-    pub fn enter(self: &Arc<Self>, client: IpAddr) -> Result<Option<OfClient>, Refused> {
-        let Some(limit) = self.settings.max_connections_per_client else { return Ok(None) };
-        let client = one_client(client);
-        let mut clients = self.counts.clients.lock();
-        let count = clients.entry(client).or_default();
-        if *count >= limit {
-            self.refused(Refused::Client);
-            return Err(Refused::Client);
-        }
-        *count += 1;
-        Ok(Some(OfClient { listener: self.clone(), client }))
+    /// error, counted as such, when one has been reached: the listener's, or that of the process' descriptors.
+    pub fn enter(&self, client: IpAddr) -> Result<Entered, Refused> {
+        let entered = self.try_enter(client);
+        entered.inspect_err(|reason| self.refused(*reason))
+    }
+
+    fn try_enter(&self, client: IpAddr) -> Result<Entered, Refused> {
+        let _of_process = self.counts.descriptors.enter(client).map_err(|_| Refused::Client)?;
+        let limit = self.settings.max_connections_per_client;
+        let of_listener = |limit| self.counts.clients.enter(client, limit as u64).ok_or(Refused::Client);
+        Ok(Entered { _of_process, _of_listener: limit.map(of_listener).transpose()? })
     }
 
     /// Connections closed without having been served, by reason.
     pub fn refusals(&self) -> impl Iterator<Item = (Refused, u64)> {
         Refused::ALL.into_iter().zip(&self.counts.refused).map(|(reason, count)| (reason, count.load(Relaxed)))
+    }
+}
+
+impl Counts {
+    /// A place among the listener's connections, and then one among those of the process.
+    async fn permit(&self) -> Option<(OwnedSemaphorePermit, descriptors::OfClient)> {
+        let of_listener = self.permits.clone().acquire_owned().await.ok()?;
+        Some((of_listener, self.descriptors.clone().client().await.ok()?))
     }
 }
 
@@ -181,8 +196,14 @@ pub struct Accepted {
 /// One of a listener's connections, and of the client's, until it is dropped.
 pub struct Permit {
     /// None for one that is served beyond the limit.
-    _of_listener: Option<OwnedSemaphorePermit>,
-    _of_client: Option<OfClient>,
+    _of_listener: Option<(OwnedSemaphorePermit, descriptors::OfClient)>,
+    _of_client: Option<Entered>,
+}
+
+/// One of a client's connections, until it is dropped.
+pub struct Entered {
+    _of_process: Option<OneOfClient>,
+    _of_listener: Option<OneOfClient>,
 }
 
 /// Whether a listener is to accept, apart from the proxy's being told to stop.
@@ -208,6 +229,7 @@ pub struct Part {
 }
 
 /// A [`Part`] as the worker has it that accepts from it.
+#[derive(Clone)]
 pub struct Accepting {
     pub socket: Rc<TcpListener>,
     pub address: SocketAddr,
@@ -269,12 +291,12 @@ pub async fn accept(worker: Rc<Worker>, part: Accepting, mut watcher: drain::Wat
                 let listener = listener.load_full();
                 // Who speaks for others is not their client: those count, once it has said who they are.
                 let is_counted = !listener.begins_with_header(client.ip());
-                let entered = if is_counted { listener.enter(client.ip()) } else { Ok(None) };
+                let entered = if is_counted { listener.enter(client.ip()).map(Some) } else { Ok(None) };
                 let Ok(of_client) = entered else { continue };
                 // Only now: a worker that took a permit before there is a connection would keep it from the others.
                 let of_listener = tokio::select! {
                     biased;
-                    permit = listener.counts.permits.clone().acquire_owned() => permit.ok(),
+                    permit = listener.counts.permit() => permit,
                     () = &mut *ended, if has_spare => {
                         has_spare = false;
                         None
@@ -321,7 +343,7 @@ fn hand_on(
 }
 
 /// Serves the connections that other workers hand over, for ever.
-pub async fn take_over(worker: Rc<Worker>, mut handed: UnboundedReceiver<Accepted>) {
+pub async fn take_over(worker: Rc<Worker>, handed: &mut UnboundedReceiver<Accepted>) {
     while let Some(accepted) = handed.recv().await {
         // The worker that handed it over has counted it already.
         count(&worker.shared, worker.number, -1);
@@ -344,42 +366,6 @@ fn start(worker: &Rc<Worker>, listener: Arc<Listener>, stream: TcpStream, client
         serve.await;
         drop((counted, permit));
     });
-}
-
-/// The connections of each client, where a listener limits them. A client is who the socket says, and is counted before
-/// anything is read; or who the PROXY protocol header says, where there is one.
-#[derive(Default)]
-struct Clients(Mutex<HashMap<IpAddr, usize>>);
-
-impl Clients {
-    fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// What counts as one client: with IPv6 all of a network of 64 bits, the smallest that anybody is given (RFC 6177).
-fn one_client(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into(),
-    }
-}
-
-/// One of a client's connections.
-pub struct OfClient {
-    listener: Arc<Listener>,
-    client: IpAddr,
-}
-
-impl Drop for OfClient {
-    fn drop(&mut self) {
-        if let Entry::Occupied(mut entry) = self.listener.counts.clients.lock().entry(self.client) {
-            *entry.get_mut() -= 1;
-            if *entry.get() == 0 {
-                entry.remove();
-            }
-        }
-    }
 }
 
 /// A connection that counts as its worker's.
@@ -416,17 +402,4 @@ fn less_loaded(shared: &Shared, this: usize) -> Option<usize> {
 fn is_of_one_connection(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, Interrupted};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset | Interrupted)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_ipv6_network_is_one_client() {
-        let of = |address: &str| one_client(address.parse().unwrap());
-        assert_eq!(of("2001:db8:1:2::1"), of("2001:db8:1:2:ffff::9"));
-        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
-        assert_ne!(of("10.0.0.1"), of("10.0.0.2"));
-    }
 }

@@ -11,7 +11,7 @@ use super::decide::{Choice, Decider, Picked};
 use super::refusal::{Limit, Refusal};
 use super::worker::Worker;
 use crate::config::checked::Policy;
-use crate::plugin::{Instance, Plugin, Seat};
+use crate::plugin::{Plugin, Seat};
 use crate::policy::{Facts, Latencies, Outcome, Role, Terms};
 use crate::service::{Endpoint, Keeper, Seen, Service, ServiceProbe, ServiceStats};
 use crate::transport::tls::Connector;
@@ -111,8 +111,14 @@ impl LocalService {
     ///
     /// # Errors
     ///
-    /// When the service is open as a whole.
+    /// When the service is open as a whole, or one of its policies has never been loaded.
     pub fn enter(&self) -> Result<Option<ServiceProbe>, Refusal> {
+        if let Some(policy) = self.service.awaited_policy() {
+            return Err(Refusal::NoPolicy {
+                service: self.service.name().to_string(),
+                policy: policy.name.to_string(),
+            });
+        }
         let open = |left| Refusal::Open { service: self.service.name().to_string(), left };
         self.service.fleet.enter().map_err(open)
     }
@@ -151,6 +157,10 @@ impl LocalService {
             }
             Choice::NoneEligible => Err(Refusal::NoEndpoint { service: service() }),
             Choice::Declined => Err(Refusal::Declined { service: service() }),
+            Choice::NoPolicy => {
+                let policy = self.service.balancer.name.to_string();
+                Err(Refusal::NoPolicy { service: service(), policy })
+            }
         }
     }
 
@@ -178,7 +188,7 @@ impl LocalService {
         let Some(retry) = &self.retry else { return Terms::default() };
         let mut seat = retry.borrow_mut();
         seat.refresh();
-        seat.instance().map(Instance::terms).unwrap_or_default()
+        seat.terms()
     }
 
     /// After how long the retry policy wants another attempt; none where it gives up, and where there is none.
@@ -190,6 +200,23 @@ impl LocalService {
             self.mend();
         }
         decided.flatten().map(|millis| Duration::from_millis(millis.into()))
+    }
+
+    /// How many endpoints could take the request now that are neither among `tried` nor the one of slot `at`.
+    pub fn others_eligible(&self, tried: &[u32], at: Option<u32>) -> u32 {
+        let (snapshot, limit) = (self.service.snapshot(), self.service.settings.pool.max_requests);
+        let is_free = |slot: u32| {
+            let endpoint = snapshot.eligible_endpoint(slot);
+            endpoint.is_some_and(|endpoint| limit.is_none_or(|limit| endpoint.load.in_flight() < limit))
+        };
+        let all = match limit {
+            None => snapshot.eligible_count(),
+            Some(_) => snapshot.endpoints().filter(|endpoint| is_free(endpoint.slot)).count(),
+        };
+        let mut tried: Vec<u32> = tried.iter().copied().chain(at).filter(|slot| is_free(*slot)).collect();
+        tried.sort_unstable();
+        tried.dedup();
+        u32::try_from(all.saturating_sub(tried.len())).unwrap_or(u32::MAX)
     }
 
     /// Makes policies anew that were at fault: between requests, as the one that is under way has its answer already.
@@ -221,10 +248,16 @@ impl LocalService {
                 load: endpoint.load.clone(),
                 protocol: settings.protocol,
                 tls: self.tls.clone(),
-                // What the registry announces is what the operator announced.
-                connect: ConnectSettings { timeout: settings.connect_timeout, reach: None, lookups: None },
+                connect: ConnectSettings {
+                    timeout: settings.connect_timeout,
+                    reach: None,
+                    egress: Some(endpoint.registered.egress.clone()),
+                    lookups: None,
+                    own: worker.shared.own.clone(),
+                },
                 limits: settings.pool,
                 connections: self.service.fleet.connections.clone(),
+                descriptors: worker.shared.descriptors.clone(),
                 max_connections: settings.max_connections,
                 max_waiting: MAX_WAITING,
                 stream_idle_timeout: settings.stream_idle_timeout,
@@ -239,6 +272,11 @@ impl LocalService {
         self.seats(Seat::drop_outdated);
     }
 
+    /// Makes instances of policies that have been replaced, ahead of the request that needs them.
+    pub fn renew_policies(&self) {
+        self.seats(Seat::renew);
+    }
+
     /// Drops policies that decided nothing since this was called last.
     pub fn evict_unused_policies(&self) {
         self.seats(Seat::evict_unless_used);
@@ -248,6 +286,14 @@ impl LocalService {
     pub fn give_up_idle(&self) {
         self.keeper.looks();
         self.pools.give_up_idle();
+    }
+
+    /// Has clients keep to their share, as it is at this tick, while others wait for a connection; whether anybody does.
+    pub fn share_out(&self, now: u64) -> bool {
+        let connections = &self.service.fleet.connections;
+        connections.share_out(self.service.settings.client_share, now);
+        self.pools.end_holds();
+        connections.is_awaited()
     }
 }
 

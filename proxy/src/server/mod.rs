@@ -15,6 +15,7 @@ pub mod connection;
 pub mod decide;
 pub mod destination;
 pub mod exchange;
+mod first_byte;
 mod h1;
 mod h2;
 mod layer;

@@ -51,14 +51,17 @@ fn kind_of_failure(failure: &Failure) -> Kind {
         _ if failure.is_unprocessed() => Kind::NotProcessed,
         // The endpoint was not asked, and has not failed.
         Failure::NoPermit { .. } => Kind::NotProcessed,
-        Failure::Resolve { .. } | Failure::Connect { .. } | Failure::Denied { .. } => Kind::Refused,
+        Failure::Resolve { .. } | Failure::Connect { .. } | Failure::Denied { .. } | Failure::Own { .. } => {
+            Kind::Refused
+        }
         Failure::ConnectTimeout { .. } => Kind::ConnectTimeout,
         Failure::Tls { .. } => Kind::Tls,
         Failure::Timeout { .. } => Kind::Timeout,
         // What is no WebSocket is none, and no worse for being asked for one.
-        Failure::ClientBody(_) | Failure::Request { .. } | Failure::Malformed { what: Malformed::NoUpgrade, .. } => {
-            Kind::ClientGone
-        }
+        Failure::ClientBody(_)
+        | Failure::Share { .. }
+        | Failure::Request { .. }
+        | Failure::Malformed { what: Malformed::NoUpgrade, .. } => Kind::ClientGone,
         Failure::Closed { .. }
         | Failure::Broken { .. }
         | Failure::Malformed { .. }

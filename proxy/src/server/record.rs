@@ -16,9 +16,10 @@ use super::attempt::Upload;
 use super::attempts::Held;
 use super::refusal::Refusal;
 use crate::proto::body::Stream;
-use crate::proto::{Body, BodyError, Response, grpc};
-use crate::service::ServiceStats;
+use crate::proto::{Body, BodyError, Response, grpc, trailers};
+use crate::service::{Limit, ServiceStats};
 use crate::timer::{Deadline, Timers};
+use crate::upstream::{Held as HeldBody, Hold};
 
 /// What is recorded of a request when its response has ended, or was given up.
 pub(super) struct Record {
@@ -41,13 +42,22 @@ pub(super) struct Limits {
 
 impl Record {
     /// Records the response when its body ends or is dropped; at once where the body is held in full.
-    pub(super) fn at_end_of(self, response: Response, mut limits: Limits, timers: &Rc<Timers>) -> Response {
+    pub(super) fn at_end_of(
+        self,
+        response: Response,
+        hold: Option<Hold>,
+        mut limits: Limits,
+        timers: &Rc<Timers>,
+    ) -> Response {
         let status = response.status().as_u16();
         match response.into_parts() {
             (head, Body::Stream(stream)) => {
                 let deadline = limits.deadline.take();
                 let recorded = Recorded {
-                    stream: Some(stream),
+                    stream: Some(match hold {
+                        Some(hold) => Source::Held(hold.respond(stream)),
+                        None => Source::Own(stream),
+                    }),
                     last: None,
                     idle: timers.deadline(limits.idle_timeout),
                     timers: timers.clone(),
@@ -69,9 +79,36 @@ impl Record {
     }
 }
 
+/// Where a response's body comes from.
+enum Source {
+    /// It may be ended for others who wait for a connection.
+    Held(HeldBody),
+    Own(Stream),
+}
+
+impl Source {
+    fn body(&self) -> &dyn HttpBody<Data = Bytes, Error = BodyError> {
+        match self {
+            Self::Held(held) => held,
+            Self::Own(stream) => &**stream,
+        }
+    }
+
+    fn poll_frame(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
+        match self {
+            Self::Held(held) => Pin::new(held).poll_frame(cx),
+            Self::Own(stream) => stream.as_mut().poll_frame(cx),
+        }
+    }
+
+    fn is_ended(&self) -> bool {
+        matches!(self, Self::Held(held) if held.is_ended())
+    }
+}
+
 struct Recorded {
     /// None once it was cut off.
-    stream: Option<Stream>,
+    stream: Option<Source>,
     /// What is left to say then.
     last: Option<Result<Frame<Bytes>, BodyError>>,
     idle: Deadline,
@@ -88,7 +125,7 @@ impl Recorded {
         match frame {
             Some(Err(error)) => ending.broken(error),
             Some(Ok(frame)) if let Some(trailers) = frame.trailers_ref() => ending.complete(grpc::status(trailers)),
-            Some(Ok(_)) if !self.stream.as_ref().is_some_and(|stream| stream.is_end_stream()) => {}
+            Some(Ok(_)) if !self.stream.as_ref().is_some_and(|stream| stream.body().is_end_stream()) => {}
             Some(Ok(_)) | None => ending.complete(None),
         }
     }
@@ -129,7 +166,17 @@ impl HttpBody for Recorded {
         let this = &mut *self;
         loop {
             let Some(stream) = &mut this.stream else { return Poll::Ready(this.last.take()) };
-            if let Poll::Ready(frame) = stream.as_mut().poll_frame(cx) {
+            if stream.is_ended() {
+                this.record.stats.limited(Limit::ClientShare);
+                this.cut_off(Err(BodyError::GivenUp));
+                continue;
+            }
+            if let Poll::Ready(mut frame) = stream.poll_frame(cx) {
+                if let Some(Ok(frame)) = &mut frame
+                    && let Some(trailers) = frame.trailers_mut()
+                {
+                    trailers::strip_forbidden(trailers);
+                }
                 this.idle.reset(this.limits.idle_timeout);
                 this.follow(frame.as_ref());
                 return Poll::Ready(frame);
@@ -145,11 +192,11 @@ impl HttpBody for Recorded {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.last.is_none() && self.stream.as_ref().is_none_or(|stream| stream.is_end_stream())
+        self.last.is_none() && self.stream.as_ref().is_none_or(|stream| stream.body().is_end_stream())
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.stream.as_ref().map_or_else(SizeHint::default, |stream| stream.size_hint())
+        self.stream.as_ref().map_or_else(SizeHint::default, |stream| stream.body().size_hint())
     }
 }
 

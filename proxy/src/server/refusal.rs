@@ -19,8 +19,11 @@ use crate::service::ServiceStats;
 use crate::transport::tls::TlsFailure;
 use crate::upstream::Failure;
 
-/// When to come again to a service that somebody has paused: nobody says how long that takes.
+/// When to come again to a service that somebody has paused, or whose policy is missing: nobody says how long that takes.
 const PAUSED: Duration = Duration::from_secs(5);
+
+/// When to come again to a service whose policy is being compiled, or waits for a file that is in order.
+const NO_POLICY: Duration = Duration::from_secs(1);
 
 /// Why the proxy answered by itself.
 #[derive(Debug, thiserror::Error)]
@@ -45,6 +48,8 @@ pub enum Refusal {
     UnknownService { host: String },
     #[error("port {port} is not among those that this proxy may connect to")]
     PortDenied { port: u16 },
+    #[error("the client's certificate is no longer accepted; expected a new connection with another")]
+    Revoked,
     #[error("the request has been through this proxy before")]
     Loop,
     #[error("{0} is not served here")]
@@ -55,6 +60,11 @@ pub enum Refusal {
     Paused { service: String },
     #[error("the balancer of {service} picked no endpoint")]
     Declined { service: String },
+    /// A policy that has no working version, and that no other rule may stand in for.
+    #[error(
+        "the policy {policy} of {service} cannot be used now, and deciding without it would break what it promises"
+    )]
+    NoPolicy { service: String, policy: String },
     /// As much of the service is in use as a limit allows.
     #[error("{service} is full: {}", told(*.limit))]
     Full { service: String, limit: Limit },
@@ -80,15 +90,19 @@ impl Refusal {
             Self::Version => (StatusCode::HTTP_VERSION_NOT_SUPPORTED, "http_request_error", "router"),
             Self::UnknownService { .. } => (StatusCode::NOT_FOUND, "destination_not_found", "router"),
             Self::PortDenied { .. } => (StatusCode::FORBIDDEN, "http_request_denied", "router"),
+            Self::Revoked => (StatusCode::FORBIDDEN, "http_request_denied", "tls"),
             Self::Loop => (StatusCode::LOOP_DETECTED, "proxy_loop_detected", "router"),
             Self::Unsupported(_) => (StatusCode::NOT_IMPLEMENTED, "http_request_denied", "router"),
             Self::NoEndpoint { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "registry"),
             Self::Paused { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "pause"),
             Self::Declined { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "balancer"),
+            Self::NoPolicy { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "policy"),
             // The one registered type that says that a limit of the proxy's own has been reached.
             Self::Full { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached", "limits"),
             Self::Open { .. } => (StatusCode::SERVICE_UNAVAILABLE, "destination_unavailable", "breaker"),
             Self::Deadline => (StatusCode::GATEWAY_TIMEOUT, "http_response_timeout", "deadline"),
+            // The same as if the request had come back.
+            Self::Upstream(Failure::Own { .. }) => Self::Loop.classify(),
             Self::Upstream(failure) => classify_failure(failure),
         }
     }
@@ -102,14 +116,16 @@ impl Refusal {
                 Code::ResourceExhausted
             }
             Self::UnknownService { .. } | Self::Unsupported(_) => Code::Unimplemented,
-            Self::PortDenied { .. } => Code::PermissionDenied,
+            Self::PortDenied { .. } | Self::Revoked => Code::PermissionDenied,
             // Not `RESOURCE_EXHAUSTED`, by which gRPC means a quota of the caller's: this is everybody's, and passes.
             Self::NoEndpoint { .. }
             | Self::Paused { .. }
             | Self::Declined { .. }
+            | Self::NoPolicy { .. }
             | Self::Open { .. }
             | Self::Full { .. } => Code::Unavailable,
             Self::HeadTimeout | Self::Deadline => Code::DeadlineExceeded,
+            Self::Upstream(Failure::Own { .. }) => Code::Internal,
             Self::Upstream(failure) => grpc_code_of_failure(failure),
         }
     }
@@ -127,6 +143,7 @@ impl Refusal {
         match self {
             Self::Full { limit, .. } => stats.limited(*limit),
             Self::Upstream(Failure::NoPermit { .. }) => stats.limited(Limit::Connections),
+            Self::Upstream(Failure::Share { .. }) => stats.limited(Limit::ClientShare),
             _ => {}
         }
     }
@@ -134,10 +151,12 @@ impl Refusal {
     /// What a client of SOCKS5 is told (RFC 1928, 6).
     pub fn socks_reply(&self) -> Reply {
         match self {
-            Self::UnknownService { .. } | Self::PortDenied { .. } => Reply::NotAllowed,
-            Self::NoEndpoint { .. } | Self::Paused { .. } | Self::Declined { .. } | Self::Open { .. } => {
-                Reply::HostUnreachable
-            }
+            Self::UnknownService { .. } | Self::PortDenied { .. } | Self::Revoked => Reply::NotAllowed,
+            Self::NoEndpoint { .. }
+            | Self::Paused { .. }
+            | Self::Declined { .. }
+            | Self::NoPolicy { .. }
+            | Self::Open { .. } => Reply::HostUnreachable,
             Self::Unsupported(_) => Reply::CommandNotSupported,
             Self::Deadline => Reply::TimedOut,
             Self::Upstream(failure) => reply_to_failure(failure),
@@ -149,10 +168,19 @@ impl Refusal {
         self.classify().0
     }
 
-    /// The response that says so.
-    pub fn response(&self) -> Response {
+    /// What a client is told, with the address of the endpoint only where the client may know it.
+    fn reason(&self, addresses: bool) -> String {
+        match self {
+            Self::Upstream(failure) if !addresses => failure.without_address(),
+            _ => self.to_string(),
+        }
+    }
+
+    /// The response that says so, with `addresses` or without.
+    pub fn response(&self, addresses: bool) -> Response {
         let (status, _, part) = self.classify();
-        let mut response = Response::new(Body::Full(Bytes::from(format!("heddle: {part}: {self}\n"))));
+        let reason = self.reason(addresses);
+        let mut response = Response::new(Body::Full(Bytes::from(format!("heddle: {part}: {reason}\n"))));
         *response.status_mut() = status;
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
@@ -160,7 +188,7 @@ impl Refusal {
             // Whole seconds (RFC 9110, 10.2.3), never too soon.
             headers.insert(RETRY_AFTER, HeaderValue::from(after.as_millis().div_ceil(1000).max(1) as u64));
         }
-        self.write_proxy_status(headers);
+        self.write_proxy_status(headers, &reason);
         response
     }
 
@@ -169,30 +197,34 @@ impl Refusal {
         match self {
             Self::Open { left, .. } => Some(*left),
             // As soon as any request has ended.
-            Self::Full { .. } | Self::Upstream(Failure::NoPermit { .. }) => Some(Duration::ZERO),
+            Self::Full { .. } | Self::Upstream(Failure::NoPermit { .. } | Failure::Share { .. }) => {
+                Some(Duration::ZERO)
+            }
             Self::Paused { .. } => Some(PAUSED),
+            Self::NoPolicy { .. } => Some(NO_POLICY),
             _ => None,
         }
     }
 
     /// The response that says so to a gRPC call: trailers without a message before them, which come in the head.
-    pub fn grpc_response(&self) -> Response {
+    pub fn grpc_response(&self, addresses: bool) -> Response {
         let mut response = Response::default();
         let headers = response.headers_mut();
         headers.insert(CONTENT_TYPE, GRPC);
-        self.write_grpc(headers);
-        self.write_proxy_status(headers);
+        let reason = self.reason(addresses);
+        self.grpc_code().write(&format!("heddle: {}: {reason}", self.classify().2), headers);
+        self.write_proxy_status(headers, &reason);
         response
     }
 
-    /// The trailers that say so.
+    /// The trailers that say so, without addresses.
     pub fn write_grpc(&self, trailers: &mut HeaderMap) {
-        self.grpc_code().write(&format!("heddle: {}: {self}", self.classify().2), trailers);
+        self.grpc_code().write(&format!("heddle: {}: {}", self.classify().2, self.reason(false)), trailers);
     }
 
-    fn write_proxy_status(&self, headers: &mut HeaderMap) {
+    fn write_proxy_status(&self, headers: &mut HeaderMap, reason: &str) {
         let (_, error, part) = self.classify();
-        let details = format!("heddle; error={error}; details=\"{part}: {}\"", quoted(&self.to_string()));
+        let details = format!("heddle; error={error}; details=\"{part}: {}\"", quoted(reason));
         if let Ok(details) = HeaderValue::try_from(details) {
             headers.insert(HeaderName::from_static("proxy-status"), details);
         }
@@ -205,18 +237,22 @@ fn told(limit: Limit) -> &'static str {
         Limit::Pending => "no request has ended for as long as one may wait",
         Limit::EndpointRequests => "as many requests are under way at each endpoint as may be",
         Limit::Connections => "as many connections are open as may be",
+        Limit::ClientShare => "others wait for a connection, of which the client has more than its share",
     }
 }
 
 fn classify_failure(failure: &Failure) -> (StatusCode, &'static str, &'static str) {
     let (status, error) = match failure {
-        Failure::NoPermit { .. } => (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached"),
+        Failure::NoPermit { .. } | Failure::Share { .. } => {
+            (StatusCode::SERVICE_UNAVAILABLE, "connection_limit_reached")
+        }
         Failure::Resolve { .. } => (StatusCode::BAD_GATEWAY, "dns_error"),
         Failure::Connect { source, .. } => match source.kind() {
             ErrorKind::ConnectionRefused => (StatusCode::BAD_GATEWAY, "connection_refused"),
             _ => (StatusCode::BAD_GATEWAY, "destination_ip_unroutable"),
         },
         Failure::ConnectTimeout { .. } => (StatusCode::GATEWAY_TIMEOUT, "connection_timeout"),
+        Failure::Own { .. } => (StatusCode::LOOP_DETECTED, "proxy_loop_detected"),
         Failure::Tls { source: TlsFailure::Name(_) | TlsFailure::Certificate(_), .. } => {
             (StatusCode::BAD_GATEWAY, "tls_certificate_error")
         }
@@ -250,7 +286,7 @@ fn grpc_code_of_failure(failure: &Failure) -> Code {
 
 fn reply_to_failure(failure: &Failure) -> Reply {
     match failure {
-        Failure::Denied { .. } => Reply::NotAllowed,
+        Failure::Denied { .. } | Failure::Own { .. } => Reply::NotAllowed,
         Failure::Resolve { .. } => Reply::HostUnreachable,
         Failure::ConnectTimeout { .. } => Reply::TimedOut,
         Failure::Connect { source, .. } => match source.kind() {
@@ -283,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_refusal_names_the_part_and_the_reason() {
-        let response = Refusal::UnknownService { host: "no\"body\u{e9}".into() }.response();
+        let response = Refusal::UnknownService { host: "no\"body\u{e9}".into() }.response(true);
         assert_eq!(response.status(), 404);
         let header = response.headers()["proxy-status"].to_str().unwrap();
         assert!(
@@ -311,9 +347,54 @@ mod tests {
         assert_eq!(status(Failure::Denied { address: address() }), 403);
     }
 
+    /// Issue 10, 17: where a listener does not allow it, nobody learns the addresses of endpoints, or what a library says
+    /// about them.
+    #[test]
+    fn addresses_are_told_only_where_that_is_allowed() {
+        use crate::proto::BodyError;
+        use crate::upstream::h1::Malformed;
+        let address = || "10.0.0.1:8080".to_owned();
+        let io = || std::io::Error::other("10.0.0.1 has no route");
+        let tls = |source| Failure::Tls { address: address(), source };
+        let expected = rustls::pki_types::ServerName::try_from("10.0.0.1").unwrap();
+        let other_name = rustls::CertificateError::NotValidForNameContext { expected, presented: Vec::new() };
+        for failure in [
+            Failure::NoPermit { address: address() },
+            Failure::Resolve { address: address(), source: io() },
+            Failure::Connect { address: address(), source: io() },
+            Failure::ConnectTimeout { address: address() },
+            Failure::Denied { address: address() },
+            tls(TlsFailure::Name(address())),
+            tls(TlsFailure::Certificate(other_name)),
+            tls(TlsFailure::Protocol(rustls::Error::General("10.0.0.1".to_owned()))),
+            tls(TlsFailure::Broken(io())),
+            Failure::Closed { address: address() },
+            Failure::Broken { address: address(), source: io() },
+            Failure::Malformed { address: address(), what: Malformed::Head },
+            Failure::Http2 { address: address(), what: "10.0.0.1".to_owned() },
+            Failure::GoingAway { address: address() },
+            Failure::Reset { address: address(), code: 2 },
+            Failure::Timeout { address: address() },
+            Failure::Request { what: "a method".to_owned() },
+            Failure::ClientBody(BodyError::Idle),
+        ] {
+            let names_it = |response: &Response| {
+                let body =
+                    matches!(response.body(), Body::Full(text) if text.windows(8).any(|part| part == b"10.0.0.1"));
+                body || response.headers().values().any(|value| value.to_str().is_ok_and(|v| v.contains("10.0.0.1")))
+            };
+            let refusal = Refusal::from(failure);
+            let has_address = !matches!(refusal, Refusal::Upstream(Failure::Request { .. } | Failure::ClientBody(_)));
+            for (addresses, expected) in [(true, has_address), (false, false)] {
+                assert_eq!(names_it(&refusal.response(addresses)), expected, "{refusal}");
+                assert_eq!(names_it(&refusal.grpc_response(addresses)), expected, "{refusal}");
+            }
+        }
+    }
+
     #[test]
     fn a_call_is_refused_in_grpcs_way() {
-        let response = Refusal::NoEndpoint { service: "us%ers".into() }.grpc_response();
+        let response = Refusal::NoEndpoint { service: "us%ers".into() }.grpc_response(true);
         assert_eq!((response.status().as_u16(), &response.headers()["content-type"]), (200, &GRPC));
         assert_eq!(response.headers()["grpc-status"], "14");
         assert_eq!(response.headers()["grpc-message"], "heddle: registry: no endpoint of us%25ers is eligible");
@@ -325,13 +406,14 @@ mod tests {
     fn what_is_full_says_when_to_come_again() {
         for refusal in [
             Refusal::Full { service: "users".into(), limit: Limit::Pending },
+            Refusal::NoPolicy { service: "users".into(), policy: "own".into() },
             Failure::NoPermit { address: "10.0.0.1:80".to_owned() }.into(),
         ] {
-            let response = refusal.response();
+            let response = refusal.response(true);
             assert_eq!((response.status().as_u16(), &response.headers()["retry-after"]), (503, &HeaderValue::from(1)));
-            assert_eq!(refusal.grpc_response().headers()["grpc-status"], "14");
+            assert_eq!(refusal.grpc_response(true).headers()["grpc-status"], "14");
         }
-        assert!(!Refusal::Deadline.response().headers().contains_key("retry-after"));
+        assert!(!Refusal::Deadline.response(true).headers().contains_key("retry-after"));
     }
 
     #[test]

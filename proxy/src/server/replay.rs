@@ -18,9 +18,9 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use crate::proto::body::Stream;
 use crate::proto::{Body, BodyError};
 
-/// Smaller pieces are copied together. The largest blocks are those that connections are read with, of 256 KiB: four times
-/// as much.
-const LARGE: usize = 64 * 1024;
+/// Smaller pieces are copied together. The largest blocks are those that connections are read with, of 80 KiB: less than
+/// three times as much.
+const LARGE: usize = 32 * 1024;
 
 /// The body of a request that may have several attempts.
 pub(super) enum Replay {

@@ -7,7 +7,7 @@ use super::local::LocalService;
 use super::outcome;
 use super::refusal::Refusal;
 use super::visit::Visit;
-use crate::policy::retry::{fits, may_follow};
+use crate::policy::retry::{fits, may_follow, shortened};
 use crate::policy::{Facts, Outcome, Terms};
 use crate::service::{Active, Condition, Retry};
 use crate::timer::Timers;
@@ -83,7 +83,8 @@ impl<'a> Retries<'a> {
         loop {
             let mut visit = self.visit(facts, what.is_replayable()).await?;
             let (result, outcome) = what.attempt(&mut visit, self).await;
-            let Some(delay) = self.decide(&mut visit.facts, &outcome) else {
+            let at = visit.endpoint.slot;
+            let Some(delay) = self.decide(&mut visit.facts, Some(at), &outcome) else {
                 return result.map(|brought| (brought, visit, outcome));
             };
             // What is not wanted, and its place at the endpoint, are given up before the wait.
@@ -125,7 +126,7 @@ impl<'a> Retries<'a> {
         };
         let outcome = outcome::of_refusal(&refusal, Stage::Waiting, Duration::ZERO, elapsed());
         let outcome = Outcome { replayable, ..outcome };
-        let Some(delay) = self.decide(&mut facts, &outcome) else { return Pick::Refused(refusal) };
+        let Some(delay) = self.decide(&mut facts, None, &outcome) else { return Pick::Refused(refusal) };
         facts.tried.truncate(tried);
         facts.attempt = facts.attempt.saturating_add(1);
         Pick::Wait(delay, facts)
@@ -158,17 +159,22 @@ impl<'a> Retries<'a> {
         Some((Visit::new(self.local, picked, facts, tried, Instant::now()), retry))
     }
 
-    /// How long to wait before the next attempt, after one that ended so; none where that was the last. A request that
+    /// How long to wait before the next attempt, after one at this slot that ended so; none where that was the last. A request that
     /// was to find out whether its service is well has done so: while the service is not in use, nothing is tried again.
-    pub fn decide(&mut self, facts: &mut Facts, outcome: &Outcome) -> Option<Duration> {
+    pub fn decide(&mut self, facts: &mut Facts, at: Option<u32>, outcome: &Outcome) -> Option<Duration> {
         self.retry = None;
         let left = self.until.map(|tick| self.timers.until(tick));
         let is_in_use = self.local.service.fleet.health.condition() == Condition::InUse;
         if !self.are_on() || !is_in_use || !may_follow(outcome, facts.attempt, left) {
             return None;
         }
-        let outcome = Outcome { budget_left: self.local.service.budget.left(), ..*outcome };
-        let delay = self.local.retry(facts, &outcome).filter(|delay| fits(*delay, left))?;
+        let outcome = Outcome {
+            budget_left: self.local.service.budget.left(),
+            others_eligible: Some(self.local.others_eligible(&facts.tried, at)),
+            ..*outcome
+        };
+        let wanted = self.local.retry(facts, &outcome)?;
+        let delay = Some(shortened(wanted, &outcome)).filter(|delay| fits(*delay, left))?;
         self.retry = self.take();
         self.retry.as_ref()?;
         self.local.stats.retries.add(1);

@@ -27,14 +27,13 @@ pub struct Named<'a> {
 ///
 /// When there is none, or more than one, or one that is no host.
 pub fn named(head: &Parts) -> Result<Named<'_>, Refusal> {
-    let mut hosts = head.headers.get_all(HOST).iter();
-    let host = hosts.next();
-    if hosts.next().is_some() {
-        return Err(Refusal::BadRequest("more than one Host header; expected one"));
-    }
+    let host = host_header(head)?;
     if let Some(authority) = head.uri.authority() {
         if authority.as_str().contains('@') {
             return Err(Refusal::BadRequest("a user name in the request's target; expected host and port only"));
+        }
+        if authority.host().is_empty() {
+            return Err(Refusal::BadRequest("a target without a host; expected one"));
         }
         if authority.port_u16().is_none() && !matches!(after_host(authority), "" | ":") {
             return Err(Refusal::BadRequest("a port that is none; expected a number up to 65535"));
@@ -45,26 +44,38 @@ pub fn named(head: &Parts) -> Result<Named<'_>, Refusal> {
         }
         return Ok(Named { host: authority.host(), absolute });
     }
-    let host = match host {
-        Some(host) => host,
+    match host {
+        Some(host) => Ok(Named { host, absolute: None }),
         // A listener of one service needs none, and HTTP/1.0 knew none.
-        None if head.version < Version::HTTP_11 => return Ok(Named { host: "", absolute: None }),
-        None => return Err(Refusal::BadRequest("no Host header; expected one")),
-    };
-    let host = host_of(host.as_bytes()).ok_or(Refusal::BadRequest("a Host header that is no host"))?;
-    Ok(Named { host, absolute: None })
+        None if head.version < Version::HTTP_11 => Ok(Named { host: "", absolute: None }),
+        None => Err(Refusal::BadRequest("no Host header; expected one")),
+    }
+}
+
+/// The host that the `Host` header names, if there is one. It has to be a host also where the target names another, which
+/// counts before it (RFC 9112, 3.2): whoever reads the header behind us may take it for more than we did.
+fn host_header(head: &Parts) -> Result<Option<&str>, Refusal> {
+    let mut hosts = head.headers.get_all(HOST).iter();
+    match (hosts.next(), hosts.next()) {
+        (None, _) => Ok(None),
+        (Some(host), None) => {
+            host_of(host.as_bytes()).map(Some).ok_or(Refusal::BadRequest("a Host header that is no host"))
+        }
+        (Some(_), Some(_)) => Err(Refusal::BadRequest("more than one Host header; expected one")),
+    }
 }
 
 /// The host and port of a CONNECT request (RFC 9110, 9.3.6).
 ///
 /// # Errors
 ///
-/// When the target is anything but these two, or the request has a body, which CONNECT gives no meaning: whether it or
+/// When the target is anything but these two, the `Host` header is no host, or the request has a body, which CONNECT gives no meaning: whether it or
 /// what is inside the tunnel has been sent could not be told.
 pub fn target<'a>(head: &'a Parts, body: &Body) -> Result<(&'a str, u16), Refusal> {
     if !body.is_end_stream() {
         return Err(Refusal::BadRequest("a CONNECT request with a body; expected none"));
     }
+    host_header(head)?;
     let expected = Refusal::BadRequest("a CONNECT request for something else; expected host:port");
     match (head.uri.scheme(), head.uri.authority(), head.uri.path_and_query()) {
         (None, Some(authority), None) if !authority.as_str().contains('@') && !authority.host().is_empty() => {
@@ -101,6 +112,19 @@ fn host_of(header: &[u8]) -> Option<&str> {
 /// RFC 3986, 3.2.2, without the comma, which would look like a second host.
 fn may_be_in_name(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(&byte)
+}
+
+/// HTTP/1 is held to this by its codec; in HTTP/2 the library takes what begins with `*` for a path.
+///
+/// # Errors
+///
+/// When the target is `*` and the method is not OPTIONS (RFC 9113, 8.3.1), or there is more behind the `*`.
+pub fn check_asterisk(head: &Parts) -> Result<(), Refusal> {
+    let path = head.uri.path();
+    if path.starts_with('*') && (path != "*" || head.method != http::Method::OPTIONS) {
+        return Err(Refusal::BadRequest("a target in a form that is not the method's"));
+    }
+    Ok(())
 }
 
 /// In lower case, without a final dot.
@@ -161,6 +185,7 @@ mod tests {
             Request::get("/"),
             Request::get("/").header("host", "a").header("host", "a"),
             Request::get("http://users:99999/"),
+            Request::get("http://:80/"),
             Request::get("http://u:p@users/"),
             Request::get("https://users/").header("host", "users"),
         ] {
@@ -168,6 +193,7 @@ mod tests {
         }
     }
 
+    /// Issue 10, 17: also beside a target that names a host.
     #[test]
     fn what_is_no_host_is_refused_in_every_version() {
         for host in [
@@ -187,8 +213,12 @@ mod tests {
             "me@users",
         ] {
             for version in [Version::HTTP_10, Version::HTTP_11, Version::HTTP_2] {
-                let parts = head(Request::get("/").version(version).header("host", host));
-                assert!(matches!(named(&parts), Err(Refusal::BadRequest(_))), "{host:?}");
+                for target in ["/", "http://users/"] {
+                    let parts = head(Request::get(target).version(version).header("host", host));
+                    assert!(matches!(named(&parts), Err(Refusal::BadRequest(_))), "{target} {host:?}");
+                }
+                let parts = head(Request::connect("users:80").version(version).header("host", host));
+                assert!(matches!(target(&parts, &Body::Empty), Err(Refusal::BadRequest(_))), "{host:?}");
             }
         }
         for host in ["users", "users:80", "a_b.c", "[::1]:80", "[fe80::1%eth0]"] {

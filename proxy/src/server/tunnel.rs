@@ -5,9 +5,13 @@
 //! the fewest connections.
 
 use std::cell::Cell;
+use std::future::poll_fn;
+use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use super::admit::admit;
@@ -20,10 +24,10 @@ use super::retries::{Attempting, Retries};
 use super::visit::Visit;
 use super::worker::Worker;
 use crate::policy::{Facts, Kind, Outcome};
-use crate::service::{Admitted, InFlight, ServiceStats, TunnelEnd};
+use crate::service::{Admitted, Client, InFlight, Limit, ServiceStats, TunnelEnd};
 use crate::transport::proxy_protocol::{self, Addresses};
 use crate::transport::{Direction, Parted, Stream};
-use crate::upstream::{Failure, Permit, Pool, Stage};
+use crate::upstream::{Failure, Hold, Link, Permit, Pool, Stage};
 
 /// How long a tunnel to a host that is no service may stand still: as one to a service by default.
 pub(super) const IDLE_TO_HOST: Duration = Duration::from_secs(60 * 60);
@@ -40,6 +44,7 @@ pub enum Content {
 /// A tunnel whose other end is there.
 pub struct Tunnel {
     other: Stream,
+    hold: Option<Hold>,
     idle_timeout: Duration,
     record: Record,
     _held: Held,
@@ -53,6 +58,8 @@ pub struct Held {
     pub in_flight: Option<InFlight>,
     /// One of the requests of the service.
     pub admitted: Option<Admitted>,
+    /// Its place among the tunnels that lead to each other.
+    pub link: Option<Link>,
 }
 
 /// Records a tunnel when it ends, or is given up.
@@ -69,10 +76,19 @@ impl Drop for Record {
 
 impl Tunnel {
     /// A tunnel to the other side of this connection, which is one of an endpoint's, counted from now on.
-    pub fn new(other: Stream, held: Held, stats: &Arc<ServiceStats>, idle_timeout: Duration) -> Self {
+    pub fn new(
+        other: Stream,
+        hold: Option<Hold>,
+        held: Held,
+        stats: &Arc<ServiceStats>,
+        idle_timeout: Duration,
+    ) -> Self {
+        if let Some(hold) = &hold {
+            hold.set_body(true);
+        }
         stats.tunnels.opened.add(1);
         let record = Record { stats: stats.clone(), end: Cell::new(TunnelEnd::Stopped) };
-        Self { other, idle_timeout, record, _held: held }
+        Self { other, hold, idle_timeout, record, _held: held }
     }
 
     /// The proxy's own address on the other side.
@@ -84,11 +100,28 @@ impl Tunnel {
     pub async fn run(self, connection: &Connection, stream: Stream) {
         let _under_way = connection.worker.begin();
         let tunnels = &self.record.stats.tunnels;
-        let moved = |direction, bytes: usize| match direction {
-            Direction::Sent => tunnels.sent.add(bytes as u64),
-            Direction::Received => tunnels.received.add(bytes as u64),
+        let moved = |direction, bytes: usize| {
+            match direction {
+                Direction::Sent => tunnels.sent.add(bytes as u64),
+                Direction::Received => tunnels.received.add(bytes as u64),
+            }
+            if let Some(hold) = &self.hold {
+                hold.moved(bytes);
+            }
         };
-        self.record.end.set(match connection.worker.relays.join(stream, self.other, self.idle_timeout, moved).await {
+        let joined = connection.worker.relays.join(stream, self.other, self.idle_timeout, moved);
+        let mut joined = pin!(while_accepted(connection, joined));
+        let parted = poll_fn(|cx| {
+            if self.hold.as_ref().is_some_and(|hold| hold.poll_ended(cx).is_ready()) {
+                return Poll::Ready(None);
+            }
+            joined.as_mut().poll(cx).map(Some)
+        });
+        let Some(parted) = parted.await else {
+            self.record.stats.limited(Limit::ClientShare);
+            return;
+        };
+        self.record.end.set(match parted {
             Parted::Ended => TunnelEnd::Closed,
             Parted::Idle => TunnelEnd::Idle,
             Parted::Broken(error) => {
@@ -96,6 +129,26 @@ impl Tunnel {
                 TunnelEnd::Broken
             }
         });
+    }
+}
+
+/// How often a tunnel looks whether its client's certificate is still accepted.
+const RECHECK: Duration = Duration::from_secs(15);
+
+/// Goes on for as long as the client's certificate is accepted: who has lost a key, or been dismissed, has lost what it
+/// has open too. One that has merely expired is good for the tunnels that were opened with it, which nobody could be asked
+/// to open again.
+async fn while_accepted(connection: &Connection, joined: impl Future<Output = Parted>) -> Parted {
+    if connection.proof.is_none() {
+        return joined.await;
+    }
+    let mut joined = pin!(joined);
+    loop {
+        match connection.worker.timers.within(RECHECK, joined.as_mut()).await {
+            Ok(parted) => return parted,
+            Err(_) if connection.is_revoked() => return Parted::Broken(io::Error::other(Refusal::Revoked.to_string())),
+            Err(_) => {}
+        }
     }
 }
 
@@ -126,30 +179,42 @@ async fn open_to_service(
     let settings = &local.service.settings;
     let addresses = Addresses { source: *client, destination: connection.local };
     let header = settings.proxy_protocol.map(|version| proxy_protocol::encode(version, &addresses));
+    if connection.is_revoked() {
+        return Err(Refusal::Revoked);
+    }
+    let link = Link::after(connection.source).ok_or(Refusal::Loop)?;
     let _service_probe = local.enter()?;
     let began = Instant::now();
     let mut retries = Retries::begin(local, &worker.timers, began, None);
     let (admitted, at) = admit(&local.service, &worker.timers, began, retries.until).await?;
     retries.admitted(at);
-    let mut opening = Opening { worker, local, header: header.unwrap_or_default(), content, began };
+    let asked = Asked { client: Client::of(client.ip()), header: header.unwrap_or_default(), content, link: &link };
+    let mut opening = Opening { worker, local, asked, began };
     let facts = Facts::of_connection(client.ip(), peer.clone());
-    let ((other, permit), mut visit, _) = retries.run(facts, &mut opening).await?;
-    let held = Held { permit, in_flight: visit.take_in_flight(), admitted };
-    Ok(Tunnel::new(other, held, &local.stats, settings.tunnel_idle_timeout))
+    let ((other, permit, hold), mut visit, _) = retries.run(facts, &mut opening).await?;
+    let held = Held { permit, in_flight: visit.take_in_flight(), admitted, link: Some(link) };
+    Ok(Tunnel::new(other, Some(hold), held, &local.stats, settings.tunnel_idle_timeout))
 }
 
 /// A tunnel that is being opened, as all attempts at it see it.
 struct Opening<'a> {
     worker: &'a Worker,
     local: &'a Rc<LocalService>,
-    /// What the connection begins with.
-    header: Vec<u8>,
-    content: Content,
+    asked: Asked<'a>,
     began: Instant,
 }
 
+/// The connection that a tunnel needs.
+struct Asked<'a> {
+    client: Client,
+    /// What it begins with.
+    header: Vec<u8>,
+    content: Content,
+    link: &'a Link,
+}
+
 impl Attempting for Opening<'_> {
-    type Brought = (Stream, Permit);
+    type Brought = (Stream, Permit, Hold);
 
     /// Nothing of what the client sends has been sent.
     fn is_replayable(&self) -> bool {
@@ -157,10 +222,10 @@ impl Attempting for Opening<'_> {
     }
 
     async fn attempt(&mut self, visit: &mut Visit, retries: &Retries<'_>) -> (Result<Self::Brought, Refusal>, Outcome) {
-        let Self { worker, local, header, content, began } = self;
+        let Self { worker, local, asked, began } = self;
         let pool = local.pool(&visit.endpoint, worker);
         let stage = Cell::default();
-        let connecting = async { connect(&pool, &local.stats, header, *content, &stage).await.map_err(Refusal::from) };
+        let connecting = async { connect(&pool, &local.stats, asked, &stage).await.map_err(Refusal::from) };
         let connected = match retries.until {
             None => connecting.await,
             Some(tick) => {
@@ -189,10 +254,16 @@ impl Attempting for Opening<'_> {
 /// When there is no connection to it, or none is allowed.
 pub async fn to_host(connection: &Connection, pool: &Rc<Pool>) -> Result<Tunnel, Refusal> {
     let stats = &connection.worker.passed_through;
-    match connect(pool, stats, &[], Content::Tls, &Cell::default()).await {
-        Ok((other, permit)) => {
-            let held = Held { permit, in_flight: None, admitted: None };
-            Ok(Tunnel::new(other, held, stats, IDLE_TO_HOST))
+    let Some(link) = Link::after(connection.source) else {
+        stats.tunnels.refused.add(1);
+        return Err(Refusal::Loop);
+    };
+    let client = Client::of(connection.client.ip());
+    let asked = Asked { client, header: Vec::new(), content: Content::Tls, link: &link };
+    match connect(pool, stats, &asked, &Cell::default()).await {
+        Ok((other, permit, hold)) => {
+            let held = Held { permit, in_flight: None, admitted: None, link: Some(link) };
+            Ok(Tunnel::new(other, Some(hold), held, stats, IDLE_TO_HOST))
         }
         Err(failure) => {
             stats.tunnels.refused.add(1);
@@ -203,17 +274,18 @@ pub async fn to_host(connection: &Connection, pool: &Rc<Pool>) -> Result<Tunnel,
 
 /// A connection that is nobody else's, before or after.
 async fn connect(
-    pool: &Pool,
+    pool: &Rc<Pool>,
     stats: &ServiceStats,
-    header: &[u8],
-    content: Content,
+    asked: &Asked<'_>,
     stage: &Cell<Stage>,
-) -> Result<(Stream, Permit), Failure> {
-    let connected = pool.connect_tunnel(header, content == Content::Plain, stage).await;
+) -> Result<(Stream, Permit, Hold), Failure> {
+    let hold = pool.hold(asked.client);
+    let with_tls = asked.content == Content::Plain;
+    let connected = pool.connect_tunnel(&asked.header, with_tls, asked.link, &hold, stage).await;
     if connected.is_err() {
         stats.failed_attempts.add(1);
     }
-    connected
+    connected.map(|(stream, permit)| (stream, permit, hold))
 }
 
 /// Passes on what is none of the protocols that are looked into: to the service of the listener, or of the tunnel that

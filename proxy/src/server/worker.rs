@@ -5,27 +5,31 @@
 //! then puts other [`LocalService`]s in the place of those whose settings changed.
 
 use std::cell::{Cell, Ref, RefCell};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::time::Duration;
 
-use rustc_hash::FxBuildHasher;
+use tokio::sync::Mutex;
 use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinSet;
 
 use super::local::LocalService;
-use super::passthrough::Passthrough;
+use super::passthrough::{self, Passthrough};
 use super::route::{normalized, without_suffix};
 use crate::config::checked::TlsClient;
+use crate::descriptors::Descriptors;
 use crate::drain::Phase;
 use crate::proto::h1::{Date, Scratch};
 use crate::proto::headers::Signature;
 use crate::service::{Directory, Service, ServiceStats};
-use crate::timer::Timers;
+use crate::supervise::keep;
+use crate::timer::{self, Timers};
 use crate::transport::Relays;
 use crate::transport::tls::Connector;
+use crate::upstream::OwnSockets;
 
 /// How often idle connections are looked through.
 const SWEEP: Duration = Duration::from_secs(1);
@@ -51,16 +55,30 @@ pub struct Shared {
     pub directory: Arc<Directory>,
     /// Connections of clients, by worker.
     pub connections: Vec<AtomicUsize>,
+    /// The runtimes, by worker, for their figures; none before a worker has begun.
+    pub runtimes: Vec<std::sync::OnceLock<tokio::runtime::Handle>>,
     /// Requests that reached no service, by worker: refused ones, and those passed through.
     pub unrouted: Vec<Arc<ServiceStats>>,
     pub passed_through: Vec<Arc<ServiceStats>>,
+    /// Where the proxy listens.
+    pub own: Arc<OwnSockets>,
+    pub descriptors: Arc<Descriptors>,
 }
 
 impl Shared {
-    pub fn new(directory: Arc<Directory>, workers: usize) -> Arc<Self> {
+    pub fn new(directory: Arc<Directory>, descriptors: Arc<Descriptors>, workers: usize) -> Arc<Self> {
         let stats = || (0..workers).map(|_| Arc::default()).collect();
         let connections = (0..workers).map(|_| AtomicUsize::new(0)).collect();
-        Arc::new(Self { directory, connections, unrouted: stats(), passed_through: stats() })
+        let runtimes = (0..workers).map(|_| std::sync::OnceLock::new()).collect();
+        Arc::new(Self {
+            directory,
+            connections,
+            runtimes,
+            unrouted: stats(),
+            passed_through: stats(),
+            own: Arc::default(),
+            descriptors,
+        })
     }
 }
 
@@ -78,10 +96,13 @@ pub struct Worker {
     pub passthrough: Passthrough,
     pub unrouted: Arc<ServiceStats>,
     pub passed_through: Arc<ServiceStats>,
-    services: RefCell<HashMap<Arc<str>, Rc<LocalService>, FxBuildHasher>>,
+    /// Names come from registries, so their hashes are seeded.
+    services: RefCell<HashMap<Arc<str>, Rc<LocalService>>>,
     /// Names of services for which somebody waits for a connection, on whichever worker.
     inbox: UnboundedSender<Arc<str>>,
-    asked: Cell<Option<UnboundedReceiver<Arc<str>>>>,
+    asked: Mutex<UnboundedReceiver<Arc<str>>>,
+    /// Those of which the connections are shared out just now.
+    scarce: RefCell<HashSet<Arc<str>>>,
     seeds: RandomState,
     phase: Cell<Phase>,
     /// Whether those that have asked for nothing have been waited for long enough, while draining.
@@ -102,12 +123,13 @@ impl Worker {
             timers,
             scratch: Rc::default(),
             date: Date::default(),
-            passthrough: Passthrough::default(),
+            passthrough: Passthrough::new(&inbox),
             unrouted: of(&shared.unrouted),
             passed_through: of(&shared.passed_through),
             services: RefCell::default(),
             inbox,
-            asked: Cell::new(Some(asked)),
+            asked: Mutex::new(asked),
+            scarce: RefCell::default(),
             seeds: RandomState::new(),
             phase: Cell::new(Phase::Serving),
             hurries: Cell::new(false),
@@ -212,8 +234,11 @@ impl Worker {
 
     /// Lets time pass for this worker, for ever: deadlines, idle connections, idle plugins.
     pub async fn keep_house(self: Rc<Self>) {
-        tokio::task::spawn_local(self.timers.clone().run());
-        tokio::task::spawn_local(self.clone().give_up_idle());
+        let mut tasks = JoinSet::new();
+        let timers = self.timers.clone();
+        tasks.spawn_local(keep("timers", move || timers.clone().run()));
+        let worker = self.clone();
+        tasks.spawn_local(keep("idle-connections", move || worker.clone().give_up_idle()));
         let mut seconds = 0_u64;
         loop {
             tokio::time::sleep(SWEEP).await;
@@ -229,15 +254,52 @@ impl Worker {
         }
     }
 
+    /// Makes instances of policies that have been replaced. Requests are served between two services.
+    pub async fn renew_policies(self: Rc<Self>) {
+        let services: Vec<Rc<LocalService>> = self.services.borrow().values().cloned().collect();
+        for service in services {
+            service.renew_policies();
+            tokio::task::yield_now().await;
+        }
+    }
+
     /// Gives up idle connections when somebody waits for one, for ever.
     async fn give_up_idle(self: Rc<Self>) {
-        let Some(mut asked) = self.asked.take() else { return };
+        let mut asked = self.asked.lock().await;
         while let Some(name) = asked.recv().await {
-            let local = self.services.borrow().get(&name).cloned();
-            if let Some(local) = local {
+            if *name == *passthrough::NAME {
+                self.passthrough.give_up_idle();
+            } else if let Some(local) = self.local(&name) {
                 local.give_up_idle();
             }
+            if self.share_out(&name) && self.scarce.borrow_mut().insert(name.clone()) {
+                tokio::task::spawn_local(self.clone().go_on_sharing(name));
+            }
         }
+    }
+
+    /// Shares connections out for as long as anybody waits for one.
+    async fn go_on_sharing(self: Rc<Self>, name: Arc<str>) {
+        loop {
+            tokio::time::sleep(timer::TICK).await;
+            if !self.share_out(&name) {
+                self.scarce.borrow_mut().remove(&name);
+                return;
+            }
+        }
+    }
+
+    /// See [`LocalService::share_out`].
+    fn share_out(&self, name: &Arc<str>) -> bool {
+        let now = self.timers.now();
+        if **name == *passthrough::NAME {
+            return self.passthrough.share_out(now);
+        }
+        self.local(name).is_some_and(|local| local.share_out(now))
+    }
+
+    fn local(&self, name: &Arc<str>) -> Option<Rc<LocalService>> {
+        self.services.borrow().get(name).cloned()
     }
 }
 

@@ -11,7 +11,7 @@ use super::snapshot::Snapshot;
 use super::stats::{ServiceStats, StatsTotal};
 use crate::clock::Clock;
 use crate::config::checked;
-use crate::plugin::Plugin;
+use crate::plugin::{Plugin, Usage};
 use crate::policy::Role;
 use crate::registry::Change;
 
@@ -30,15 +30,22 @@ pub struct Service {
     pub breaker: Option<Arc<Plugin>>,
     /// One a worker.
     stats: Arc<Mutex<Vec<Arc<ServiceStats>>>>,
+    /// Says of each policy that the service uses it.
+    _usages: Vec<Arc<Usage>>,
 }
 
 impl Service {
     fn new(fleet: Arc<Fleet>, settings: Arc<checked::Service>, policy_of: &PolicyOf) -> Self {
+        let balancer = policy_of(&settings.balancer, Role::Balancer);
+        let retry = settings.retry.as_ref().map(|policy| policy_of(policy, Role::RetryPolicy));
+        let breaker = settings.breaker.as_ref().map(|policy| policy_of(policy, Role::CircuitBreaker));
+        let policies = [Some(&balancer), retry.as_ref(), breaker.as_ref()];
         Self {
+            _usages: policies.into_iter().flatten().map(|policy| policy.usage(&fleet.name)).collect(),
             fleet,
-            balancer: policy_of(&settings.balancer, Role::Balancer),
-            retry: settings.retry.as_ref().map(|policy| policy_of(policy, Role::RetryPolicy)),
-            breaker: settings.breaker.as_ref().map(|policy| policy_of(policy, Role::CircuitBreaker)),
+            balancer,
+            retry,
+            breaker,
             budget: Budget::new(settings.retry_budget),
             settings,
             stats: Arc::default(),
@@ -61,6 +68,12 @@ impl Service {
             && same(&changed.retry, &self.retry)
             && same(&changed.breaker, &self.breaker);
         (!is_as_before).then_some(changed)
+    }
+
+    /// A policy of the service that has never been loaded, if there is one.
+    pub fn awaited_policy(&self) -> Option<&Arc<Plugin>> {
+        let policies = [Some(&self.balancer), self.retry.as_ref(), self.breaker.as_ref()];
+        policies.into_iter().flatten().find(|policy| policy.is_awaited())
     }
 
     /// What applications call it.

@@ -1,20 +1,22 @@
 //! The endpoints of one service: who is registered, how they fare, and who may be picked.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
 
 use super::admission::{Connections, Requests};
 use super::health::{Condition, Door, ServiceHealth};
 use super::pause::Pause;
+use super::policy_view;
 use super::snapshot::{Builder, Endpoint, Snapshot};
 use super::stats::Checks;
 use crate::clock::Clock;
 use crate::config::checked::Ejection;
 use crate::policy::{self, Outcome};
 use crate::registry::Change;
+use crate::seldom::Seldom;
 
 /// The longest that one verdict takes an endpoint out of use. To try it once an hour costs nothing, and what a policy has
 /// reckoned wrongly is over in a time that an operator can wait for.
@@ -40,8 +42,15 @@ pub struct Fleet {
     /// How often an endpoint was ejected, and the service opened as a whole.
     ejections: AtomicU64,
     openings: AtomicU64,
+    /// Memory of the service's guests in bytes, as far as it counts towards the total of all guests.
+    pub guest_memory: AtomicUsize,
+    /// Entries of metadata that policies were not given, as the endpoint or the service has too many bytes of them.
+    metadata_dropped: AtomicU64,
+    metadata_lines: Mutex<Seldom>,
     /// Whether a policy reads peak averages: nobody else needs them.
     reads_peaks: AtomicBool,
+    /// Whether proxy requests for the service's name as a host lead to it, where that is not so by the name's form.
+    proxied: AtomicBool,
     snapshot: ArcSwap<Snapshot>,
     version: AtomicU64,
     builder: Mutex<Builder>,
@@ -76,7 +85,11 @@ impl Fleet {
             connections: Arc::default(),
             ejections: AtomicU64::new(0),
             openings: AtomicU64::new(0),
+            guest_memory: AtomicUsize::new(0),
+            metadata_dropped: AtomicU64::new(0),
+            metadata_lines: Mutex::default(),
             reads_peaks: AtomicBool::new(false),
+            proxied: AtomicBool::new(false),
             snapshot: ArcSwap::default(),
             version: AtomicU64::new(0),
             builder: Mutex::new(Builder::new(ejection)),
@@ -105,9 +118,36 @@ impl Fleet {
 
     /// Endpoints were registered or removed.
     pub fn apply(&self, change: Change) {
+        if let Some(proxied) = change.proxied {
+            self.proxied.store(proxied, Ordering::Relaxed);
+        }
         let mut builder = self.lock();
+        let before = builder.metadata_dropped;
         builder.apply(change, self.clock.now());
         self.publish(&mut builder);
+        let dropped = builder.metadata_dropped;
+        drop(builder);
+        if dropped > before {
+            self.metadata_dropped.store(dropped, Ordering::Relaxed);
+            if let Some(times) =
+                self.metadata_lines.lock().unwrap_or_else(PoisonError::into_inner).count(Instant::now())
+            {
+                tracing::warn!(target: "heddle::plugin", service = %self.name, entries = dropped - before, times,
+                    "metadata beyond {} KiB an endpoint, {} entries or {} MiB of the service is not given to policies",
+                    policy_view::OF_ENDPOINT >> 10, policy_view::ENTRIES, policy_view::OF_SERVICE >> 20);
+            }
+        }
+    }
+
+    /// Entries of endpoints' metadata that policies were not given, counted once a registration.
+    pub fn metadata_dropped(&self) -> u64 {
+        self.metadata_dropped.load(Ordering::Relaxed)
+    }
+
+    /// Whether a source that announces the service lets it take proxy requests, CONNECT and SOCKS for its name as a host,
+    /// where the name has several labels and is outside the suffix.
+    pub fn takes_proxy_requests(&self) -> bool {
+        self.proxied.load(Ordering::Relaxed)
     }
 
     /// Who is registered from now on was not there when the proxy began.

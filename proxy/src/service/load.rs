@@ -107,6 +107,11 @@ impl Load {
         Self::counter(&self.block.connections, self.index).fetch_sub(1, SeqCst);
     }
 
+    /// What no other endpoint's counters are called at the same time.
+    pub(super) fn key(&self) -> (usize, usize) {
+        (Arc::as_ptr(&self.block).addr(), self.index)
+    }
+
     /// Whether these are the counters of the same endpoint.
     pub fn is_same(&self, other: &Self) -> bool {
         self.index == other.index && Arc::ptr_eq(&self.block, &other.block)

@@ -15,12 +15,15 @@ mod health;
 mod load;
 mod pause;
 mod peak;
+mod policy_view;
 mod snapshot;
 mod stats;
 pub mod tick;
 mod window;
 
-pub use admission::{Admitted, Connections, Ending, Keeper, Permit, Requests, Reuse, Turn, Waiting, Wanted};
+pub use admission::{
+    Admitted, Client, Connections, Ending, Holder, Keeper, Permit, Requests, Reuse, Turn, Waiting, Wanted,
+};
 pub use budget::{Active, Budget, Retry};
 pub use directory::{Directory, Service};
 pub use fleet::{Fleet, Seen, ServiceProbe};
@@ -28,5 +31,6 @@ pub use health::{Class, Condition, Health, Probe, ServiceHealth};
 pub use load::{InFlight, Load};
 pub use pause::Pause;
 pub use peak::PEAK_START;
+pub use policy_view::PolicyView;
 pub use snapshot::{Endpoint, Snapshot};
 pub use stats::{Checks, Counter, DURATION_BUCKETS, Limit, ServiceStats, StatsTotal, TunnelEnd, TunnelTotal};

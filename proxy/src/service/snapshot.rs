@@ -9,6 +9,7 @@ use std::time::Duration;
 use super::health::{Condition, Health};
 use super::load::{Load, LoadTable};
 use super::pause::Pause;
+use super::policy_view::PolicyView;
 use crate::config::checked::Ejection;
 use crate::registry::{Change, Registered};
 
@@ -24,6 +25,8 @@ pub struct Endpoint {
     pub health: Arc<Health>,
     /// When it was registered, on the fleet's clock; none where it was there when the proxy began.
     pub registered_at: Option<Duration>,
+    /// What policies are given of the registration.
+    pub policy_view: PolicyView,
     paused_by_registry: bool,
 }
 
@@ -105,6 +108,11 @@ impl Snapshot {
         self.load.latency(self.slots.len())
     }
 
+    /// Whether the same endpoints are registered as in another one of the service.
+    pub fn has_same_endpoints(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.slots, &other.slots)
+    }
+
     /// What leads from `before` to here: slots that are gone, and endpoints that are new.
     pub fn since(&self, before: &Self) -> (Vec<u32>, Vec<Arc<Endpoint>>) {
         let (mut removed, mut added) = (Vec::new(), Vec::new());
@@ -144,6 +152,10 @@ pub(super) struct Builder {
     free: BTreeSet<u32>,
     load: LoadTable,
     version: u64,
+    /// What the metadata that policies are given of all endpoints cost together.
+    metadata_cost: usize,
+    /// Entries of metadata that policies are not given, since the service's beginning.
+    pub metadata_dropped: u64,
 }
 
 impl Builder {
@@ -159,6 +171,8 @@ impl Builder {
             free: BTreeSet::new(),
             load: LoadTable::default(),
             version: 0,
+            metadata_cost: 0,
+            metadata_dropped: 0,
         }
     }
 
@@ -199,7 +213,8 @@ impl Builder {
         for id in removed {
             let Some(slot) = self.by_id.remove(&id) else { continue };
             if let Some(place) = Arc::make_mut(&mut self.slots).get_mut(slot as usize) {
-                *place = None;
+                let cost = place.take().map_or(0, |endpoint| endpoint.policy_view.cost());
+                self.metadata_cost = self.metadata_cost.saturating_sub(cost);
             }
             self.free.insert(slot);
             kept.insert(id, slot);
@@ -269,10 +284,16 @@ impl Builder {
         if slots.len() <= index {
             slots.resize(index + 1, None);
         }
+        let before = slots.get(index).and_then(Option::as_ref).map_or(0, |endpoint| endpoint.policy_view.cost());
+        self.metadata_cost = self.metadata_cost.saturating_sub(before);
+        let policy_view = PolicyView::new(&registered, self.metadata_cost);
+        self.metadata_cost = self.metadata_cost.saturating_add(policy_view.cost());
+        self.metadata_dropped = self.metadata_dropped.saturating_add(policy_view.dropped() as u64);
         self.by_id.insert(registered.id.clone(), slot);
         let socket = registered.address.parse().ok();
         let (load, paused_by_registry) = (self.load.slot(index), registered.is_paused());
-        let endpoint = Endpoint { slot, socket, load, health, registered_at, paused_by_registry, registered };
+        let endpoint =
+            Endpoint { slot, socket, load, health, registered_at, policy_view, paused_by_registry, registered };
         let endpoint = Arc::new(endpoint);
         if let Some(place) = slots.get_mut(index) {
             *place = Some(endpoint);
@@ -319,7 +340,14 @@ mod tests {
     use super::*;
 
     fn registered(id: &str, weight: u32) -> Registered {
-        Registered { id: id.into(), address: "127.0.0.1:80".into(), weight, order: 0, metadata: vec![] }
+        Registered {
+            id: id.into(),
+            address: "127.0.0.1:80".into(),
+            weight,
+            order: 0,
+            metadata: vec![],
+            egress: Arc::default(),
+        }
     }
 
     /// A builder, and a snapshot after each change.
@@ -342,6 +370,7 @@ mod tests {
             removed: removed.iter().map(ToString::to_string).collect(),
             added: added.iter().map(|(id, weight)| registered(id, *weight)).collect(),
             paused: None,
+            proxied: None,
         }
     }
 

@@ -77,11 +77,14 @@ pub enum Limit {
     EndpointRequests,
     /// On the connections of the service or of the endpoint.
     Connections,
+    /// On the share of the endpoint's connections that one client has while others wait.
+    ClientShare,
 }
 
 impl Limit {
     /// Every limit, as [`StatsTotal::limited`] counts them.
-    pub const ALL: [Self; 4] = [Self::Requests, Self::Pending, Self::EndpointRequests, Self::Connections];
+    pub const ALL: [Self; 5] =
+        [Self::Requests, Self::Pending, Self::EndpointRequests, Self::Connections, Self::ClientShare];
 
     /// In lower case.
     pub fn name(self) -> &'static str {
@@ -90,6 +93,7 @@ impl Limit {
             Self::Pending => "pending_time",
             Self::EndpointRequests => "endpoint_requests",
             Self::Connections => "connections",
+            Self::ClientShare => "client_share",
         }
     }
 }

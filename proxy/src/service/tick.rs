@@ -10,6 +10,7 @@ use std::time::Duration;
 use super::directory::{Directory, Service};
 use super::health::Condition;
 use crate::plugin::Seat;
+use crate::supervise;
 
 /// How often a breaker is told that time has passed.
 const SECOND: Duration = Duration::from_secs(1);
@@ -25,7 +26,14 @@ pub async fn run(directory: Arc<Directory>) {
     loop {
         seconds.tick().await;
         for service in directory.all() {
-            breakers.tick(&service);
+            let generation = service.breaker.as_ref().map_or(0, |breaker| breaker.version()).to_le_bytes();
+            match supervise::input(service.name(), &generation) {
+                Some(_input) => breakers.tick(&service),
+                // What ends an ejection must not stop. If it is this that panics, nothing can be done for the service.
+                None => {
+                    supervise::caught_call("ticks", || service.fleet.decide_natively());
+                }
+            }
             // The control thread has other things to do between two services.
             tokio::task::yield_now().await;
         }

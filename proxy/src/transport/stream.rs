@@ -1,4 +1,7 @@
 //! A byte stream of any kind, and what was read of it too early.
+//!
+//! What is read is paid for with the budget of the task's poll ([`turn`]), whoever reads it and whatever for: so no stream
+//! takes a worker from the others, however much arrives on it.
 
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
@@ -8,6 +11,8 @@ use bytes::{Bytes, BytesMut};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsStream;
+
+use crate::turn;
 
 /// Anything else that carries bytes in both directions.
 pub trait Io: AsyncRead + AsyncWrite {
@@ -23,6 +28,8 @@ pub struct Stream {
     /// Read from it already, and to be read first.
     ahead: Bytes,
     kind: Kind,
+    /// Bytes that a unit of the poll's budget pays for.
+    unit: usize,
 }
 
 enum Kind {
@@ -36,20 +43,27 @@ const START: usize = 4096;
 
 impl From<TcpStream> for Stream {
     fn from(tcp: TcpStream) -> Self {
-        Self { ahead: Bytes::new(), kind: Kind::Tcp(tcp) }
+        Self { ahead: Bytes::new(), kind: Kind::Tcp(tcp), unit: turn::UNIT }
     }
 }
 
 impl From<TlsStream<Stream>> for Stream {
     fn from(tls: TlsStream<Stream>) -> Self {
-        Self { ahead: Bytes::new(), kind: Kind::Tls(Box::new(tls)) }
+        // Paid for where they come in.
+        Self { ahead: Bytes::new(), kind: Kind::Tls(Box::new(tls)), unit: usize::MAX }
     }
 }
 
 impl Stream {
     /// A stream of another kind.
     pub fn other(io: impl Io + 'static) -> Self {
-        Self { ahead: Bytes::new(), kind: Kind::Other(Box::pin(io)) }
+        Self { ahead: Bytes::new(), kind: Kind::Other(Box::pin(io)), unit: turn::UNIT }
+    }
+
+    /// The stream, for TLS to be spoken on it.
+    pub fn beneath_tls(mut self) -> Self {
+        self.unit = turn::TLS_UNIT;
+        self
     }
 
     /// What was read already and is yet to be used.
@@ -152,7 +166,10 @@ impl AsyncRead for Stream {
             buf.put_slice(&self.ahead.split_to(length));
             return Poll::Ready(Ok(()));
         }
-        pin!(&mut self.kind).poll_read(cx, buf)
+        let before = buf.filled().len();
+        let result = pin!(&mut self.kind).poll_read(cx, buf);
+        turn::spend((buf.filled().len() - before) / self.unit);
+        result
     }
 }
 

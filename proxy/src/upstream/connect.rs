@@ -1,7 +1,8 @@
 //! Opening a connection.
 //!
 //! Connections are kept alive by the kernel's probes: the other side of one that is idle, as tunnels may be for long,
-//! may vanish without a word, and a firewall on the way forgets what is silent.
+//! may vanish without a word, and a firewall on the way forgets what is silent. Where a name has several addresses they
+//! are tried as [`happy_eyeballs`](super::happy_eyeballs) says.
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -14,7 +15,11 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::Semaphore;
 
+use super::chain::Link;
+use super::happy_eyeballs::{ATTEMPT_DELAY, interleaved, race};
+use super::own::OwnSockets;
 use super::{Failure, Reach};
+use crate::egress::Egress;
 use crate::timer::Timers;
 use crate::transport::Stream;
 use crate::transport::tls::Connector;
@@ -29,10 +34,14 @@ const KEEP_ALIVE: TcpKeepalive =
 pub struct ConnectSettings {
     /// For all addresses of a name together.
     pub timeout: Duration,
-    /// Which addresses may be connected to; none for all.
+    /// Which addresses may be connected to for a host that a client names.
     pub reach: Option<Arc<Reach>>,
+    /// Which addresses an endpoint may have, by the source that announces it.
+    pub egress: Option<Arc<Egress>>,
     /// The names that may be looked up at once with others of their kind; none for any number.
     pub lookups: Option<Arc<Semaphore>>,
+    /// Where no connection goes: the proxy's own listeners.
+    pub own: Arc<OwnSockets>,
 }
 
 /// TLS to an endpoint: by whom, and the protocols to offer, the preferred one first.
@@ -48,6 +57,8 @@ pub struct Opening<'a> {
     /// A PROXY protocol header, or nothing.
     pub header: &'a [u8],
     pub tls: Option<Offer<'a>>,
+    /// Of a tunnel, its place in its chain.
+    pub link: Option<&'a Link>,
 }
 
 /// Connects to `host:port`, or to `socket` where the address is known. The address that was found allowed is the one
@@ -79,9 +90,9 @@ pub async fn open(
     opening: Opening<'_>,
 ) -> Result<(Stream, bool), Failure> {
     let connected = match socket {
-        Some(socket) => connect_to_any([socket].into_iter(), address, settings.reach.as_deref()).await,
+        Some(socket) => connect_to_any(vec![socket], address, settings, opening.link).await,
         None => match look_up(address, settings.lookups.as_ref()).await {
-            Ok(sockets) => connect_to_any(sockets.into_iter(), address, settings.reach.as_deref()).await,
+            Ok(sockets) => connect_to_any(sockets, address, settings, opening.link).await,
             Err(source) => Err(Failure::Resolve { address: address.to_owned(), source }),
         },
     };
@@ -114,28 +125,52 @@ async fn look_up(address: &str, lookups: Option<&Arc<Semaphore>>) -> io::Result<
     found.await.map_err(io::Error::other)?
 }
 
-/// Tries the allowed ones of these addresses in turn; the error of the last.
+/// Connects to one of these addresses that are allowed, as [`race`] says; the failure of the last.
 async fn connect_to_any(
-    sockets: impl Iterator<Item = SocketAddr>,
+    mut sockets: Vec<SocketAddr>,
     address: &str,
-    reach: Option<&Reach>,
+    settings: &ConnectSettings,
+    link: Option<&Link>,
 ) -> Result<TcpStream, Failure> {
-    let mut failure = Failure::Denied { address: address.to_owned() };
-    for socket in sockets.filter(|socket| reach.is_none_or(|reach| reach.has(socket.ip()))) {
-        let connected = match reach.filter(|reach| !reach.has_own(socket.ip())).map(|_| is_own(socket)) {
-            Some(Ok(true)) => {
-                failure = Failure::Denied { address: address.to_owned() };
-                continue;
-            }
-            Some(Err(error)) => Err(error),
-            Some(Ok(false)) | None => TcpStream::connect(socket).await,
-        };
-        match connected {
-            Ok(stream) => return Ok(stream),
-            Err(source) => failure = Failure::Connect { address: address.to_owned(), source },
+    sockets.retain(|socket| {
+        settings.reach.as_ref().is_none_or(|reach| reach.has(socket.ip()))
+            && settings.egress.as_ref().is_none_or(|egress| egress.allows(socket.ip()))
+    });
+    let allowed = sockets.len();
+    sockets.retain(|socket| !settings.own.has(*socket));
+    let has_own = sockets.len() < allowed;
+    let connected = match sockets.as_slice() {
+        &[socket] => connect_to(socket, address, settings, link).await,
+        _ => {
+            let connect = |socket| connect_to(socket, address, settings, link);
+            race(interleaved(sockets), ATTEMPT_DELAY, connect).await.unwrap_or_else(|| Err(denied(address)))
         }
-    }
-    Err(failure)
+    };
+    // That one of them is the proxy itself says more than that another one is not there.
+    connected.map_err(|failure| if has_own { Failure::Own { address: address.to_owned() } } else { failure })
+}
+
+/// Connects to an address, unless it turns out to be this machine's own, and may not be that.
+async fn connect_to(
+    socket: SocketAddr,
+    address: &str,
+    settings: &ConnectSettings,
+    link: Option<&Link>,
+) -> Result<TcpStream, Failure> {
+    let reach = settings.reach.as_deref();
+    let connected = match reach.filter(|reach| !reach.has_own(socket.ip())).map(|_| is_own(socket)) {
+        Some(Ok(true)) => return Err(denied(address)),
+        Some(Err(error)) => Err(error),
+        Some(Ok(false)) | None => match link {
+            Some(link) => link.connect(socket).await,
+            None => TcpStream::connect(socket).await,
+        },
+    };
+    connected.map_err(|source| Failure::Connect { address: address.to_owned(), source })
+}
+
+fn denied(address: &str) -> Failure {
+    Failure::Denied { address: address.to_owned() }
 }
 
 /// Whether an address is one of this machine's own, as any of them is this machine: what is sent there comes from it.
@@ -151,6 +186,33 @@ fn is_own(socket: SocketAddr) -> io::Result<bool> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn the_first_address_that_answers_and_is_allowed_is_used() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let open = listener.local_addr().unwrap();
+        // Nobody listens there.
+        let closed = SocketAddr::from(([127, 0, 0, 2], 1));
+        let settings = |reach: Option<Reach>| ConnectSettings {
+            timeout: Duration::from_secs(9),
+            reach: reach.map(Arc::new),
+            egress: None,
+            lookups: None,
+            own: Arc::default(),
+        };
+        let connect = async |sockets: &[SocketAddr], reach: Option<Reach>| {
+            let settings = settings(reach);
+            connect_to_any(sockets.to_vec(), "users:80", &settings, None)
+                .await
+                .map(|stream| stream.peer_addr().unwrap())
+        };
+        assert_eq!(connect(&[closed, open], None).await.unwrap(), open);
+        assert_eq!(connect(&[open, closed], None).await.unwrap(), open);
+        assert!(matches!(connect(&[closed, closed], None).await, Err(Failure::Connect { .. })));
+        let elsewhere = Reach::new(&Default::default(), false);
+        assert!(matches!(connect(&[open, closed], Some(elsewhere)).await, Err(Failure::Denied { .. })));
+        assert!(matches!(connect(&[], None).await, Err(Failure::Denied { .. })));
+    }
 
     #[test]
     fn an_own_address_is_told_without_a_connection() {

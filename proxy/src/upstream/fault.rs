@@ -13,7 +13,9 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::h2::Silence;
+use crate::proto::frames::Frames;
 use crate::transport::Stream;
+use crate::turn::Items;
 
 /// What TLS had to say; nothing until it has.
 pub type Fault = Rc<RefCell<Option<rustls::Error>>>;
@@ -24,9 +26,17 @@ pub struct Noting {
     pub fault: Fault,
     /// Told of what comes.
     pub(super) silence: Rc<Silence>,
+    /// What the endpoint sends.
+    frames: Frames,
+    /// Frames that this turn of the connection's task has to pay for.
+    unpaid: Items,
 }
 
 impl Noting {
+    pub(super) fn new(stream: Stream, fault: Fault, silence: Rc<Silence>) -> Self {
+        Self { stream, fault, silence, frames: Frames::default(), unpaid: Items::default() }
+    }
+
     fn note(&self, error: &io::Error) {
         if let Some(error) = error.get_ref().and_then(|error| error.downcast_ref::<rustls::Error>()) {
             self.fault.replace(Some(error.clone()));
@@ -48,9 +58,14 @@ impl Noting {
 
 impl AsyncRead for Noting {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let read = Pin::new(&mut self.stream).poll_read(cx, buf);
+        let this = &mut *self;
+        let before = buf.filled().len();
+        let read = Pin::new(&mut this.stream).poll_read(cx, buf);
         match &read {
-            Poll::Ready(Ok(())) => self.silence.broken(),
+            Poll::Ready(Ok(())) => {
+                this.silence.broken();
+                this.unpaid.add(this.frames.count(buf.filled().get(before..).unwrap_or_default()));
+            }
             Poll::Ready(Err(error)) => self.note(error),
             Poll::Pending => {}
         }

@@ -1,9 +1,10 @@
 //! Idle connections of one worker.
 
+mod by_slot;
+mod holds;
 mod turns;
 
 use std::cell::{Cell, RefCell};
-use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -13,14 +14,19 @@ use http::header::UPGRADE;
 use http::request::Parts;
 use http::uri::Authority;
 
+pub use self::by_slot::Pools;
+use self::holds::Holds;
+pub use self::holds::{Held, Hold};
 use self::turns::Granted;
+use super::chain::Link;
 use super::connect::{ConnectSettings, Offer, Opening, connect};
 use super::h1::{Connection, ExchangeError, ResponseBody};
 use super::{Failure, h2};
 use crate::config::checked::{self, UpstreamProtocol};
+use crate::descriptors::Descriptors;
 use crate::proto::h1::{Framing, Scratch};
 use crate::proto::{Body, Response};
-use crate::service::{Connections, Endpoint, Load, Permit, Reuse, Snapshot};
+use crate::service::{Connections, Endpoint, Load, Permit, Reuse};
 use crate::timer::Timers;
 use crate::transport::Stream;
 use crate::transport::tls::{Connector, H2, HTTP_1_1, TlsFailure};
@@ -41,6 +47,8 @@ pub struct Target {
     pub limits: checked::Pool,
     /// All connections of the service, over all workers.
     pub connections: Arc<Connections>,
+    /// Of which each connection takes one.
+    pub descriptors: Arc<Descriptors>,
     /// How many of these there may be; none for any number.
     pub max_connections: Option<u32>,
     /// How many may wait for one of these.
@@ -69,11 +77,13 @@ pub struct Reply {
     /// The connection, where the response has changed the protocol that is spoken on it: after a 101 to a request with
     /// `Upgrade`, and only then. Whether it has changed to the right one is for the caller to see.
     pub upgraded: Option<Box<(Stream, Permit)>>,
+    /// What the exchange holds of the endpoint.
+    pub hold: Option<Hold>,
 }
 
 impl From<Response> for Reply {
     fn from(response: Response) -> Self {
-        Self { response, upgraded: None }
+        Self { response, upgraded: None, hold: None }
     }
 }
 
@@ -121,6 +131,7 @@ pub struct Pool {
     h2: h2::Shared,
     /// What has come home for those who wait, by their number, until they take it.
     handed: RefCell<Vec<(u64, Open)>>,
+    holds: Holds,
     /// How many of this pool wait.
     waiting: Cell<usize>,
     /// Whether HTTP/1.1 was agreed on last.
@@ -138,6 +149,7 @@ impl Pool {
             idle: RefCell::default(),
             h2: h2::Shared::default(),
             handed: RefCell::default(),
+            holds: Holds::default(),
             waiting: Cell::new(0),
             spoke_http1: Cell::new(false),
             retired: Cell::new(false),
@@ -147,7 +159,7 @@ impl Pool {
     /// One attempt of a request: on a pooled connection if there is one, else on a new one. A pooled connection that
     /// turns out to be dead, or full, before a byte of the response costs nothing but a second try on a new one, if the
     /// request can be sent again (RFC 9110, 9.2.2; RFC 9113, 8.7); `resent` is called then. No deadline is kept here but
-    /// that of connecting. `stage` says at any time how far it has come.
+    /// that of connecting. `stage` says at any time how far it has come, and `hold` what it holds.
     ///
     /// # Errors
     ///
@@ -156,6 +168,7 @@ impl Pool {
         self: &Rc<Self>,
         head: &Parts,
         body: Body,
+        hold: &Hold,
         stage: &Cell<Stage>,
         resent: impl FnOnce(),
     ) -> Result<Reply, Failure> {
@@ -163,14 +176,17 @@ impl Pool {
         let http1 = self.target.may_speak_http2() && head.headers.contains_key(UPGRADE);
         let (open, is_used) = match self.pooled(http1) {
             Some(pooled) => (pooled, true),
-            None => self.open(http1, if http1 { Reuse::Http1 } else { Reuse::Any }, stage).await?,
+            None => self.open(http1, if http1 { Reuse::Http1 } else { Reuse::Any }, hold, stage).await?,
         };
+        if is_used {
+            hold.begin();
+        }
         let body = match self.exchange(open, head, body, stage).await {
             Err(Failed { again: Some(body), .. }) if is_used => body,
             result => return result.map_err(|failed| failed.failure),
         };
         resent();
-        let (open, _) = self.open(http1, Reuse::None, stage).await?;
+        let (open, _) = self.open(http1, Reuse::None, hold, stage).await?;
         self.exchange(open, head, body, stage).await.map_err(|failed| failed.failure)
     }
 
@@ -207,7 +223,13 @@ impl Pool {
 
     /// A new connection; or a place on one that somebody else has opened in the meantime, or where there may be no more
     /// connections, one that has come home, and then true. It is of HTTP/1.1 if it has to be.
-    async fn open(self: &Rc<Self>, http1: bool, reuse: Reuse, stage: &Cell<Stage>) -> Result<(Open, bool), Failure> {
+    async fn open(
+        self: &Rc<Self>,
+        http1: bool,
+        reuse: Reuse,
+        hold: &Hold,
+        stage: &Cell<Stage>,
+    ) -> Result<(Open, bool), Failure> {
         let mut turn = None;
         if !http1 && !self.expects_http1() {
             turn = Some(self.turn_to_open().await?);
@@ -217,18 +239,18 @@ impl Pool {
         }
         // Who was before may have found out that each request needs a connection of its own.
         let _turn = turn.filter(|_| !self.expects_http1());
-        let permit = match self.permit(reuse).await? {
+        let permit = match self.permit(reuse, hold).await? {
             Granted::Permit(permit) => permit,
             Granted::Home(open) => return Ok((open, true)),
         };
         stage.set(stage.get().max(Stage::Connecting));
         let offered: &[&[u8]] = match self.target.protocol {
             _ if http1 => &[HTTP_1_1],
-            UpstreamProtocol::Negotiated => &[H2, HTTP_1_1],
+            UpstreamProtocol::Negotiated | UpstreamProtocol::Opaque => &[H2, HTTP_1_1],
             UpstreamProtocol::Http1 => &[HTTP_1_1],
             UpstreamProtocol::Http2 => &[H2],
         };
-        let (io, agreed) = self.connect(&[], Some(offered)).await?;
+        let (io, agreed) = self.connect(&[], Some(offered), None).await?;
         // An endpoint that does not negotiate at all speaks what it is said to.
         if !http1 && (agreed || self.target.protocol == UpstreamProtocol::Http2) {
             self.spoke_http1.set(false);
@@ -243,7 +265,8 @@ impl Pool {
     /// Whether a new connection is for one request at a time, as far as is known: what was agreed on last is most
     /// likely agreed on again.
     fn expects_http1(&self) -> bool {
-        !self.target.may_speak_http2() || self.target.protocol == UpstreamProtocol::Negotiated && self.spoke_http1.get()
+        let is_agreed_on = matches!(self.target.protocol, UpstreamProtocol::Negotiated | UpstreamProtocol::Opaque);
+        !self.target.may_speak_http2() || is_agreed_on && self.spoke_http1.get()
     }
 
     async fn exchange_h1(
@@ -266,10 +289,10 @@ impl Pool {
         let mut response = Response::new(body);
         *response.status_mut() = head.status;
         *response.headers_mut() = headers;
-        Ok(Reply { response, upgraded })
+        Ok(Reply { response, upgraded, hold: None })
     }
 
-    /// A new connection for a tunnel, on which no protocol is agreed on. `header` goes before everything else. Without
+    /// A new connection for a tunnel, on which no protocol is agreed on, with this place in its chain. `header` goes before everything else. Without
     /// `with_tls` there is none of the proxy's own, whatever the target speaks. `stage` says at any time how far it has
     /// come.
     ///
@@ -280,11 +303,13 @@ impl Pool {
         &self,
         header: &[u8],
         with_tls: bool,
+        link: &Link,
+        hold: &Hold,
         stage: &Cell<Stage>,
     ) -> Result<(Stream, Permit), Failure> {
-        let Granted::Permit(permit) = self.permit(Reuse::None).await? else { return Err(self.no_permit()) };
+        let Granted::Permit(permit) = self.permit(Reuse::None, hold).await? else { return Err(self.no_permit()) };
         stage.set(Stage::Connecting);
-        Ok((self.connect(header, with_tls.then_some(&[])).await?.0, permit))
+        Ok((self.connect(header, with_tls.then_some(&[]), Some(link)).await?.0, permit))
     }
 
     /// Why there is no response to an attempt whose time is over at this stage. To be asked while it still waits.
@@ -300,10 +325,15 @@ impl Pool {
 
     /// A new connection, with these protocols offered where there is TLS, none for no TLS; and whether HTTP/2 was
     /// agreed on. `header` goes before everything else.
-    async fn connect(&self, header: &[u8], protocols: Option<&[&[u8]]>) -> Result<(Stream, bool), Failure> {
+    async fn connect(
+        &self,
+        header: &[u8],
+        protocols: Option<&[&[u8]]>,
+        link: Option<&Link>,
+    ) -> Result<(Stream, bool), Failure> {
         let target = &self.target;
         let tls = target.tls.as_ref().zip(protocols).map(|(connector, protocols)| Offer { connector, protocols });
-        let opening = Opening { header, tls };
+        let opening = Opening { header, tls, link };
         connect(&self.timers, &target.address, target.socket, &target.connect, opening).await
     }
 
@@ -320,14 +350,16 @@ impl Pool {
     pub fn put(&self, connection: Box<Connection>) {
         let Some(connection) = self.unless_awaited(connection) else { return };
         let mut idle = self.idle.borrow_mut();
-        if idle.len() < self.target.limits.max_idle && !self.retired.get() {
+        let is_kept = idle.len() < self.target.limits.max_idle && !self.target.descriptors.is_scarce();
+        if is_kept && !self.retired.get() {
             idle.push(Idle { connection, since: self.timers.now() });
         }
     }
 
     /// Closes what has been idle for too long, or was closed by the endpoint.
     pub fn sweep(&self) {
-        let timeout = self.target.limits.idle_timeout;
+        let is_scarce = self.target.descriptors.is_scarce();
+        let timeout = if is_scarce { Duration::ZERO } else { self.target.limits.idle_timeout };
         self.idle
             .borrow_mut()
             .retain_mut(|idle| self.timers.since(idle.since) < timeout && idle.connection.is_usable());
@@ -343,6 +375,12 @@ impl Pool {
 
     pub(super) fn h2(&self) -> &h2::Shared {
         &self.h2
+    }
+
+    /// Whether its connections are to this endpoint, and may be.
+    fn is_of(&self, endpoint: &Endpoint) -> bool {
+        *self.target.address == endpoint.registered.address
+            && self.target.connect.egress.as_ref() == Some(&endpoint.registered.egress)
     }
 
     /// The timers of this worker.
@@ -366,53 +404,5 @@ impl Pool {
             ExchangeError::Malformed(what) => Failure::Malformed { address, what },
             ExchangeError::ClientBody(error) => Failure::ClientBody(error),
         }
-    }
-}
-
-/// The pools of one service's endpoints, by slot.
-#[derive(Default)]
-pub struct Pools {
-    by_slot: RefCell<HashMap<u32, Rc<Pool>, rustc_hash::FxBuildHasher>>,
-}
-
-impl Pools {
-    /// The endpoint's pool; `make` makes it when there is none yet, or it was another endpoint's.
-    pub fn get(&self, endpoint: &Endpoint, make: impl FnOnce() -> Rc<Pool>) -> Rc<Pool> {
-        let mut pools = self.by_slot.borrow_mut();
-        if let Some(pool) = pools.get(&endpoint.slot)
-            && *pool.target.address == endpoint.registered.address
-        {
-            return pool.clone();
-        }
-        let pool = make();
-        if let Some(other) = pools.insert(endpoint.slot, pool.clone()) {
-            other.retire();
-        }
-        pool
-    }
-
-    /// Closes everything that is idle, now and from now on.
-    pub fn retire(&self) {
-        self.by_slot.borrow_mut().drain().for_each(|(_, pool)| pool.retire());
-    }
-
-    /// Closes what is idle for as long as that serves somebody who waits for a connection, on whichever worker.
-    pub fn give_up_idle(&self) {
-        for pool in self.by_slot.borrow().values() {
-            pool.give_up_idle();
-        }
-    }
-
-    /// Forgets the endpoints that are not registered any more, and closes what has been idle for too long.
-    pub fn sweep(&self, snapshot: &Snapshot) {
-        self.by_slot.borrow_mut().retain(|slot, pool| {
-            let stays = snapshot.endpoint(*slot).is_some_and(|e| e.registered.address == *pool.target.address);
-            if stays {
-                pool.sweep();
-            } else {
-                pool.retire();
-            }
-            stays
-        });
     }
 }

@@ -5,22 +5,23 @@
 //! machines at once; and this machine, where the client is not on it. Names are no part of this. What counts is the
 //! address that is connected to, so that no spelling of it leads around.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 
 use crate::config::checked::{Network, Passthrough};
+use crate::egress::{Egress, LOOPBACK, canonical};
 
 /// Where connections may go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Reach {
     settings: Passthrough,
-    /// Whether this machine may be reached, as by clients that are on it anyway.
-    loopback: bool,
+    egress: Egress,
 }
 
 impl Reach {
     /// The reach of a listener, which is on loopback itself or is not.
     pub fn new(settings: &Passthrough, loopback: bool) -> Self {
-        Self { settings: settings.clone(), loopback }
+        let Passthrough { allow_networks: allow, deny_networks: deny, .. } = settings.clone();
+        Self { settings: settings.clone(), egress: Egress { allow, deny, loopback } }
     }
 
     /// Whether a port may be connected to, wherever it is.
@@ -32,16 +33,7 @@ impl Reach {
 
     /// Whether an address may be connected to.
     pub fn has(&self, address: IpAddr) -> bool {
-        let Passthrough { allow_networks, deny_networks, .. } = &self.settings;
-        let inside = canonical(address);
-        if deny_networks.iter().any(|network| network.contains(inside) || network.contains(address)) {
-            return false;
-        }
-        let mut never_meant = self.never_meant().filter(|network| network.contains(inside)).peekable();
-        if never_meant.peek().is_none() {
-            return allow_networks.is_empty() || allow_networks.iter().any(|network| network.contains(inside));
-        }
-        never_meant.all(|never| allow_networks.iter().any(|network| network.contains(inside) && never.covers(network)))
+        self.egress.allows(address)
     }
 
     /// Whether an address may be connected to that turns out to be this machine's own: where clients are on it anyway,
@@ -49,68 +41,11 @@ impl Reach {
     pub fn has_own(&self, address: IpAddr) -> bool {
         let inside = canonical(address);
         let is_alone = |network: &Network| network.prefix == if network.address.is_ipv4() { 32 } else { 128 };
-        self.loopback
+        self.egress.loopback
             || self.settings.allow_networks.iter().any(|network| {
                 network.contains(inside)
                     && (is_alone(network) || LOOPBACK.iter().any(|loopback| loopback.covers(network)))
             })
-    }
-
-    fn never_meant(&self) -> impl Iterator<Item = &'static Network> {
-        let loopback: &[Network] = if self.loopback { &[] } else { &LOOPBACK };
-        NEVER_MEANT.iter().chain(loopback)
-    }
-}
-
-const LOOPBACK: [Network; 2] = [v4([127, 0, 0, 0], 8), v6([0, 0, 0, 0, 0, 0, 0, 1], 128)];
-
-const NEVER_MEANT: [Network; 15] = [
-    // This host on this network (RFC 1122, 3.2.1.3), which Linux takes for loopback.
-    v4([0, 0, 0, 0], 8),
-    v6([0; 8], 128),
-    // The link, with the metadata services of nearly all clouds.
-    v4([169, 254, 0, 0], 16),
-    v6([0xfe80, 0, 0, 0, 0, 0, 0, 0], 10),
-    // Multicast and broadcast.
-    v4([224, 0, 0, 0], 4),
-    v6([0xff00, 0, 0, 0, 0, 0, 0, 0], 8),
-    v4([255, 255, 255, 255], 32),
-    // Metadata services elsewhere: Alibaba Cloud's, Azure's, and Oracle Cloud's older one,
-    v4([100, 100, 100, 200], 32),
-    v4([168, 63, 129, 16], 32),
-    v4([192, 0, 0, 192], 32),
-    // Amazon's (and whatever else it serves to its instances), Google's, Oracle's and Scaleway's on IPv6.
-    v6([0xfd00, 0xec2, 0, 0, 0, 0, 0, 0], 32),
-    v6([0xfd20, 0xce, 0, 0, 0, 0, 0, 0x254], 128),
-    v6([0xfd00, 0xc1, 0, 0, 0, 0, 0xa9fe, 0xa9fe], 128),
-    v6([0xfd00, 0x42, 0, 0, 0, 0, 0, 0x42], 128),
-    // IPv4 addresses behind a translator of this network's own (RFC 8215): where in it they stand cannot be known.
-    v6([0x64, 0xff9b, 1, 0, 0, 0, 0, 0], 48),
-];
-
-const fn v4([a, b, c, d]: [u8; 4], prefix: u8) -> Network {
-    Network { address: IpAddr::V4(Ipv4Addr::new(a, b, c, d)), prefix }
-}
-
-const fn v6([a, b, c, d, e, f, g, h]: [u16; 8], prefix: u8) -> Network {
-    Network { address: IpAddr::V6(Ipv6Addr::new(a, b, c, d, e, f, g, h)), prefix }
-}
-
-/// The IPv4 address inside an IPv6 one that stands for it: mapped or compatible (RFC 4291, 2.5.5), NAT64 (RFC 6052),
-/// translated (SIIT, RFC 2765, 2.1), 6to4 (RFC 3056).
-fn canonical(address: IpAddr) -> IpAddr {
-    let IpAddr::V6(v6) = address else { return address };
-    let from = |high: u16, low: u16| {
-        let ([a, b], [c, d]) = (high.to_be_bytes(), low.to_be_bytes());
-        IpAddr::V4(Ipv4Addr::new(a, b, c, d))
-    };
-    match v6.segments() {
-        [0, 0, 0, 0, 0, 0xffff, high, low]
-        | [0, 0, 0, 0, 0xffff, 0, high, low]
-        | [0x64, 0xff9b, 0, 0, 0, 0, high, low]
-        | [0x2002, high, low, ..] => from(high, low),
-        [0, 0, 0, 0, 0, 0, high, low] if high > 0 => from(high, low),
-        _ => address,
     }
 }
 

@@ -4,6 +4,7 @@
 ;; comment, and `support/plugins/guests.rs` puts there what a guest does instead of, or before, what follows.
 (module
   (import "heddle:policy/request@0.1.0" "path" (func $path (param $to i32)))
+  (import "heddle:policy/request@0.1.0" "header" (func $header (param $name i32) (param $length i32) (param $to i32)))
   (import "heddle:policy/clock@0.1.0" "now-micros" (func $now (result i64)))
   (import "heddle:policy/log@0.1.0" "write" (func $write (param $level i32) (param $text i32) (param $length i32)))
 

@@ -313,7 +313,7 @@ impl<'a> World<'a> {
         if std::mem::take(&mut sending.has_retry) {
             self.watch.retry_ends();
         }
-        if let Some(delay) = sending.retries.decide(&mut visit.facts, &outcome) {
+        if let Some(delay) = sending.retries.decide(&mut visit.facts, Some(visit.endpoint.slot), &outcome) {
             self.watch.retry_begins(self.scenario)?;
             sending.has_retry = true;
             sending.facts = Some(visit.into_facts());

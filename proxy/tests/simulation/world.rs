@@ -363,7 +363,7 @@ impl<'a> World<'a> {
     }
 
     fn change(&mut self, removed: Vec<String>, added: Vec<Registered>) {
-        self.service.fleet.apply(Change { service: "users".into(), removed, added, paused: None });
+        self.service.fleet.apply(Change { service: "users".into(), removed, added, paused: None, proxied: None });
         self.follow_checks();
     }
 }
@@ -377,5 +377,12 @@ fn must_be_empty(requests: &BTreeMap<u64, Request<'_>>) -> Held {
 
 fn registered(machine: usize, weight: u32) -> Registered {
     let address = format!("10.{}.{}.{}:80", machine >> 16, machine >> 8 & 255, machine & 255);
-    Registered { id: format!("{machine}#{address}"), address, weight, order: machine as u64, metadata: Vec::new() }
+    Registered {
+        id: format!("{machine}#{address}"),
+        address,
+        weight,
+        order: machine as u64,
+        metadata: Vec::new(),
+        egress: Arc::default(),
+    }
 }

@@ -434,7 +434,7 @@ impl Drop for Proxy {
 /// What `/ready` says.
 #[track_caller]
 pub fn is_ready(admin: SocketAddr) -> bool {
-    let answer = ask(admin, "GET", "/ready", "admin").expect("an admin server");
+    let answer = ask(admin, "GET", "/ready", "localhost").expect("an admin server");
     match answer.status {
         200 => true,
         503 => false,

@@ -330,6 +330,54 @@ impl Drop for Etcd {
     }
 }
 
+/// `etcd grpc-proxy` in front of a member.
+pub struct GrpcProxy {
+    child: Child,
+    port: u16,
+    _folder: TempDir,
+}
+
+impl GrpcProxy {
+    /// Starts one, and waits until it listens.
+    pub fn start(of: &Etcd) -> Self {
+        let folder = tempfile::tempdir().expect("a folder");
+        // A port may be taken between being found free and the proxy's own bind.
+        for _ in 0..5 {
+            let [port] = free_ports();
+            let mut command = Command::new(binary("etcd"));
+            command.args(["grpc-proxy", "start", "--endpoints", &format!("127.0.0.1:{}", of.port())]);
+            command.args(["--listen-addr", &format!("127.0.0.1:{port}")]).arg("--data-dir").arg(folder.path());
+            command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+            let mut child = command.spawn().expect("etcd, from the PATH or the folder HEDDLE_ETCD");
+            let deadline = Instant::now() + DEADLINE;
+            while child.try_wait().expect("its state").is_none() {
+                if TcpStream::connect(("127.0.0.1", port)).is_ok() {
+                    return Self { child, port, _folder: folder };
+                }
+                assert!(Instant::now() < deadline, "the grpc-proxy does not listen");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
+        panic!("the grpc-proxy does not start");
+    }
+
+    pub fn url(&self) -> String {
+        format!("http://127.0.0.1:{}", self.port)
+    }
+
+    /// Whether it still runs.
+    pub fn runs(&mut self) -> bool {
+        self.child.try_wait().expect("its state").is_none()
+    }
+}
+
+impl Drop for GrpcProxy {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
 /// Three members whose traffic with each other can be cut.
 pub struct Cluster {
     pub members: Vec<Etcd>,

@@ -253,6 +253,16 @@ pub struct Wire {
     input: Vec<u8>,
 }
 
+/// A connection from this address of loopback, as another client has one.
+pub fn connect_from(client: [u8; 4], to: SocketAddr) -> io::Result<TcpStream> {
+    let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None)?;
+    socket.bind(&SocketAddr::from((client, 0)).into())?;
+    socket.connect(&to.into())?;
+    let stream = TcpStream::from(socket);
+    stream.set_read_timeout(Some(DEADLINE))?;
+    Ok(stream)
+}
+
 impl Wire {
     pub fn connect(address: SocketAddr) -> Self {
         Self::new(TcpStream::connect(address).expect("a connection"))

@@ -60,6 +60,8 @@ pub struct Manners {
     pub leaves: bool,
     /// What a GET is answered with: this many bytes.
     pub download: usize,
+    /// In the place of `x-sum: 1`.
+    pub trailers: &'static [(&'static str, &'static str)],
 }
 
 /// An endpoint that answers each request with its body and a trailer `x-sum: 1`.
@@ -133,7 +135,8 @@ async fn serve(
             }
             let received = collect(head, body).await;
             let _open = gate.acquire().await;
-            let answer = Response::new(self::body(&[&received.body], &[("x-sum", "1")]));
+            let trailers = if manners.trailers.is_empty() { &[("x-sum", "1")] } else { manners.trailers };
+            let answer = Response::new(self::body(&[&received.body], trailers));
             requests.lock().unwrap().push(received);
             Ok(answer)
         }

@@ -94,6 +94,13 @@ impl Heddle {
         line.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
+    /// The memory that it has now, in KiB.
+    pub fn memory(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id())).expect("it runs");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("its memory");
+        line.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
     /// CPU time so far.
     pub fn cpu(&self) -> Duration {
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", self.child.id())).expect("it runs");
@@ -101,6 +108,21 @@ impl Heddle {
         let fields = stat.rsplit_once(')').expect("a name").1.split_whitespace();
         let ticks: u32 = fields.skip(11).take(2).map(|ticks| ticks.parse::<u32>().expect("ticks")).sum();
         Duration::from_millis(10) * ticks
+    }
+
+    /// How many entries a folder of its `/proc` has: `fd` for open descriptors, `task` for threads.
+    pub fn count_of(&self, folder: &str) -> usize {
+        std::fs::read_dir(format!("/proc/{}/{folder}", self.child.id())).expect("it runs").count()
+    }
+
+    /// Whether it has not ended.
+    pub fn is_running(&mut self) -> bool {
+        self.child.try_wait().expect("a child").is_none()
+    }
+
+    /// Its number.
+    pub fn id(&self) -> i32 {
+        self.child.id().try_into().expect("a process number")
     }
 
     pub fn signal(&self, signal: Signal) {
@@ -149,7 +171,7 @@ pub fn connect(to: SocketAddr) -> std::io::Result<TcpStream> {
 
 /// The sum of a figure's samples among the metrics that this admin server has.
 pub fn figure(admin: SocketAddr, name: &str) -> f64 {
-    let metrics = ask(admin, "GET", "/metrics", "admin").expect("metrics").body;
+    let metrics = ask(admin, "GET", "/metrics", "localhost").expect("metrics").body;
     let of = |line: &str| {
         let (sample, value) = line.rsplit_once(' ')?;
         (sample.split('{').next()? == name).then(|| value.parse::<f64>().ok())?
@@ -157,13 +179,32 @@ pub fn figure(admin: SocketAddr, name: &str) -> f64 {
     metrics.lines().filter_map(of).sum()
 }
 
+/// The admin server gives a report to everybody who asks within a second: waits until this process gets another one than
+/// before from this place.
+fn wait_for_new_report(place: &str, target: &str) {
+    static READ: Mutex<Vec<(String, Instant)>> = Mutex::new(Vec::new());
+    if !matches!(target, "/metrics" | "/state") {
+        return;
+    }
+    let key = format!("{place} {target}");
+    let mut all = READ.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let last = all.iter().position(|(known, _)| *known == key).map(|at| all.swap_remove(at).1);
+    let wait = last.and_then(|at| (at + Duration::from_millis(1050)).checked_duration_since(Instant::now()));
+    all.push((key, Instant::now() + wait.unwrap_or_default()));
+    drop(all);
+    #[expect(clippy::disallowed_methods, reason = "a test has nothing else to do")]
+    std::thread::sleep(wait.unwrap_or_default());
+}
+
 /// Sends a request with a connection of its own and reads until the other side closes.
 pub fn ask(to: SocketAddr, method: &str, target: &str, host: &str) -> std::io::Result<Answer> {
+    wait_for_new_report(&to.to_string(), target);
     exchange(connect(to)?, method, target, host)
 }
 
 /// The same over a Unix socket.
 pub fn ask_unix(to: &Path, method: &str, target: &str) -> std::io::Result<Answer> {
+    wait_for_new_report(&to.display().to_string(), target);
     let stream = UnixStream::connect(to)?;
     stream.set_read_timeout(Some(DEADLINE))?;
     exchange(stream, method, target, "heddle")
@@ -190,10 +231,11 @@ fn exchange(mut stream: impl Read + Write, method: &str, target: &str, host: &st
     })
 }
 
-/// A GET that is answered.
+/// A GET that is answered: of `/` or a URL by a proxy, of another path by an admin server.
 #[track_caller]
 pub fn get(to: SocketAddr, target: &str) -> Answer {
-    ask(to, "GET", target, "users").unwrap_or_else(|error| panic!("GET {target} at {to}: {error}"))
+    let host = if target == "/" || target.starts_with("http") { "users" } else { "localhost" };
+    ask(to, "GET", target, host).unwrap_or_else(|error| panic!("GET {target} at {to}: {error}"))
 }
 
 /// A server that answers each request with its first line. `before` is called before each answer, one at a time.

@@ -11,12 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, SanType, SignatureAlgorithm,
+    BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
+    ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
+    SignatureAlgorithm,
 };
-use rustls::pki_types::CertificateDer;
+use rustls::client::WantsClientCert;
 use rustls::pki_types::pem::PemObject;
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore};
 use tempfile::TempDir;
 
 /// An authority, and the folder with everything that it has made.
@@ -48,7 +50,8 @@ impl Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::DigitalSignature];
+        params.key_usages =
+            vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign, KeyUsagePurpose::DigitalSignature];
         let issuer = CertifiedIssuer::self_signed(params, KeyPair::generate().expect("a key")).expect("an authority");
         let folder = tempfile::tempdir().expect("a folder");
         std::fs::write(folder.path().join("ca.pem"), issuer.pem()).expect("written");
@@ -97,13 +100,51 @@ impl Authority {
         pair
     }
 
+    /// A PEM file with this authority's list of revoked certificates, as a file of this name.
+    pub fn revoke(&self, name: &str, pairs: &[&Pair]) -> PathBuf {
+        let revoked = |pair: &&Pair| {
+            let der = der(&pair.certificate);
+            let (_, parsed) = x509_parser::parse_x509_certificate(&der).expect("a certificate");
+            RevokedCertParams {
+                serial_number: SerialNumber::from_slice(parsed.raw_serial()),
+                revocation_time: rcgen::date_time_ymd(2024, 1, 1),
+                reason_code: None,
+                invalidity_date: None,
+            }
+        };
+        let params = CertificateRevocationListParams {
+            this_update: rcgen::date_time_ymd(2024, 1, 1),
+            next_update: rcgen::date_time_ymd(2090, 1, 1),
+            crl_number: SerialNumber::from(1),
+            issuing_distribution_point: None,
+            revoked_certs: pairs.iter().map(revoked).collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let (file, new) = (self.folder.path().join(name), self.folder.path().join("new.crl"));
+        let list = params.signed_by(&self.issuer).expect("a list").pem().expect("PEM");
+        std::fs::write(&new, list).expect("written");
+        std::fs::rename(&new, &file).expect("in place");
+        file
+    }
+
     /// A client that trusts this authority.
     pub fn client_config(&self) -> Arc<ClientConfig> {
+        Arc::new(self.client_builder().with_no_client_auth())
+    }
+
+    /// The same with a certificate of its own.
+    pub fn client_config_of(&self, pair: &Pair) -> Arc<ClientConfig> {
+        let chain = vec![CertificateDer::from_pem_file(&pair.certificate).expect("PEM")];
+        let key = PrivateKeyDer::from_pem_file(&pair.key).expect("PEM");
+        Arc::new(self.client_builder().with_client_auth_cert(chain, key).expect("a pair"))
+    }
+
+    fn client_builder(&self) -> ConfigBuilder<ClientConfig, WantsClientCert> {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_file(self.file()).expect("PEM")).expect("an authority");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let builder = ClientConfig::builder_with_provider(provider).with_safe_default_protocol_versions();
-        Arc::new(builder.expect("versions").with_root_certificates(roots).with_no_client_auth())
+        builder.expect("versions").with_root_certificates(roots)
     }
 }
 
@@ -179,7 +220,11 @@ pub struct TlsWire {
 impl TlsWire {
     /// Connects; the handshake is done with the first bytes that are read or written.
     pub fn connect(address: SocketAddr, config: Arc<ClientConfig>, name: &str) -> Self {
-        let tcp = TcpStream::connect(address).expect("a connection");
+        Self::over(TcpStream::connect(address).expect("a connection"), config, name)
+    }
+
+    /// The same over this connection.
+    pub fn over(tcp: TcpStream, config: Arc<ClientConfig>, name: &str) -> Self {
         tcp.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
         tcp.set_nodelay(true).expect("no delay");
         let name = name.to_owned().try_into().expect("a name");
@@ -207,6 +252,36 @@ impl TlsWire {
             answer.extend_from_slice(&buffer[..length]);
         }
         Ok(String::from_utf8_lossy(&answer).into_owned())
+    }
+
+    /// Sends this, whatever it is, to a proxy that may have closed the connection.
+    pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = rustls::Stream::new(&mut self.session, &mut self.tcp).write_all(bytes.as_ref());
+    }
+
+    /// Reads until this has come, or the connection ends; all that has come.
+    pub fn until(&mut self, end: &str) -> String {
+        let mut stream = rustls::Stream::new(&mut self.session, &mut self.tcp);
+        let mut said = Vec::new();
+        let mut buffer = [0; 4096];
+        while !String::from_utf8_lossy(&said).contains(end) {
+            match stream.read(&mut buffer) {
+                Ok(0) => break,
+                Ok(length) => said.extend_from_slice(&buffer[..length]),
+                Err(error) if matches!(error.kind(), std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut) => {
+                    panic!("no {end:?} in time after {said:?}")
+                }
+                Err(_) => break,
+            }
+        }
+        String::from_utf8_lossy(&said).into_owned()
+    }
+
+    /// Asks for a tunnel, which is opened.
+    pub fn connect_to(&mut self, target: &str) {
+        self.send(format!("CONNECT {target} HTTP/1.1\r\nHost: {target}\r\n\r\n"));
+        let head = self.until("\r\n\r\n");
+        assert!(head.starts_with("HTTP/1.1 200 "), "{head}");
     }
 
     /// The certificate that the server showed.

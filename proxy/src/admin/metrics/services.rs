@@ -105,6 +105,11 @@ pub(super) fn figures(families: &mut Families<'_>, state: &State) -> fmt::Result
     of_health(families, &readings)?;
     of_limits(families, &readings)?;
     of_tunnels(families, &readings)?;
+    families.counters(
+        "heddle_plugin_metadata_dropped",
+        "Entries of endpoints' metadata that policies were not given, as there are too many bytes of them.",
+        readings.iter().map(|reading| (reading.name(), reading.service.fleet.metadata_dropped())),
+    )?;
     families.counters("heddle_plugin_decisions", "Decisions by plugins.", by_policy(|total| total.decisions))?;
     families.counters(
         "heddle_plugin_fallbacks",

@@ -1,6 +1,7 @@
 //! A listener's defaults, and what only shows when its table is looked at as a whole.
 
 use std::ops::RangeInclusive;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::checked::{
@@ -10,14 +11,14 @@ use super::super::listener::{self as written, Hosts, Listener, Terminate, Tls};
 use super::super::problem::Problems;
 use super::super::read::At;
 use super::report_doubles;
-use super::tls::check_authorities;
+use super::tls::{check_authorities, check_revocations};
 
 /// None without an address, which has been reported. `has_common` says whether there are certificates for all listeners.
 pub(super) fn check(listener: Listener, has_common: bool, problems: &mut Problems) -> Option<checked::Listener> {
     let protocol = listener.protocol.unwrap_or(Protocol::Http);
     let tls = listener.tls.map_or(ListenerTls::Off, |at| tls(at, has_common, problems));
     report_same_networks(&listener.proxy_protocol, problems);
-    let max_connections = listener.max_connections.unwrap_or(65_536);
+    let max_connections = listener.max_connections.unwrap_or(checked::DEFAULT_MAX_CONNECTIONS);
     if let Some(at) = listener.max_connections_per_client.as_ref().filter(|at| at.value > max_connections) {
         let found = format!("{} is more than all clients may have together", at.value);
         problems.add(at.problem(found, format!("expected at most max_connections, which is {max_connections}")));
@@ -33,11 +34,9 @@ pub(super) fn check(listener: Listener, has_common: bool, problems: &mut Problem
         written::Passthrough::To(hosts) => Some(passthrough(&hosts, problems)),
     });
     let address = listener.address?.value;
-    let by_default = || {
-        // Behind somebody who speaks for others, clients are not on this machine.
-        let local = address.ip().to_canonical().is_loopback() && listener.proxy_protocol.is_empty();
-        (local && listener.service.is_none() && protocol != Protocol::Tcp).then(Passthrough::default)
-    };
+    // Behind somebody who speaks for others, clients are not on this machine.
+    let local = address.ip().to_canonical().is_loopback() && listener.proxy_protocol.is_empty();
+    let by_default = || (local && listener.service.is_none() && protocol != Protocol::Tcp).then(Passthrough::default);
     Some(checked::Listener {
         address,
         protocol,
@@ -46,9 +45,10 @@ pub(super) fn check(listener: Listener, has_common: bool, problems: &mut Problem
         service: listener.service,
         proxy_protocol: listener.proxy_protocol.into_iter().map(|at| at.value).collect(),
         forwarded: listener.forwarded.unwrap_or(Forwarded::Off),
+        expose_addresses: listener.expose_addresses.unwrap_or(local),
         detect_timeout: listener.detect_timeout.unwrap_or(Duration::from_millis(200)),
         header_timeout: listener.header_timeout.unwrap_or(Duration::from_secs(10)),
-        body_timeout: listener.body_timeout.unwrap_or(Duration::from_secs(5 * 60)),
+        body_timeout: listener.body_timeout.unwrap_or(Duration::from_secs(60)),
         request_deadline: listener.request_deadline,
         deadline_header: listener.deadline_header,
         idle_timeout: listener.idle_timeout.unwrap_or(Duration::from_secs(60 * 60)),
@@ -77,6 +77,7 @@ fn tls(at: At<Tls>, has_common: bool, problems: &mut Problems) -> ListenerTls {
     ListenerTls::Terminate(TlsServer {
         certificates: pairs().filter_map(|pair| pair.check(problems)).collect(),
         client: client(terminate, problems),
+        client_crl: revocations(terminate, problems),
         only_tls13: terminate.only_tls13.unwrap_or(false),
         session_tickets: terminate.session_tickets.unwrap_or(true),
         handshake_timeout: terminate.handshake_timeout.unwrap_or(Duration::from_secs(10)),
@@ -91,6 +92,11 @@ fn client(terminate: &Terminate, problems: &mut Problems) -> ClientCertificates 
         (Some(written::ClientCertificates::Required), Some(ca)) => ClientCertificates::Required(ca),
         _ => ClientCertificates::Off,
     }
+}
+
+fn revocations(terminate: &Terminate, problems: &mut Problems) -> Option<PathBuf> {
+    check_revocations(terminate.client_crl.as_ref(), problems);
+    terminate.client_crl.as_ref().map(|at| at.value.clone())
 }
 
 fn passthrough(hosts: &Hosts, problems: &mut Problems) -> Passthrough {

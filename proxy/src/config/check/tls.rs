@@ -7,7 +7,7 @@ use super::super::problem::{Problem, Problems};
 use super::super::read::At;
 use super::super::tls::{Client, KeyPair};
 use super::contents;
-use crate::transport::tls::{Certificate, FileError, Reason, authorities};
+use crate::transport::tls::{Certificate, FileError, Reason, authorities, revocations};
 
 impl KeyPair {
     /// The files of a pair that is whole. Whether they can be read, hold what they should and belong together is
@@ -62,6 +62,17 @@ pub(super) fn check_authorities(at: Option<&At<PathBuf>>, problems: &mut Problem
     }
 }
 
+/// Reports a file that does not hold revocation lists.
+pub(super) fn check_revocations(at: Option<&At<PathBuf>>, problems: &mut Problems) {
+    if let Some((at, text)) = pem(at, REVOCATIONS, "revocation list", problems)
+        && let Err(error) = revocations(&at.value, text.as_bytes())
+    {
+        problems.add(unusable(at, &error));
+    }
+}
+
+const REVOCATIONS: &str = "-----BEGIN X509 CRL-----";
+
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
 
 /// The contents of a file that has this label; any other is reported.
@@ -91,6 +102,7 @@ fn unusable(at: &At<PathBuf>, error: &FileError) -> Problem {
         Reason::OtherKey(_) => "expected the two files that were made together, in both keys",
         Reason::Key(_) => "expected a key of ECDSA, Ed25519 or RSA, in PKCS#8, SEC1 or PKCS#1",
         Reason::Certificate(_) => "expected certificates of X.509",
+        Reason::Revocations(_) => "expected revocation lists of X.509",
         _ => "expected a whole PEM file",
     };
     at.problem(error.to_string(), remedy)

@@ -12,6 +12,9 @@ use http::uri::{Authority, PathAndQuery};
 use super::KeyPair;
 use crate::policy::Role;
 
+/// What [`Service::client_share`] is by default, and for hosts that are no services.
+pub const CLIENT_SHARE: u32 = 25;
+
 /// Settings of the services: those named in the configuration, and what holds for all others.
 #[derive(Debug, Clone)]
 pub struct Services {
@@ -39,9 +42,10 @@ pub struct Service {
     /// Bytes of a request's body that are kept while it is sent, so that it can be sent again; 64 KiB by default. Only
     /// with a retry policy.
     pub max_replay_bytes: usize,
-    /// Where it is stated, in other words not [`UpstreamProtocol::Negotiated`], the service is sent requests and nothing
-    /// else: what is not recognized, in a tunnel or with [`Protocol::Auto`](super::Protocol::Auto), is refused.
-    /// [`Protocol::Tcp`](super::Protocol::Tcp) passes it on.
+    /// With [`UpstreamProtocol::Http1`] and [`UpstreamProtocol::Http2`] the service is sent requests and nothing else:
+    /// what is not recognized, in a tunnel or with [`Protocol::Auto`](super::Protocol::Auto), is refused.
+    /// [`Protocol::Tcp`](super::Protocol::Tcp) passes it on. Listeners that ask for clients' certificates pass it on with
+    /// [`UpstreamProtocol::Opaque`] only.
     pub protocol: UpstreamProtocol,
     /// One connection attempt; 1 s by default.
     pub connect_timeout: Duration,
@@ -59,6 +63,9 @@ pub struct Service {
     pub proxy_protocol: Option<ProxyProtocol>,
     /// Connections to all endpoints at once, idle or busy, over all workers; none, the default, for any number.
     pub max_connections: Option<u32>,
+    /// The share of an endpoint's connections that one client address has while others wait for one, in percent; 25 by
+    /// default, and 8 connections in any case. 100 for all of them. Of what is beyond it the slowest body is ended.
+    pub client_share: u32,
     /// Requests and tunnels at once, over all workers; none, the default, for any number. A request counts from before
     /// its first attempt to the end of its response. Further ones wait in the queue, or are answered 503.
     pub max_requests: Option<u32>,
@@ -181,6 +188,9 @@ pub enum UpstreamProtocol {
     /// What is agreed on during the TLS handshake (ALPN), HTTP/2 if the endpoint takes it; HTTP/1.1 without TLS. The
     /// default.
     Negotiated,
+    /// The same for requests. It is said that anything else may be passed on too, as it is and unread, also from clients
+    /// whose certificate is to say who they are.
+    Opaque,
     Http1,
     /// Without TLS, with prior knowledge (RFC 9113, 3.3).
     Http2,
@@ -190,7 +200,7 @@ impl UpstreamProtocol {
     /// Whether connections, with or without TLS, may turn out to carry HTTP/2.
     pub fn may_be_http2(self, tls: bool) -> bool {
         match self {
-            Self::Negotiated => tls,
+            Self::Negotiated | Self::Opaque => tls,
             Self::Http1 => false,
             Self::Http2 => true,
         }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::super::checked::{Forwarded, Layout, UpstreamProtocol};
+use super::super::checked::{Forwarded, Layout, Password, UpstreamProtocol};
 use super::*;
 
 #[test]
@@ -20,6 +20,11 @@ fn a_listener_is_enough() {
     assert_eq!(config.plugins.change, Duration::from_millis(100));
     assert_eq!(config.plugins.memory, 64 << 20);
     assert_eq!(config.plugins.faults, 4);
+    assert_eq!(config.plugins.share, 25);
+    assert!(config.plugins.memory_total >= config.plugins.memory);
+    assert_eq!(config.plugins.cache, None);
+    let compile = config.plugins.compile;
+    assert_eq!((compile.cpu, compile.memory, compile.cache), (Duration::from_secs(5), None, 32 << 20));
     let [listener] = &config.listeners[..] else { panic!("{:?}", config.listeners) };
     assert_eq!(listener.service, None);
     assert!(listener.passthrough.is_some());
@@ -37,6 +42,7 @@ fn a_listener_is_enough() {
     assert_eq!(service.pool.max_idle, 128);
     assert_eq!(service.pool.idle_timeout, Duration::from_secs(60));
     assert_eq!(service.pool.max_connections, 1024);
+    assert_eq!(service.client_share, 25);
     assert_eq!((service.retry.as_ref(), service.breaker.as_ref()), (None, None));
     assert_eq!((service.retry_budget.percent, service.retry_budget.min), (20, 3));
     assert_eq!(service.max_replay_bytes, 64 << 10);
@@ -86,6 +92,7 @@ fn limits_are_read_and_inherited() {
         pool = {{ max_requests = 100 }}
         [service.users]
         max_connections = 7
+        client_share = 50
         max_pending = 0
         max_pending_time = "250ms"
         "#
@@ -93,6 +100,7 @@ fn limits_are_read_and_inherited() {
     assert_eq!(config.listeners[0].deadline_header.as_ref().unwrap(), "x-request-timeout-ms");
     let (users, other) = (config.services.get("users"), config.services.get("orders"));
     assert_eq!((users.max_requests, users.max_connections, users.pool.max_requests), (Some(500), Some(7), Some(100)));
+    assert_eq!(users.client_share, 50);
     assert_eq!((users.max_pending, users.max_pending_time), (0, Duration::from_millis(250)));
     assert_eq!((other.max_requests, other.max_connections), (Some(500), None));
     assert_eq!((other.max_pending, other.max_pending_time), (20, Duration::from_secs(1)));
@@ -150,6 +158,7 @@ fn paths_start_from_the_folder_of_the_file() {
     let text = format!("plugins = \"p\"\nstate = \"/var/lib/heddle\"\n{LISTENER}");
     let config = parse(&text, Path::new("/etc/heddle/heddle.toml"), &[]).unwrap().config;
     assert_eq!(config.plugins.folder.unwrap(), Path::new("/etc/heddle/p"));
+    assert_eq!(config.plugins.cache.unwrap(), Path::new("/var/lib/heddle/plugins"));
     assert_eq!(config.state.unwrap(), Path::new("/var/lib/heddle"));
 }
 
@@ -202,7 +211,8 @@ fn etcd_is_read_in_full() {
     let etcd = config.config.registry.etcd.unwrap();
     assert_eq!(etcd.members, ["https://etcd-1.example:2379", "http://[::1]:2379"]);
     let login = etcd.login.unwrap();
-    assert_eq!((login.user.as_str(), login.password.as_str()), ("heddle", "secret"));
+    assert_eq!(login.user, "heddle");
+    assert!(login.password == Password::File(folder.path().join("password")), "it is read at each login");
     let tls = etcd.tls.unwrap();
     assert_eq!(tls.ca, Some(folder.path().join("cert.pem")));
     assert_eq!(tls.client, Some((folder.path().join("cert.pem"), folder.path().join("key.pem"))));

@@ -106,7 +106,7 @@ fn keys_that_stand_twice() {
         &[
             ":3: not TOML: duplicate key; expected each key once",
             r#":5: admin.adress: unknown key; did you mean "address"?"#,
-            r#":7: service.users.protocol: 1 is not a protocol; expected "negotiated" or "http1" or "http2""#,
+            r#":7: service.users.protocol: 1 is not a protocol; expected "negotiated" or "http1" or "http2" or "opaque""#,
             ":8: not TOML: duplicate key; expected each key once",
             r#":9: service.users.balancer: 1 is not a balancer; expected the name of a plugin, or a table such as { plugin = "url-hash" }"#,
         ],
@@ -195,6 +195,11 @@ fn single_values() {
             ],
         ),
         ("[plugins]\ndecision = \"4ms\"", &[r#":4: plugins.decision: "4ms" is out of range; expected 5ms to 1s"#]),
+        (
+            "[plugin_compile]\ncpu = \"500ms\"",
+            &[r#":4: plugin_compile.cpu: "500ms" is out of range; expected 1s to 10m"#],
+        ),
+        ("[plugin_compile]\nmemory = 1", &[":4: plugin_compile.memory: 1 is out of range; expected 32 MiB to 64 GiB"]),
         ("[plugins]\nmemory = 1", &[":4: plugins.memory: 1 is out of range; expected 1 MiB to 4 GiB"]),
         (
             "[plugins]\nfolder = \"\"",
@@ -226,12 +231,17 @@ fn long_values_are_cut_short() {
 fn unknown_keys() {
     assert_problems_after_listener(&[
         ("adress = 1", &[r#":3: listener[0].adress: unknown key; did you mean "address"?"#]),
-        ("[registry.zookeeper]\na = 1", &[":3: registry.zookeeper: unknown key; expected one of etcd, file"]),
+        (
+            "[registry.zookeeper]\na = 1",
+            &[
+                ":3: registry.zookeeper: unknown key; expected one of etcd, file, fixed, max_endpoints, max_registry_bytes",
+            ],
+        ),
         ("[plugin]\n", &[r#":3: plugin: unknown key; did you mean "plugins"?"#]),
         (
             "[service.users]\n\"a b\" = 1\nPool = 1",
             &[
-                r#":4: service.users."a b": unknown key; expected one of balancer, retry, breaker, protocol, connect_timeout, request_timeout, stream_idle_timeout, tunnel_idle_timeout, tls, proxy_protocol, max_connections, max_requests, max_pending, max_pending_time, pool, ejection, retry_budget, max_replay_bytes, health_check, endpoints"#,
+                r#":4: service.users."a b": unknown key; expected one of balancer, retry, breaker, protocol, connect_timeout, request_timeout, stream_idle_timeout, tunnel_idle_timeout, tls, proxy_protocol, max_connections, client_share, max_requests, max_pending, max_pending_time, pool, ejection, retry_budget, max_replay_bytes, health_check, endpoints"#,
                 r#":5: service.users.Pool: unknown key; did you mean "pool"?"#,
             ],
         ),
@@ -241,6 +251,15 @@ fn unknown_keys() {
 #[test]
 fn etcd() {
     assert_problems_after_listener(&[
+        ("[registry]\nmax_endpoints = 0", &[":4: registry.max_endpoints: 0 is out of range; expected 1 to 10000000"]),
+        (
+            "[registry.fixed]\nnames = [\"A\"]\nallow_networks = []\ndeny_networks = [\"10.0.0.1/8\"]",
+            &[
+                r#":4: registry.fixed.names[0]: "A" is not a pattern of service names; expected a name in lower case, with "*" for any text, such as "*.internal""#,
+                ":5: registry.fixed.allow_networks: an empty list; expected at least one network, or no such key",
+                r#":6: registry.fixed.deny_networks[0]: "10.0.0.1/8" has bits set after the first 8; expected "10.0.0.0/8""#,
+            ],
+        ),
         (
             "[registry.etcd]",
             &[
@@ -351,7 +370,7 @@ fn services() {
         (
             "[service.users]\nprotocol = \"h2\"\nbalancer = \"../x\"",
             &[
-                r#":4: service.users.protocol: "h2" is not a protocol; expected "negotiated" or "http1" or "http2""#,
+                r#":4: service.users.protocol: "h2" is not a protocol; expected "negotiated" or "http1" or "http2" or "opaque""#,
                 r#":5: service.users.balancer: "../x" is not the name of a plugin; expected the name of its file without .wasm, such as "round-robin""#,
             ],
         ),
@@ -398,9 +417,25 @@ fn names_of_services() {
     for name in ["users", "a", "a-b_c.d1", "com.x.users", &"a".repeat(63)] {
         assert!(is_service_name(name), "{name}");
     }
-    for name in
-        ["", "default", "Users", "a..b", ".a", "a.", "a b", "é", "a/b", "a:80", &"a".repeat(64), &"a.".repeat(127)]
-    {
+    for name in [
+        "",
+        "default",
+        "Users",
+        "a..b",
+        ".a",
+        "a.",
+        "a b",
+        "é",
+        "a/b",
+        "a:80",
+        "127.0.0.1",
+        "127.1",
+        "0x7f.1",
+        "localhost",
+        "a.localhost",
+        &"a".repeat(64),
+        &"a.".repeat(127),
+    ] {
         assert!(!is_service_name(name), "{name}");
     }
 }
@@ -451,6 +486,10 @@ fn limits_of_services() {
                 ":5: service.default.max_connections: 0 is out of range; expected 1 to 10000000",
                 ":6: service.default.pool.max_requests: 0 is out of range; expected 1 to 1000000",
             ],
+        ),
+        (
+            "[service.users]\nclient_share = 0",
+            &[":4: service.users.client_share: 0 is out of range; expected 1 to 100"],
         ),
         (
             "[service.users]\nmax_pending = 5",

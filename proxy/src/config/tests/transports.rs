@@ -56,7 +56,7 @@ fn a_listener_bounds_what_it_is_not_told_about() {
     assert_eq!(listener.passthrough, Some(Passthrough::default()));
     assert_eq!(listener.proxy_protocol, []);
     assert_eq!(listener.detect_timeout, Duration::from_millis(200));
-    assert_eq!(listener.body_timeout, Duration::from_secs(300));
+    assert_eq!(listener.body_timeout, Duration::from_secs(60));
     assert_eq!(listener.request_deadline, None);
     assert_eq!(listener.max_connections_per_client, None);
     assert_eq!((listener.max_headers, listener.max_header_bytes), (100, 64 << 10));
@@ -144,6 +144,7 @@ fn tls_of_a_listener_is_read_in_full() {
         certificates: vec![pair(&folder, "cert.pem", "key.pem"), pair(&folder, "other.pem", "other-key.pem")],
         client: ClientCertificates::Optional(folder.path().join("cert.pem")),
         only_tls13: true,
+        client_crl: None,
         session_tickets: false,
         handshake_timeout: Duration::from_secs(2),
     };
@@ -153,6 +154,7 @@ fn tls_of_a_listener_is_read_in_full() {
         certificates: vec![pair(&folder, "cert.pem", "key.pem")],
         client: ClientCertificates::Required(folder.path().join("other.pem")),
         only_tls13: false,
+        client_crl: None,
         session_tickets: true,
         handshake_timeout: Duration::from_secs(10),
     };
@@ -478,6 +480,14 @@ fn certificates_of_clients() {
         (
             "client = \"optional\", client_ca = \"key.pem\"",
             ":3: listener[0].tls.client_ca: key.pem holds no certificate; expected a PEM file with -----BEGIN CERTIFICATE-----",
+        ),
+        (
+            "client_crl = \"key.pem\"",
+            ":3: listener[0].tls.client_crl: no client is asked for a certificate; expected client = \"required\" or client = \"optional\" beside it\nheddle.toml:3: listener[0].tls.client_crl: key.pem holds no revocation list; expected a PEM file with -----BEGIN X509 CRL-----",
+        ),
+        (
+            "client = \"required\", client_ca = \"cert.pem\", client_crl = \"key.pem\"",
+            ":3: listener[0].tls.client_crl: key.pem holds no revocation list; expected a PEM file with -----BEGIN X509 CRL-----",
         ),
         (
             "min_version = 1.3",

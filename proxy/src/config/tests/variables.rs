@@ -50,7 +50,7 @@ fn text_needs_no_quotes() {
     );
     for (value, password) in [("0123", "0123"), ("12e1", "12e1"), ("true", "true"), ("a\"b", "a\"b"), ("\"q\"", "q")] {
         let config = with(&etcd, &[("HEDDLE__REGISTRY__ETCD__PASSWORD", value)]).unwrap();
-        assert_eq!(config.registry.etcd.unwrap().login.unwrap().password, password);
+        assert_eq!(config.registry.etcd.unwrap().login.unwrap().password, password.into());
     }
 }
 

@@ -2,11 +2,13 @@
 
 use std::io::Write as _;
 
-use bytes::{Buf, Bytes};
+use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
 
 use super::head::{all_lines_end_in_crlf, encode_line};
+use super::scratch::{BODY, make_room};
 use crate::proto::trailers::is_forbidden;
+use crate::turn::Items;
 
 /// Lines in one trailer section.
 const MAX_TRAILERS: usize = 100;
@@ -19,6 +21,13 @@ const MAX_CHUNK_LINE: usize = 256;
 
 /// Bytes of all chunk extensions of one body: they are for nobody, and could be most of what is sent.
 const MAX_EXTENSIONS: usize = 16 * 1024;
+
+/// Data of a chunk from this size on is passed on as it is. Smaller data that has arrived together is joined: a copy costs
+/// less than another piece does on its way. RFC 9112, 7.1, leaves the sizes of chunks to each hop.
+const LARGE: usize = 16 * 1024;
+
+/// Parts that are joined at most, so that other tasks have their turn between pieces.
+const MAX_JOINED: usize = 1024;
 
 /// What is wrong with the framing of a body.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -57,6 +66,8 @@ pub struct BodyDecoder {
     state: State,
     /// Bytes of chunk extensions so far.
     extensions: usize,
+    /// Chunks that this turn of the task has to pay for.
+    chunks: Items,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -80,7 +91,7 @@ impl BodyDecoder {
             Framing::Chunked => State::ChunkSize,
             Framing::UntilClose => State::UntilClose,
         };
-        Self { state, extensions: 0 }
+        Self { state, extensions: 0, chunks: Items::default() }
     }
 
     /// Whether the whole body has been read.
@@ -97,52 +108,38 @@ impl BodyDecoder {
         }
     }
 
-    /// Takes the next piece off the front of `buffer`.
+    /// Takes the next piece off the front of `buffer`. The data of small chunks is joined in `joined`, a buffer for any
+    /// number of bodies.
     ///
     /// # Errors
     ///
     /// What is wrong with the framing, then and ever after.
-    pub fn decode(&mut self, buffer: &mut Bytes) -> Result<Piece, Malformed> {
-        self.step(buffer).inspect_err(|malformed| self.state = State::Broken(*malformed))
+    pub fn decode(&mut self, buffer: &mut Bytes, joined: &mut BytesMut) -> Result<Piece, Malformed> {
+        self.step(buffer, joined).inspect_err(|malformed| self.state = State::Broken(*malformed))
     }
 
-    fn step(&mut self, buffer: &mut Bytes) -> Result<Piece, Malformed> {
+    fn step(&mut self, buffer: &mut Bytes, joined: &mut BytesMut) -> Result<Piece, Malformed> {
         loop {
             match self.state {
                 State::End => return Ok(Piece::End),
                 State::Broken(malformed) => return Err(malformed),
                 _ if buffer.is_empty() => return Ok(Piece::More),
-                State::UntilClose => return Ok(Piece::Data(take(buffer, u64::MAX))),
+                State::UntilClose => return Ok(Piece::Data(std::mem::take(buffer))),
                 State::Length(left) => {
-                    let data = take(buffer, left);
-                    let left = left.saturating_sub(data.len() as u64);
+                    let length = usize::try_from(left).unwrap_or(usize::MAX).min(buffer.len());
+                    let data = buffer.split_to(length);
+                    let left = left.saturating_sub(length as u64);
                     self.state = if left == 0 { State::End } else { State::Length(left) };
                     return Ok(Piece::Data(data));
                 }
-                State::ChunkSize => match take_chunk_size(buffer)? {
-                    None => return Ok(Piece::More),
-                    Some(ChunkLine { size, extensions }) => {
-                        self.extensions += extensions;
-                        if self.extensions > MAX_EXTENSIONS {
-                            return Err(Malformed::Chunk);
-                        }
-                        self.state = if size == 0 { State::Trailers } else { State::ChunkData(size) };
+                State::ChunkSize | State::ChunkData(_) | State::ChunkEnd => {
+                    if let Some(data) = self.take_chunks(buffer, joined)? {
+                        return Ok(Piece::Data(data));
                     }
-                },
-                State::ChunkData(left) => {
-                    let data = take(buffer, left);
-                    let left = left.saturating_sub(data.len() as u64);
-                    self.state = if left == 0 { State::ChunkEnd } else { State::ChunkData(left) };
-                    return Ok(Piece::Data(data));
+                    if self.state != State::Trailers {
+                        return Ok(Piece::More);
+                    }
                 }
-                State::ChunkEnd => match &buffer[..] {
-                    [b'\r'] => return Ok(Piece::More),
-                    [b'\r', b'\n', ..] => {
-                        buffer.advance(2);
-                        self.state = State::ChunkSize;
-                    }
-                    _ => return Err(Malformed::Chunk),
-                },
                 State::Trailers => {
                     let Some(trailers) = take_trailers(buffer)? else { return Ok(Piece::More) };
                     self.state = State::End;
@@ -150,6 +147,80 @@ impl BodyDecoder {
                 }
             }
         }
+    }
+
+    /// Takes the data of chunks off the front of `buffer`; none where a line is incomplete, or the last chunk begins.
+    fn take_chunks(&mut self, buffer: &mut Bytes, joined: &mut BytesMut) -> Result<Option<Bytes>, Malformed> {
+        let (mut at, mut parts, mut only) = (0, 0, 0..0);
+        let decoded = loop {
+            let rest = buffer.get(at..).unwrap_or_default();
+            if rest.is_empty() || parts == MAX_JOINED {
+                break Ok(());
+            }
+            match self.state {
+                State::ChunkData(left) => {
+                    let length = usize::try_from(left).unwrap_or(usize::MAX).min(rest.len());
+                    let is_large = length >= LARGE;
+                    if parts > 0 && is_large {
+                        break Ok(());
+                    }
+                    if parts == 0 {
+                        only = at..at + length;
+                    } else {
+                        if parts == 1 {
+                            make_room(joined, buffer.len(), buffer.len(), BODY);
+                            joined.extend_from_slice(buffer.get(only.clone()).unwrap_or_default());
+                        }
+                        joined.extend_from_slice(rest.get(..length).unwrap_or_default());
+                    }
+                    (at, parts) = (at + length, parts + 1);
+                    let left = left.saturating_sub(length as u64);
+                    self.state = if left == 0 { State::ChunkEnd } else { State::ChunkData(left) };
+                    if is_large {
+                        break Ok(());
+                    }
+                }
+                State::ChunkEnd => match rest {
+                    [b'\r'] => break Ok(()),
+                    [b'\r', b'\n', ..] => {
+                        at += 2;
+                        self.state = State::ChunkSize;
+                    }
+                    _ => break Err(Malformed::Chunk),
+                },
+                State::ChunkSize => match chunk_line(rest) {
+                    Err(malformed) => break Err(malformed),
+                    Ok(None) => break Ok(()),
+                    Ok(Some(line)) => {
+                        self.chunks.add(1);
+                        self.extensions += line.extensions;
+                        if self.extensions > MAX_EXTENSIONS {
+                            break Err(Malformed::Chunk);
+                        }
+                        at += line.length;
+                        self.state = if line.size == 0 { State::Trailers } else { State::ChunkData(line.size) };
+                    }
+                },
+                _ => break Ok(()),
+            }
+        };
+        let data = match parts {
+            0 => None,
+            1 => Some(buffer.slice(only)),
+            _ => Some(joined.split().freeze()),
+        };
+        if at < buffer.len() {
+            buffer.advance(at);
+        } else {
+            // Not only empty: it would keep the block.
+            *buffer = Bytes::new();
+        }
+        match decoded {
+            // What came before is passed on first.
+            Err(malformed) if data.is_some() => self.state = State::Broken(malformed),
+            decoded => decoded?,
+        }
+        Ok(data)
     }
 
     /// The connection has ended.
@@ -168,25 +239,33 @@ impl BodyDecoder {
     }
 }
 
-/// Up to `most` bytes off the front.
-fn take(buffer: &mut Bytes, most: u64) -> Bytes {
-    buffer.split_to(usize::try_from(most).unwrap_or(usize::MAX).min(buffer.len()))
-}
-
+/// The line that a chunk begins with.
 struct ChunkLine {
+    /// Bytes of the line itself.
+    length: usize,
     size: u64,
     /// Bytes of extensions, which are ignored as RFC 9112, 7.1.1, says.
     extensions: usize,
 }
 
 /// RFC 9112, 7.1; none while the line is incomplete.
-fn take_chunk_size(buffer: &mut Bytes) -> Result<Option<ChunkLine>, Malformed> {
+fn chunk_line(buffer: &[u8]) -> Result<Option<ChunkLine>, Malformed> {
+    // As nearly all of them are: up to 64 bits in hexadecimal digits, and nothing else.
+    let (mut size, mut digits) = (0, 0);
+    while digits < 16
+        && let Some(digit) = buffer.get(digits).and_then(|byte| char::from(*byte).to_digit(16))
+    {
+        size = size << 4 | u64::from(digit);
+        digits += 1;
+    }
+    if digits > 0 && buffer.get(digits..digits + 2) == Some(b"\r\n") {
+        return Ok(Some(ChunkLine { length: digits + 2, size, extensions: 0 }));
+    }
     let Some(end) = buffer.iter().take(MAX_CHUNK_LINE).position(|byte| *byte == b'\n') else {
         let may_become_a_line = buffer.len() < MAX_CHUNK_LINE && buffer.first().is_some_and(u8::is_ascii_hexdigit);
         return if may_become_a_line { Ok(None) } else { Err(Malformed::Chunk) };
     };
-    let line = buffer.split_to(end + 1);
-    let line = line.strip_suffix(b"\r\n").ok_or(Malformed::Chunk)?;
+    let line = buffer.get(..=end).and_then(|line| line.strip_suffix(b"\r\n")).ok_or(Malformed::Chunk)?;
     let digits = line.iter().take_while(|byte| byte.is_ascii_hexdigit()).count();
     let (number, rest) = line.split_at_checked(digits).ok_or(Malformed::Chunk)?;
     if number.is_empty() || !is_extensions(rest) {
@@ -194,7 +273,7 @@ fn take_chunk_size(buffer: &mut Bytes) -> Result<Option<ChunkLine>, Malformed> {
     }
     let number = std::str::from_utf8(number).map_err(|_| Malformed::Chunk)?;
     let size = u64::from_str_radix(number, 16).map_err(|_| Malformed::Chunk)?;
-    Ok(Some(ChunkLine { size, extensions: rest.len() }))
+    Ok(Some(ChunkLine { length: end + 1, size, extensions: rest.len() }))
 }
 
 /// Whether this can be a list of chunk extensions: each after a semicolon, without control characters, and with every

@@ -5,15 +5,17 @@
 //! connection must not begin where somebody else says.
 //!
 //! A connection holds the bytes that it has not used yet and never a buffer to read into: that is the thread's
-//! [`Scratch`].
+//! [`Scratch`]. What a transfer holds is bounded by one read and the size up to which [`Sender`] coalesces.
 
 mod body;
 mod date;
 pub mod head;
+mod joined;
 mod scratch;
 mod sender;
 
 pub use body::{BodyDecoder, Framing, Malformed, Piece};
 pub use date::Date;
-pub use scratch::Scratch;
+pub use joined::joined;
+pub use scratch::{BODY, HEAD, RESPONSE, Scratch};
 pub use sender::{SendError, Sender};

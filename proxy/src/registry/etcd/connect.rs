@@ -6,17 +6,23 @@ use std::time::Duration;
 
 use etcd_client::{Certificate, Client, ConnectOptions, Identity, TlsOptions};
 
-use crate::config::checked;
+use crate::config::checked::{self, Password};
+use crate::supervise::blocking;
 
 /// etcd takes HTTP/2 pings at most every 5 s (`--grpc-keepalive-min-time`), and none on a connection without a request
 /// under way; it closes the connection of a client that sends more.
 const PING_AT_MOST_EVERY: Duration = Duration::from_secs(6);
+
+/// The longest password that is read from a file, in bytes.
+const LONGEST_PASSWORD: u64 = 4096;
 
 /// Why there is no client.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ConnectError {
     #[error("cannot read {}: {error}", path.display())]
     File { path: PathBuf, error: std::io::Error },
+    #[error("{} holds no password", .0.display())]
+    NoPassword(PathBuf),
     #[error("{}", describe(.0))]
     Client(etcd_client::Error),
 }
@@ -30,13 +36,38 @@ pub(super) async fn connect(config: &checked::Etcd, member: &str) -> Result<Clie
         .with_keep_alive_while_idle(false)
         .with_require_leader(true)
         .with_auto_token_refresh(true);
-    if let Some(login) = &config.login {
-        options = options.with_user(&login.user, &login.password);
+    // Files are read at each login, so that a password or certificate that is renewed needs no restart; and not on this
+    // thread, since a file system may take its time.
+    let (login, with_tls) = (config.login.clone(), member.starts_with("https://").then(|| config.tls.clone()));
+    let read = blocking(move || {
+        let login = login.map(|login| Ok::<_, ConnectError>((login.user, password(login.password)?))).transpose()?;
+        Ok::<_, ConnectError>((login, with_tls.map(|config| tls(config.as_ref())).transpose()?))
+    });
+    let (login, with_tls) = read.await?;
+    if let Some((user, password)) = login {
+        options = options.with_user(user, password);
     }
-    if member.starts_with("https://") {
-        options = options.with_tls(tls(config.tls.as_ref())?);
+    if let Some(tls) = with_tls {
+        options = options.with_tls(tls);
     }
     Client::connect([member], Some(options)).await.map_err(ConnectError::Client)
+}
+
+fn password(written: Password) -> Result<String, ConnectError> {
+    let path = match written {
+        Password::Text(text) => return Ok(text),
+        Password::File(path) => path,
+    };
+    let read = crate::regular::read(&path, LONGEST_PASSWORD);
+    let text = read.and_then(|bytes| String::from_utf8(bytes).map_err(std::io::Error::other));
+    let text = match text {
+        Ok(text) => text,
+        Err(error) => return Err(ConnectError::File { path, error }),
+    };
+    match text.trim_end_matches(['\r', '\n']) {
+        "" => Err(ConnectError::NoPassword(path)),
+        password => Ok(password.to_owned()),
+    }
 }
 
 fn tls(config: Option<&checked::EtcdTls>) -> Result<TlsOptions, ConnectError> {
@@ -55,7 +86,8 @@ fn tls(config: Option<&checked::EtcdTls>) -> Result<TlsOptions, ConnectError> {
 }
 
 fn read(path: &Path) -> Result<Vec<u8>, ConnectError> {
-    std::fs::read(path).map_err(|error| ConnectError::File { path: path.to_owned(), error })
+    crate::regular::read(path, crate::regular::TEXT)
+        .map_err(|error| ConnectError::File { path: path.to_owned(), error })
 }
 
 /// An error of etcd-client with its causes, which its own text leaves out.

@@ -17,13 +17,28 @@
 //! for a leader (`hasleader`), so a member that lost its quorum answers neither for long, and is left. A member that is
 //! silent, although progress was asked for twice, is left too.
 //!
+//! # What belongs to which watch
+//!
+//! Servers number watches as they like: etcd takes the numbers that it is given, `etcd grpc-proxy` and others give their
+//! own. So watches are opened one after the other, and the id of each is the one that its `created` answer has. An event
+//! under another id means that this session has understood something wrong, and ends it; so does whatever else cannot be
+//! assigned. Ignored, it would count as a sign of life, and the endpoints would be frozen for as long.
+//!
+//! # Pages
+//!
+//! A response of more than [`checked::Etcd::largest`] bytes is not taken. Keys are read in pages of so many keys, and a page
+//! that is too large in bytes is asked for again with half as many, down to one key. The key that is too large by itself
+//! is named and passed over; what was known of it stays.
+//!
 //! # What is not asked for
 //!
 //! Fragments: etcd-client does not show whether a response is a part, and a watch that is not fragmented gets each
-//! response whole, which is what applying it as one needs. One that is larger than 64 MiB ends the session, and
-//! the next complete reading has what it held. Previous values: the catalog knows what every key announced.
+//! response whole, which is what applying it as one needs. One that is too large ends the session, and the next complete
+//! reading has what it held. Previous values: the catalog knows what every key announced. Progress before a third of
+//! `liveness` is over: servers lose requests for it that come before a watch is in step (etcd#17507).
 
 mod connect;
+mod reading;
 mod session;
 
 use std::collections::HashMap;
@@ -34,10 +49,6 @@ use std::time::Duration;
 use super::{Feed, Source};
 use crate::config::checked;
 use session::SessionError;
-
-/// The largest response that is taken, in bytes: a page of keys, or the changes of one moment. Beyond what any fleet of
-/// registrations needs, and little enough to hold.
-const LARGEST: usize = 64 << 20;
 
 /// The wait after the first failed round over all members; doubled after each further one. Also the wait after a
 /// session that worked, so that the clients of a member that dies do not all reach the next one at the same instant.
@@ -84,7 +95,7 @@ impl Source for Etcd {
             let worked = ended.followed.is_some_and(|time| time >= self.config.backoff);
             failures = if worked { 0 } else { failures.saturating_add(1) };
             // A member that compacted what the watch had yet to tell is in good health.
-            if !matches!(ended.error, SessionError::Compacted) {
+            if !matches!(ended.error, SessionError::Compacted | SessionError::Room) {
                 turn = (turn + 1) % self.config.members.len();
             }
             let wait = wait(failures, self.config.members.len(), self.config.backoff);

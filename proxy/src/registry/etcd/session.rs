@@ -5,15 +5,16 @@ use std::future::Future;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use etcd_client::{Client, GetOptions, KeyValue, KvClient, ResponseHeader, WatchOptions, WatchResponse, WatchStream};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until, timeout};
+use etcd_client::{Client, ResponseHeader, WatchOptions, WatchResponse, WatchStream};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep_until, timeout};
 
 use super::connect::{ConnectError, connect, describe};
-use super::{LARGEST, Store};
+use super::{Store, reading};
 use crate::config::checked;
+use crate::log::Clean;
 use crate::registry::Feed;
-use crate::registry::apply::{Content, Entry, Event};
-use crate::registry::layout::{self, LayoutError};
+use crate::registry::apply::Event;
+use crate::registry::layout;
 
 /// What ended a session.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +33,12 @@ pub(super) enum SessionError {
     Cancelled(String),
     #[error("it ended the stream of changes")]
     Closed,
+    #[error("a key has a name larger than the {0} bytes of an answer that are taken")]
+    TooLarge(usize),
+    #[error("it speaks of a watch that was not opened (id {0})")]
+    UnknownWatch(i64),
+    #[error("there is room for keys that were not taken; all keys are read again")]
+    Room,
     #[error("no sign of life for {0:?}")]
     Silent(Duration),
     #[error("an answer without a header")]
@@ -59,10 +66,10 @@ pub(super) async fn run(config: &checked::Etcd, member: &str, feed: &Feed, last:
     }
 }
 
-struct Session<'a> {
-    config: &'a checked::Etcd,
+pub(super) struct Session<'a> {
+    pub config: &'a checked::Etcd,
     member: &'a str,
-    feed: &'a Feed,
+    pub feed: &'a Feed,
     following: Option<Instant>,
 }
 
@@ -70,7 +77,7 @@ impl Session<'_> {
     async fn run(&mut self, last: &mut Option<Store>) -> Result<Infallible, SessionError> {
         // The time for a connection is part of the first request's.
         let client = self.limited("logging in", async { Ok(connect(self.config, self.member).await?) }).await?;
-        let store = self.read(&client).await?;
+        let store = reading::read(self, &client).await?;
         if let Some(error) = last.replace(store).and_then(|last| last.differs(store)) {
             tracing::warn!(target: "heddle::registry", "etcd: {}: {error}; all keys were read", self.member);
         }
@@ -78,70 +85,13 @@ impl Session<'_> {
         self.follow(stream, store, last).await
     }
 
-    /// Reads every prefix at the revision of the first answer, and hands it on.
-    async fn read(&self, client: &Client) -> Result<Store, SessionError> {
-        let mut kv = client.kv_client().max_decoding_message_size(LARGEST);
-        let mut store = None;
-        for (part, watch) in self.config.watches.iter().enumerate() {
-            let mut batch = Batch::new(watch);
-            let prefix = layout::range_prefix(&watch.prefix);
-            let end = prefix_end(&prefix);
-            let mut from = if prefix.is_empty() { vec![0] } else { prefix };
-            while let Some(next) = self.page(&mut kv, from, &end, &mut store, &mut batch).await? {
-                from = next;
-            }
-            self.feed.skipped(&batch.skips);
-            self.feed.send(part, vec![Event::Reset(batch.entries())]).await;
-        }
-        let store = store.ok_or(SessionError::NoHeader)?;
-        self.feed.own().relists.fetch_add(1, Relaxed);
-        self.feed.own().revision.store(store.revision, Relaxed);
-        Ok(store)
-    }
-
-    /// Reads one page; answers where the next one begins.
-    async fn page(
-        &self,
-        kv: &mut KvClient,
-        from: Vec<u8>,
-        end: &[u8],
-        store: &mut Option<Store>,
-        batch: &mut Batch<'_>,
-    ) -> Result<Option<Vec<u8>>, SessionError> {
-        let mut options = GetOptions::new().with_range(end).with_limit(self.config.page.into());
-        if let Some(store) = store {
-            options = options.with_revision(store.revision);
-        }
-        let page = self.limited("reading the keys", async { Ok(kv.get(from, Some(options)).await) }).await?;
-        let page =
-            page.map_err(|error| if compacted(&error) { SessionError::Compacted } else { SessionError::Read(error) })?;
-        let is = Store::of(page.header())?;
-        if let Some(error) = store.get_or_insert(is).differs(is) {
-            return Err(error);
-        }
-        page.kvs().iter().for_each(|kv| batch.put(kv));
-        Ok(page.kvs().last().filter(|_| page.more()).map(|last| [last.key(), &[0]].concat()))
-    }
-
-    /// Opens all watches on one stream, from the revision after the one that was read.
+    /// Opens the first watch; the others follow, each when the one before has its id.
     async fn watch(&self, client: &Client, store: Store) -> Result<WatchStream, SessionError> {
-        let mut watches = self.config.watches.iter().zip(1..).map(|(watch, id)| {
-            let prefix = layout::range_prefix(&watch.prefix);
-            let options = WatchOptions::new()
-                .with_range(prefix_end(&prefix))
-                .with_start_revision(store.revision.saturating_add(1))
-                .with_progress_notify()
-                .with_watch_id(id);
-            (if prefix.is_empty() { vec![0] } else { prefix }, Some(options))
-        });
-        let (prefix, options) = watches.next().ok_or(SessionError::Closed)?;
-        let mut watcher = client.watch_client().max_decoding_message_size(LARGEST);
-        let opened = self.limited("opening the watch", async { Ok(watcher.watch(prefix, options).await) }).await?;
-        let mut stream = opened.map_err(SessionError::Watch)?;
-        for (prefix, options) in watches {
-            stream.watch(prefix, options).await.map_err(SessionError::Watch)?;
-        }
-        Ok(stream)
+        let (prefix, options) = watch_request(self.config, 0, store).ok_or(SessionError::Closed)?;
+        let mut watcher = client.watch_client().max_decoding_message_size(self.config.largest);
+        let opened =
+            self.limited("opening the watch", async { Ok(watcher.watch(prefix, Some(options)).await) }).await?;
+        opened.map_err(SessionError::Watch)
     }
 
     async fn follow(
@@ -152,10 +102,11 @@ impl Session<'_> {
     ) -> Result<Infallible, SessionError> {
         let liveness = self.config.liveness;
         let (mut requests, mut responses) = stream.split();
-        let mut progress = interval((liveness / 3).max(Duration::from_millis(1)));
+        let every = (liveness / 3).max(Duration::from_millis(1));
+        let mut progress = interval_at(Instant::now() + every, every);
         progress.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut deadline = Instant::now() + liveness;
-        let mut created = 0;
+        let mut ids = WatchIds::default();
         loop {
             tokio::select! {
                 // What has arrived comes before the deadline, however late this task is.
@@ -174,13 +125,20 @@ impl Session<'_> {
                     let known = last.get_or_insert(is);
                     known.revision = known.revision.max(is.revision);
                     self.feed.own().revision.store(known.revision, Relaxed);
-                    created += usize::from(response.created());
-                    self.take(&response).await;
-                    if created == self.config.watches.len() && self.following.is_none() {
-                        self.connected(store);
+                    if response.created() {
+                        ids.add(response.watch_id(), self.config.watches.len())?;
+                        match watch_request(self.config, ids.0.len(), store) {
+                            Some((prefix, options)) => {
+                                requests.watch(prefix, Some(options)).await.map_err(SessionError::Watch)?;
+                            }
+                            None if self.following.is_none() => self.connected(store),
+                            None => {}
+                        }
                     }
+                    self.take(&response, &ids).await?;
                 }
                 _ = progress.tick() => requests.request_progress().await.map_err(SessionError::Watch)?,
+                () = self.feed.reread() => return Err(SessionError::Room),
                 () = sleep_until(deadline) => return Err(SessionError::Silent(liveness)),
             }
         }
@@ -189,30 +147,36 @@ impl Session<'_> {
     fn connected(&mut self, store: Store) {
         self.following = Some(Instant::now());
         let own = self.feed.own();
-        own.set_member(Some(self.member.to_owned()));
+        own.set_member(Some(Clean(self.member).to_string()));
         own.connected.store(true, Relaxed);
         tracing::info!(target: "heddle::registry", "etcd: {}: following changes from revision {}", self.member, store.revision);
     }
 
     /// Hands on the events of one response as one change.
-    async fn take(&self, response: &WatchResponse) {
-        // Ids count from 1; progress comes under -1 and has no events.
-        let part = usize::try_from(response.watch_id()).ok().and_then(|id| id.checked_sub(1));
-        let Some((part, watch)) = part.and_then(|part| Some((part, self.config.watches.get(part)?))) else { return };
+    async fn take(&self, response: &WatchResponse, ids: &WatchIds) -> Result<(), SessionError> {
+        // What is said of no watch, as progress of all of them is, has no events.
         if response.events().is_empty() {
-            return;
+            return Ok(());
         }
-        let mut batch = Batch::new(watch);
-        // A deletion is told by the version, which it sets to 0; `Event::event_type` would panic on a kind of event
-        // that it does not know.
-        for kv in response.events().iter().filter_map(|event| event.kv()) {
-            if kv.version() == 0 { batch.delete(kv) } else { batch.put(kv) }
+        let id = response.watch_id();
+        let part = ids.part(id).ok_or(SessionError::UnknownWatch(id))?;
+        let watch = self.config.watches.get(part).ok_or(SessionError::UnknownWatch(id))?;
+        let mut events = Vec::with_capacity(response.events().len());
+        for event in response.events() {
+            // A deletion is told by the version, which it sets to 0; `Event::event_type` would panic on a kind of event
+            // that it does not know.
+            match event.kv() {
+                Some(kv) if kv.version() == 0 => events.push(Event::Delete(kv.key().to_vec())),
+                Some(kv) => events.push(reading::put(watch, kv).map_or_else(Event::Delete, Event::Put)),
+                None => self.feed.skipped("an event without a key"),
+            }
+            pause(events.len()).await;
         }
-        self.feed.skipped(&batch.skips);
-        self.feed.send(part, batch.events).await;
+        self.feed.send(part, events).await;
+        Ok(())
     }
 
-    async fn limited<T>(
+    pub async fn limited<T>(
         &self,
         what: &'static str,
         request: impl Future<Output = Result<T, SessionError>>,
@@ -232,13 +196,13 @@ impl SessionError {
 }
 
 impl Store {
-    fn of(header: Option<&ResponseHeader>) -> Result<Self, SessionError> {
+    pub fn of(header: Option<&ResponseHeader>) -> Result<Self, SessionError> {
         let header = header.ok_or(SessionError::NoHeader)?;
         Ok(Self { cluster: header.cluster_id(), revision: header.revision() })
     }
 
     /// Why what was read of this store says nothing about the store as it `is` now.
-    fn differs(self, is: Store) -> Option<SessionError> {
+    pub fn differs(self, is: Store) -> Option<SessionError> {
         if self.cluster != is.cluster {
             Some(SessionError::OtherCluster { was: self.cluster, is: is.cluster })
         } else if is.revision < self.revision {
@@ -249,48 +213,46 @@ impl Store {
     }
 }
 
-/// Entries of one watch on their way from etcd's form to the catalog's.
-struct Batch<'a> {
-    watch: &'a checked::EtcdWatch,
-    events: Vec<Event>,
-    skips: Vec<(Vec<u8>, LayoutError)>,
+/// The part of the source that each open watch is of, by the id that the server gave it.
+#[derive(Debug, Default)]
+struct WatchIds(Vec<i64>);
+
+impl WatchIds {
+    /// The next of the watches, which are opened in order, has this id.
+    fn add(&mut self, id: i64, watches: usize) -> Result<(), SessionError> {
+        if self.0.len() >= watches || self.0.contains(&id) {
+            return Err(SessionError::UnknownWatch(id));
+        }
+        self.0.push(id);
+        Ok(())
+    }
+
+    fn part(&self, id: i64) -> Option<usize> {
+        self.0.iter().position(|known| *known == id)
+    }
 }
 
-impl<'a> Batch<'a> {
-    fn new(watch: &'a checked::EtcdWatch) -> Self {
-        Self { watch, events: Vec::new(), skips: Vec::new() }
-    }
+/// What opens the watch of a part, from the revision after the one that was read.
+fn watch_request(config: &checked::Etcd, part: usize, store: Store) -> Option<(Vec<u8>, WatchOptions)> {
+    let prefix = layout::range_prefix(&config.watches.get(part)?.prefix);
+    let options = WatchOptions::new()
+        .with_range(prefix_end(&prefix))
+        .with_start_revision(store.revision.saturating_add(1))
+        .with_progress_notify();
+    Some((if prefix.is_empty() { vec![0] } else { prefix }, options))
+}
 
-    fn put(&mut self, kv: &KeyValue) {
-        let content = match layout::decode(self.watch.layout, &self.watch.prefix, kv.key(), kv.value()) {
-            Ok(Some(announced)) => Content::Announced(announced),
-            Ok(None) => return self.delete(kv),
-            Err(error) => {
-                self.skips.push((kv.key().to_vec(), error));
-                Content::Unreadable
-            }
-        };
-        let order = u64::try_from(kv.create_revision()).unwrap_or(0);
-        self.events.push(Event::Put(Entry { key: kv.key().to_vec(), order, content }));
-    }
-
-    fn delete(&mut self, kv: &KeyValue) {
-        self.events.push(Event::Delete(kv.key().to_vec()));
-    }
-
-    /// What was put, as the contents of a `Reset`.
-    fn entries(self) -> Vec<Entry> {
-        let puts = self.events.into_iter().filter_map(|event| match event {
-            Event::Put(entry) => Some(entry),
-            Event::Delete(_) | Event::Reset(_) => None,
-        });
-        puts.collect()
+/// Lets others have a turn after every so many entries.
+pub(super) async fn pause(entries: usize) {
+    const AT_ONCE: usize = 256;
+    if entries.is_multiple_of(AT_ONCE) {
+        tokio::task::yield_now().await;
     }
 }
 
 /// The end of the range of all keys with this prefix, as etcd has it: the prefix with its last byte increased, or
 /// `\0` for everything where there is no such byte.
-fn prefix_end(prefix: &[u8]) -> Vec<u8> {
+pub(super) fn prefix_end(prefix: &[u8]) -> Vec<u8> {
     let mut end = prefix.to_vec();
     while let Some(last) = end.pop() {
         if let Some(next) = last.checked_add(1) {
@@ -302,7 +264,7 @@ fn prefix_end(prefix: &[u8]) -> Vec<u8> {
 }
 
 /// A reading at a revision that was compacted in the meantime. gRPC's code for it is that of other errors as well.
-fn compacted(error: &etcd_client::Error) -> bool {
+pub(super) fn compacted(error: &etcd_client::Error) -> bool {
     matches!(error, etcd_client::Error::GRpcStatus(status) if status.message().contains("has been compacted"))
 }
 
@@ -316,6 +278,17 @@ mod tests {
         assert_eq!(prefix_end(b"a\xff\xff"), b"b");
         assert_eq!(prefix_end(b"\xff"), b"\0");
         assert_eq!(prefix_end(b""), b"\0");
+    }
+
+    /// Issue 10, 14: ids are the server's to give, and each is given once.
+    #[test]
+    fn watches_are_known_by_the_ids_that_the_server_gave() {
+        let mut ids = WatchIds::default();
+        assert!(ids.add(7, 2).is_ok());
+        assert!(matches!(ids.add(7, 2), Err(SessionError::UnknownWatch(7))));
+        assert!(ids.add(0, 2).is_ok());
+        assert!(matches!(ids.add(1, 2), Err(SessionError::UnknownWatch(1))));
+        assert_eq!((ids.part(7), ids.part(0), ids.part(1), ids.part(-1)), (Some(0), Some(1), None, None));
     }
 
     #[test]

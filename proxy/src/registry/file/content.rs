@@ -20,8 +20,9 @@ use serde::de::value::MapAccessDeserializer;
 use serde::de::{self, Deserialize, Deserializer, MapAccess, Visitor};
 
 use crate::registry::PAUSED;
-use crate::registry::address::{address, service_name};
+use crate::registry::address::{NameError, address, service_name};
 use crate::registry::apply::{Content, Entry};
+use crate::registry::layout::weight::{self, Weight};
 use crate::registry::layout::{Announced, Endpoint};
 
 /// How a services file is written.
@@ -40,6 +41,8 @@ pub enum ContentError {
     NotUtf8(usize),
     #[error("line {line}: {what}")]
     Line { line: usize, what: String },
+    #[error("reading it broke off: {0}")]
+    Lost(String),
 }
 
 impl Format {
@@ -66,19 +69,20 @@ struct Service {
     paused: bool,
 }
 
-/// A service's name, in the form in which names are compared.
+/// A service's name, in the form in which names are compared; and why it is none, where it is well written but means
+/// something else to clients. Such a service is left out by itself: no mistake in writing, and none of the others' concern.
 #[derive(PartialEq, Eq, PartialOrd, Ord)]
-struct Name(String);
+struct Name(String, Option<String>);
 
-/// An endpoint as a text or a table.
-struct Written(Endpoint);
+/// An endpoint as a text or a table, and what is wrong with its weight.
+struct Written(Endpoint, Option<String>);
 
 #[derive(serde::Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Table {
     address: Address,
-    #[serde(default = "one")]
-    weight: u32,
+    #[serde(default)]
+    weight: Weight,
     /// The same as in the metadata.
     #[serde(default)]
     paused: bool,
@@ -87,10 +91,6 @@ struct Table {
 }
 
 struct Address(String);
-
-const fn one() -> u32 {
-    1
-}
 
 /// Reads a services file.
 ///
@@ -112,25 +112,32 @@ pub fn parse(content: &[u8], format: Format) -> Result<Vec<Entry>, ContentError>
         Format::Json => serde_json::from_str(text)
             .map_err(|error| ContentError::Line { line: error.line(), what: error.to_string() }),
     }?;
-    let entries = services.into_iter().flat_map(|(Name(service), Service { endpoints, paused })| {
-        let endpoints = entries(&service, endpoints.into_iter().map(|Written(endpoint)| endpoint));
+    let entries = services.into_iter().flat_map(|(Name(service, refused), Service { endpoints, paused })| {
+        if let Some(reason) = refused {
+            return vec![Entry { key: service.into_bytes(), order: 0, content: Content::Unreadable(reason) }];
+        }
+        let endpoints = entries(&service, endpoints.into_iter().map(|Written(endpoint, warning)| (endpoint, warning)));
         // No address is without a port, so no endpoint has this key.
         let key = format!("{service}/{PAUSED}").into_bytes();
         let mark = || Entry { key, order: 0, content: Content::Announced(Announced::pause(service)) };
-        paused.then(mark).into_iter().chain(endpoints)
+        paused.then(mark).into_iter().chain(endpoints).collect()
     });
     Ok(entries.collect())
 }
 
 /// One entry for each endpoint, by service and address and in the order in which they are written. Of endpoints with
 /// one address the first counts.
-pub(in crate::registry) fn entries(service: &str, endpoints: impl Iterator<Item = Endpoint>) -> Vec<Entry> {
+pub(in crate::registry) fn entries(
+    service: &str,
+    endpoints: impl Iterator<Item = (Endpoint, Option<String>)>,
+) -> Vec<Entry> {
     let mut addresses = HashSet::new();
-    let first = endpoints.filter(|endpoint| addresses.insert(endpoint.address.clone()));
-    let entries = first.zip(0..).map(|(endpoint, order)| Entry {
-        key: format!("{service}/{}", endpoint.address).into_bytes(),
-        order,
-        content: Content::Announced(Announced::endpoints(service.to_owned(), vec![endpoint])),
+    let first = endpoints.filter(|(endpoint, _)| addresses.insert(endpoint.address.clone()));
+    let entries = first.zip(0..).map(|((endpoint, warning), order)| {
+        let key = format!("{service}/{}", endpoint.address).into_bytes();
+        let announced = Announced::endpoints(service.to_owned(), vec![endpoint]);
+        let content = Content::Announced(Announced { warnings: warning.into_iter().collect(), ..announced });
+        Entry { key, order, content }
     });
     entries.collect()
 }
@@ -138,7 +145,11 @@ pub(in crate::registry) fn entries(service: &str, endpoints: impl Iterator<Item 
 impl<'de> Deserialize<'de> for Name {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         let text = String::deserialize(deserializer)?;
-        service_name(&text).map(Self).map_err(de::Error::custom)
+        match service_name(&text) {
+            Ok(name) => Ok(Self(name, None)),
+            Err(error @ NameError::Form(_)) => Err(de::Error::custom(error)),
+            Err(error) => Ok(Self(text.to_ascii_lowercase(), Some(error.to_string()))),
+        }
     }
 }
 
@@ -161,7 +172,7 @@ impl<'de> Deserialize<'de> for Written {
 
             fn visit_str<E: de::Error>(self, text: &str) -> Result<Written, E> {
                 let address = address(text).map_err(E::custom)?;
-                Ok(Written(Endpoint { address, weight: one(), metadata: Vec::new() }))
+                Ok(Written(Endpoint { address, weight: weight::DEFAULT, metadata: Vec::new() }, None))
             }
 
             fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Written, A::Error> {
@@ -170,7 +181,8 @@ impl<'de> Deserialize<'de> for Written {
                 if paused {
                     metadata.insert(PAUSED.to_owned(), "true".to_owned());
                 }
-                Ok(Written(Endpoint { address, weight, metadata: metadata.into_iter().collect() }))
+                let (weight, warning) = weight.or_warning();
+                Ok(Written(Endpoint { address, weight, metadata: metadata.into_iter().collect() }, warning))
             }
         }
         deserializer.deserialize_any(EndpointVisitor)
@@ -187,7 +199,7 @@ mod tests {
         let entries = parse(text.as_bytes(), format).expect(text).into_iter();
         let flat = entries.map(|entry| match entry.content {
             Content::Announced(mut announced) => (announced.service, entry.order, announced.endpoints.remove(0)),
-            Content::Unreadable => panic!("a file is read as a whole"),
+            Content::Unreadable(_) => panic!("a file is read as a whole"),
         });
         flat.collect()
     }
@@ -240,7 +252,6 @@ mod tests {
             ("[services.users]\nendpoints = [\"a:1\"", 2, ""),
             ("[services.users]\nendpoint = []", 2, "unknown field `endpoint`"),
             ("[services.users]\nendpoints = [\n{ address = \"a:1\", wait = 2 }]", 3, "unknown field `wait`"),
-            ("[services.users]\nendpoints = [\n{ address = \"a:1\", weight = -1 }]", 3, "u32"),
             ("[services.users]\nendpoints = [\n{ weight = 1 }]", 3, "missing field `address`"),
             ("[services.users]\nendpoints = [7]", 2, "an endpoint: \"host:port\" or a table"),
             ("\n[services.\"a/b\"]\nendpoints = []", 2, "cannot name a service"),
@@ -255,6 +266,56 @@ mod tests {
         let json = "{\"services\": {\n\"users\": {\"endpoints\": [\n\"a\"]}}}";
         let error = parse(json.as_bytes(), Format::Json).expect_err("no port");
         assert!(matches!(&error, ContentError::Line { line: 3, what } if what.contains("no port")), "{error}");
+    }
+
+    /// Issue 10, 13: addresses and localhost name no service, and the others of the file are served.
+    #[test]
+    fn a_name_that_means_something_else_is_left_out_by_itself() {
+        let text = "[services]\nusers = { endpoints = ['a:1'] }\nLocalhost = { endpoints = ['b:1', 'c:1'] }\n\
+                    '127.1' = { endpoints = ['b:1'], paused = true }";
+        let entries = parse(text.as_bytes(), Format::Toml).expect("a good file");
+        let of = |entry: &Entry| match &entry.content {
+            Content::Announced(announced) => announced.service.clone(),
+            Content::Unreadable(reason) => format!("{}: {reason}", String::from_utf8_lossy(&entry.key)),
+        };
+        let expected = [
+            r#"127.1: "127.1" cannot name a service: clients take it for an IP address"#,
+            r#"localhost: "Localhost" cannot name a service: it is the client's own machine"#,
+            "users",
+        ];
+        assert_eq!(entries.iter().map(of).collect::<Vec<_>>(), expected);
+    }
+
+    /// Issue 10, 14: a weight that cannot be read keeps the endpoint, with weight 1 and a warning.
+    #[test]
+    fn weights_in_any_spelling() {
+        let weight = |text: &str, format: Format| {
+            let mut entries = parse(text.as_bytes(), format).expect(text);
+            match entries.remove(0).content {
+                Content::Announced(mut announced) => (announced.endpoints.remove(0).weight, announced.warnings.len()),
+                Content::Unreadable(reason) => panic!("{reason}"),
+            }
+        };
+        for (text, expected) in [
+            ("2.0", (2, 0)),
+            ("1e2", (100, 0)),
+            ("'3'", (3, 0)),
+            ("-1", (1, 1)),
+            ("1.5", (1, 1)),
+            ("'x'", (1, 1)),
+            ("inf", (1, 1)),
+            ("[1]", (1, 1)),
+            ("{ a = 1 }", (1, 1)),
+            ("true", (1, 1)),
+            ("1979-05-27", (1, 1)),
+        ] {
+            let toml = format!("[services.users]\nendpoints = [{{ address = 'a:1', weight = {text} }}]");
+            assert_eq!(weight(&toml, Format::Toml), expected, "{text}");
+        }
+        for (text, expected) in [("null", (1, 0)), ("2.0", (2, 0)), ("1e2", (100, 0)), ("{}", (1, 1)), ("-1", (1, 1))] {
+            let json = format!(r#"{{"services":{{"users":{{"endpoints":[{{"address":"a:1","weight":{text}}}]}}}}}}"#);
+            assert_eq!(weight(&json, Format::Json), expected, "{text}");
+        }
     }
 
     #[test]

@@ -9,17 +9,20 @@
 
 mod content;
 
+use std::collections::HashMap;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::time::Duration;
 
-use rustc_hash::FxHashMap;
 use sha2::{Digest, Sha256};
 use tokio::time::sleep;
 
 use super::apply::{Entry, Event};
 use super::{Feed, Source};
 use crate::config::checked;
+use crate::regular;
+use crate::supervise::{self, blocking};
 use crate::watch::Changes;
 pub(super) use content::entries;
 pub use content::{ContentError, Format, parse};
@@ -32,7 +35,7 @@ const SETTLED: Duration = Duration::from_millis(30);
 pub struct File {
     config: checked::FileSource,
     /// By key, of the last good content.
-    orders: FxHashMap<Vec<u8>, u64>,
+    orders: HashMap<Vec<u8>, u64>,
 }
 
 /// Why the file says nothing new.
@@ -42,6 +45,8 @@ enum FileError {
     Read(#[from] io::Error),
     #[error(transparent)]
     Content(#[from] ContentError),
+    #[error("reading this content has panicked; it is set aside until it changes")]
+    SetAside,
 }
 
 /// The content that was last taken or refused, or why there was none.
@@ -54,12 +59,12 @@ enum Seen {
 impl File {
     /// Follows the file that is configured, as the one part of the [`Feed`].
     pub fn new(config: checked::FileSource) -> Self {
-        Self { config, orders: FxHashMap::default() }
+        Self { config, orders: HashMap::new() }
     }
 
     async fn read(&self) -> io::Result<Vec<u8>> {
         let path = self.config.path.clone();
-        tokio::task::spawn_blocking(move || std::fs::read(path)).await.unwrap_or_else(|error| Err(error.into()))
+        blocking(move || regular::read(&path, regular::DATA)).await
     }
 
     /// Reads the file until two readings agree; `None` when it is as `seen`.
@@ -81,7 +86,13 @@ impl File {
     }
 
     async fn take(&mut self, content: io::Result<Vec<u8>>, feed: &Feed) -> Result<(), FileError> {
-        let mut entries = parse(&content?, Format::of(&self.config.path))?;
+        let path = self.config.path.clone();
+        let (content, format) = (Arc::new(content?), Format::of(&path));
+        let path = path.display();
+        let _input = supervise::input(&path, &content).ok_or(FileError::SetAside)?;
+        // Off the control thread: a large file takes its time.
+        let text = content.clone();
+        let mut entries = blocking(move || parse(&text, format)).await?;
         self.number(&mut entries);
         feed.send(0, vec![Event::Reset(entries)]).await;
         Ok(())
@@ -91,7 +102,7 @@ impl File {
     /// put in or taken out thus changes no other endpoint.
     fn number(&mut self, entries: &mut [Entry]) {
         let mut next = self.orders.values().max().map_or(0, |newest| newest.saturating_add(1));
-        let mut orders = FxHashMap::default();
+        let mut orders = HashMap::new();
         for entry in entries {
             entry.order = self.orders.get(&entry.key).copied().unwrap_or_else(|| {
                 let order = next;
@@ -129,7 +140,10 @@ impl Source for File {
                     tracing::warn!(target: "heddle::registry", "{}: {error}; {stays}", path.display());
                 }
             }
-            changes.next(self.config.rescan).await;
+            tokio::select! {
+                () = changes.next(self.config.rescan) => {}
+                () = feed.reread() => seen = None,
+            }
         }
     }
 }

@@ -6,9 +6,14 @@
 
 mod go_kit;
 mod heddle;
+pub mod weight;
+
+use std::fmt;
 
 use super::address::{AddressError, NameError, service_name, shown};
+use super::apply::encode_key;
 use crate::config::checked::Layout;
+use crate::supervise;
 
 /// What one key announces.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -17,17 +22,19 @@ pub struct Announced {
     pub endpoints: Vec<Endpoint>,
     /// Whether the service as a whole is paused for as long as the key says so.
     pub pauses: bool,
+    /// What of it could not be read, where that is no reason to go without it.
+    pub warnings: Vec<String>,
 }
 
 impl Announced {
     /// Endpoints of a service.
     pub fn endpoints(service: String, endpoints: Vec<Endpoint>) -> Self {
-        Self { service, endpoints, pauses: false }
+        Self { service, endpoints, pauses: false, warnings: Vec::new() }
     }
 
     /// A mark that a service is paused as a whole.
     pub fn pause(service: String) -> Self {
-        Self { service, endpoints: Vec::new(), pauses: true }
+        Self { service, endpoints: Vec::new(), pauses: true, warnings: Vec::new() }
     }
 }
 
@@ -60,6 +67,17 @@ pub enum LayoutError {
     Address(#[from] AddressError),
     #[error("the URL {url:?} has no port, and {scheme:?} has no usual one; expected http, https or a port")]
     NoUsualPort { url: String, scheme: String },
+    #[error("reading this value has panicked; it is set aside until it changes")]
+    SetAside,
+}
+
+/// A key as the log has it.
+struct Key<'a>(&'a [u8]);
+
+impl fmt::Display for Key<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&encode_key(self.0))
+    }
 }
 
 /// The layout's name, as the configuration has it.
@@ -87,6 +105,8 @@ pub fn range_prefix(prefix: &[u8]) -> Vec<u8> {
 ///
 /// [`LayoutError`], when the key or the value is not as `layout` writes it.
 pub fn decode(layout: Layout, prefix: &[u8], key: &[u8], value: &[u8]) -> Result<Option<Announced>, LayoutError> {
+    let name = Key(key);
+    let _input = supervise::input(&name, value).ok_or(LayoutError::SetAside)?;
     let below = below(prefix, key).ok_or(LayoutError::Outside)?;
     if value.is_empty() && (below.is_empty() || below.ends_with(b"/")) {
         return Ok(None);

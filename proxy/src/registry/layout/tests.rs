@@ -35,15 +35,29 @@ fn heddle_reads_address_weight_and_metadata() {
 #[test]
 fn heddle_refuses_with_a_reason() {
     let key = "/services/users/a";
-    for value in ["", "{}", "[]", "10.0.0.5:80", r#"{"address":5}"#, r#"{"address":"a:1","weight":-1}"#] {
-        assert!(matches!(refused(Layout::Heddle, key, value), LayoutError::Json(_)), "{value}");
-    }
-    for value in [r#"{"address":"a:1","weight":1.5}"#, r#"{"address":"a:1","weight":4294967296}"#] {
+    for value in ["", "{}", "[]", "10.0.0.5:80", r#"{"address":5}"#, r#"{"address":"a:1","metadata":[]}"#] {
         assert!(matches!(refused(Layout::Heddle, key, value), LayoutError::Json(_)), "{value}");
     }
     assert!(matches!(refused(Layout::Heddle, key, r#"{"address":"a"}"#), LayoutError::Address(_)));
     assert_eq!(refused(Layout::Heddle, "/services/users", r#"{"address":"a:1"}"#), LayoutError::NoInstance);
     assert_eq!(refused(Layout::Heddle, "/services/users/", r#"{"address":"a:1"}"#), LayoutError::NoInstance);
+}
+
+/// Issue 10, 14: a weight that cannot be read keeps the endpoint, with weight 1 and a warning.
+#[test]
+fn heddle_reads_weights_in_any_spelling() {
+    let read = |weight: &str| {
+        let value = format!(r#"{{"address":"a:1","weight":{weight}}}"#);
+        let decoded = decode(Layout::Heddle, b"/services/", b"/services/users/a", value.as_bytes());
+        let mut announced = decoded.expect(weight).expect(weight);
+        (announced.endpoints.remove(0).weight, announced.warnings.len())
+    };
+    for (text, weight) in [("2.0", 2), ("1e2", 100), ("null", 1), ("0.0", 0), ("\"3\"", 3)] {
+        assert_eq!(read(text), (weight, 0), "{text}");
+    }
+    for text in ["-1", "1.5", "4294967296", "1e400", "true", "\"x\"", "[1]", "{}"] {
+        assert_eq!(read(text), (1, 1), "{text}");
+    }
 }
 
 #[test]
@@ -99,6 +113,9 @@ fn prefixes_end_at_a_separator() {
     assert_eq!(one(Layout::GoKit, "/services", "/services/book/1", "a:1").0, "book");
     assert_eq!(one(Layout::GoKit, "", "/book/1", "a:1").0, "book");
     assert_eq!(one(Layout::GoKit, "", "book/1", "a:1").0, "book");
+    for key in ["/services/localhost/1", "/services/127.0.0.1/1", "/services/0x7f.1/1"] {
+        assert!(matches!(refused(Layout::GoKit, key, "a:1"), LayoutError::Service(_)), "{key}");
+    }
     for key in ["/services-old/book/1", "/service", "services/book/1"] {
         assert_eq!(decode(Layout::GoKit, b"/services", key.as_bytes(), b"a:1"), Err(LayoutError::Outside), "{key}");
     }

@@ -28,7 +28,7 @@ use super::connection::{BLOCKED, Connection, FAREWELL, is_readable};
 use super::exchange::{self, Answer, Next};
 use super::refusal::Refusal;
 use super::worker::Worker;
-use crate::proto::h1::{Framing, Sender};
+use crate::proto::h1::{self, Framing, SendError, Sender};
 use crate::proto::{Body, Request};
 use crate::timer::Deadline;
 use crate::transport::Stream;
@@ -39,9 +39,6 @@ const PARKED_AFTER: Duration = Duration::from_millis(200);
 /// What a client has to take within [`BLOCKED`], in bytes. Who takes one now and then takes nothing: the endpoint's
 /// connection would be kept for ever for it.
 const LEAST: u64 = 1024;
-
-/// A head is read in parts of this size at most, so that what is read too early is bounded.
-const READ: usize = 64 * 1024;
 
 /// Up to this size what was read too early is copied: what is kept while a request is served, maybe for long, must not
 /// keep a large block of read buffer with it.
@@ -136,7 +133,8 @@ impl<'a> Serving<'a> {
             let Answer { response, next } = answer;
             let (head, body) = response.into_parts();
             let worker = &self.connection.worker;
-            let keep_alive = self.socket.begin_response() && !worker.is_leaving();
+            let leaves = worker.is_leaving() || self.connection.is_outlived();
+            let keep_alive = self.socket.begin_response() && !leaves;
             let form = response_form(head.status, body.size_hint().exact(), asks, keep_alive);
             let date = worker.date.at(worker.timers.now());
             encode_response(&head, form, asks.version, &date, self.sender.output());
@@ -173,7 +171,7 @@ impl<'a> Serving<'a> {
                         Err(refusal) => return Poll::Ready(Arrived::Refused(refusal)),
                     }
                 }
-                match self.socket.poll_read(READ, cx) {
+                match self.socket.poll_read(h1::HEAD, cx) {
                     Poll::Ready(Ok(read)) if !read.is_empty() => unread = read,
                     Poll::Ready(_) => return Poll::Ready(Arrived::End),
                     Poll::Pending => return self.poll_too_late(begun.is_some(), cx),
@@ -256,16 +254,24 @@ impl<'a> Serving<'a> {
     /// Says why what has arrived is no request.
     fn refuse(&self, refusal: &Refusal) -> Answer {
         refusal.record(&self.connection.worker.unrouted, Instant::now());
-        refusal.response().into()
+        refusal.response(self.connection.listener.settings.expose_addresses).into()
     }
 
     /// Writes the response; whether the client has it.
     async fn send(&mut self) -> bool {
         let mut pace = Pace::default();
+        let mut is_cut = false;
         poll_fn(|cx| {
             self.socket.attend(cx);
-            if let Poll::Ready(sent) = self.sender.poll_send(&mut Writer(self.socket), cx) {
-                return Poll::Ready(sent.is_ok());
+            let mut sent = self.sender.poll_send(&mut Writer(self.socket), cx);
+            // A client that gets the head, and not the end, knows that there was an answer.
+            if matches!(sent, Poll::Ready(Err(SendError::Body(_)))) {
+                is_cut = true;
+                self.sender.cut();
+                sent = self.sender.poll_send(&mut Writer(self.socket), cx);
+            }
+            if let Poll::Ready(sent) = sent {
+                return Poll::Ready(sent.is_ok() && !is_cut);
             }
             if self.socket.poll_gone(cx).is_ready() {
                 return Poll::Ready(false);
@@ -303,7 +309,7 @@ impl Pace {
 
 /// A refusal as the last bytes on a stream, where what came is not for HTTP/1 to answer.
 pub fn last_bytes(worker: &Worker, refusal: &Refusal) -> Vec<u8> {
-    let (head, body) = refusal.response().into_parts();
+    let (head, body) = refusal.response(false).into_parts();
     let asks = Asks::NOTHING_MORE;
     let form = response_form(head.status, body.size_hint().exact(), asks, false);
     let mut bytes = Vec::new();
@@ -326,7 +332,7 @@ pub async fn close(worker: &Worker, mut stream: Stream, all_read: bool) {
     let mut deadline = worker.timers.deadline(FAREWELL);
     poll_fn(|cx| {
         while !worker.is_draining() && deadline.poll_passed(cx).is_pending() {
-            match ready!(worker.scratch.poll_read(&mut stream, READ, cx)) {
+            match ready!(worker.scratch.poll_read(&mut stream, h1::BODY, cx)) {
                 Ok(read) if !read.is_empty() => {}
                 _ => break,
             }

@@ -15,11 +15,9 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use tokio::io::AsyncWrite;
 
 use crate::proto::BodyError;
-use crate::proto::h1::{BodyDecoder, Framing, Malformed, Piece, Scratch};
+use crate::proto::h1::{self, BodyDecoder, Framing, Malformed, Piece, Scratch, joined};
 use crate::transport::Stream;
-
-/// The most that is read of what a client sends while it waits for a response.
-const PIPELINED: usize = 16 * 1024;
+use crate::turn;
 
 /// A client's stream, and the body of the request that is being served on it.
 pub struct Socket {
@@ -117,7 +115,7 @@ impl Socket {
         let (true, true, Some(stream)) = (inner.body.is_done(), inner.input.is_empty(), &mut inner.stream) else {
             return Poll::Pending;
         };
-        match ready!(self.scratch.poll_read(stream, PIPELINED, cx)) {
+        match ready!(self.scratch.poll_read(stream, h1::HEAD, cx)) {
             Ok(read) if !read.is_empty() => {
                 // A copy: it may be kept for long.
                 inner.input = Bytes::copy_from_slice(&read);
@@ -160,28 +158,32 @@ impl Socket {
     pub fn begin_response(&self) -> bool {
         let inner = &mut *self.inner.borrow_mut();
         inner.interim = Interim::None;
-        inner.skip_what_is_here();
+        inner.skip_what_is_here(&self.scratch);
         inner.body.is_done() || !inner.abandoned
     }
 
     /// Whether the next byte is that of another request, after a response.
     pub fn is_at_end_of_body(&self) -> bool {
         let inner = &mut *self.inner.borrow_mut();
-        inner.skip_what_is_here();
+        inner.skip_what_is_here(&self.scratch);
         inner.body.is_done()
     }
 }
 
 impl Inner {
-    /// Passes over what is left of a body that nobody reads, as far as it has arrived.
-    fn skip_what_is_here(&mut self) {
-        while self.abandoned && matches!(self.body.decode(&mut self.input), Ok(Piece::Data(_) | Piece::Trailers(_))) {}
+    /// Passes over what is left of a body that nobody reads, as far as it has arrived: one read of it at most.
+    fn skip_what_is_here(&mut self, scratch: &Scratch) {
+        while self.abandoned
+            && matches!(scratch.decode(&mut self.body, &mut self.input), Ok(Piece::Data(_) | Piece::Trailers(_)))
+        {
+        }
     }
 
     fn poll_body(&mut self, scratch: &Scratch, cx: &Context<'_>) -> Poll<Result<Piece, BodyError>> {
         let broken = |why: &dyn std::fmt::Display| BodyError::Client(why.to_string());
         loop {
-            match self.body.decode(&mut self.input).map_err(|error| broken(&error))? {
+            ready!(turn::poll_more(cx));
+            match scratch.decode(&mut self.body, &mut self.input).map_err(|error| broken(&error))? {
                 Piece::More => {}
                 piece => return Poll::Ready(Ok(piece)),
             }
@@ -190,7 +192,7 @@ impl Inner {
                 self.task.wake_by_ref();
             }
             let Some(stream) = &mut self.stream else { return Poll::Ready(Err(broken(&"the connection has ended"))) };
-            let Poll::Ready(read) = scratch.poll_read(stream, usize::MAX, &mut Context::from_waker(&self.task)) else {
+            let Poll::Ready(read) = scratch.poll_read(stream, h1::BODY, &mut Context::from_waker(&self.task)) else {
                 if !cx.waker().will_wake(&self.task) {
                     self.reader = Some(cx.waker().clone());
                 }
@@ -200,7 +202,7 @@ impl Inner {
             if read.is_empty() {
                 return Poll::Ready(Err(broken(&Malformed::Cut)));
             }
-            self.input = if self.input.is_empty() { read } else { [&self.input[..], &read[..]].concat().into() };
+            self.input = if self.input.is_empty() { read } else { joined(std::mem::take(&mut self.input), &read) };
         }
     }
 }
@@ -295,5 +297,52 @@ impl AsyncWrite for Writer<'_> {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.with(|stream| stream.poll_shutdown(cx))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+
+    use tokio::io::AsyncWriteExt;
+
+    use super::*;
+    use crate::turn::MAX_ITEMS;
+
+    /// Chunks of so many bytes.
+    fn chunks(size: usize, count: usize) -> Vec<u8> {
+        [format!("{size:x}\r\n").as_bytes(), &vec![b'x'; size], b"\r\n"].concat().repeat(count)
+    }
+
+    /// The most chunks, and the most bytes of data, that one poll brings of a body that has arrived.
+    async fn most_in_one_poll(size: usize, count: usize) -> (usize, usize) {
+        let (near, mut far) = tokio::io::duplex(16 << 20);
+        far.write_all(&chunks(size, count)).await.unwrap();
+        let socket = Socket::new(Stream::other(near), &Rc::default());
+        let Begun::Rest(mut body) = socket.begin_body(Framing::Chunked, false) else { panic!("it is chunked") };
+        let (mut data, mut most) = (0, 0);
+        poll_fn(|cx| {
+            socket.attend(cx);
+            let before = data;
+            while data < size * count {
+                let Poll::Ready(frame) = Pin::new(&mut body).poll_frame(cx) else { break };
+                data += frame.unwrap().unwrap().into_data().unwrap().len();
+            }
+            most = most.max(data - before);
+            if data < size * count { Poll::Pending } else { Poll::Ready(()) }
+        })
+        .await;
+        (most / size, most)
+    }
+
+    /// Issue 10, 3: one poll of a connection handles so many chunks and 1 MiB, and what its last read brought.
+    #[tokio::test]
+    async fn one_poll_handles_a_bounded_number_of_chunks_and_bytes() {
+        for (size, count) in [(1, 100_000), (64, 20_000), (8192, 1000), (100_000, 100)] {
+            let (chunks, bytes) = most_in_one_poll(size, count).await;
+            assert!(chunks <= MAX_ITEMS + 1024, "{chunks} chunks of {size}");
+            assert!(bytes <= (1 << 20) + h1::BODY, "{bytes} bytes in chunks of {size}");
+            assert!(chunks >= 1, "{size}");
+        }
     }
 }

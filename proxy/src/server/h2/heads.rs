@@ -3,6 +3,8 @@
 //! The library waits for ever for the rest of one. What counts as a head is what no client has a reason to pause in: the
 //! preface with its SETTINGS, and a request's HEADERS with the CONTINUATIONs that belong to it.
 
+use crate::proto::frames::{Frames, Header};
+
 const PREFACE: usize = 24;
 
 const HEADERS: u8 = 1;
@@ -12,11 +14,7 @@ const END_HEADERS: u8 = 4;
 
 /// Follows the frames of a connection.
 pub struct Heads {
-    /// Bytes of the preface or of a frame's payload that are yet to come.
-    rest: usize,
-    /// The beginning of the next frame, as far as it has come.
-    start: [u8; 9],
-    filled: usize,
+    frames: Frames,
     /// Heads so far; the preface is the first.
     begun: u64,
     is_open: bool,
@@ -26,7 +24,7 @@ pub struct Heads {
 
 impl Default for Heads {
     fn default() -> Self {
-        Self { rest: PREFACE, start: [0; 9], filled: 0, begun: 1, is_open: true, is_last: false }
+        Self { frames: Frames::after(PREFACE), begun: 1, is_open: true, is_last: false }
     }
 }
 
@@ -36,36 +34,26 @@ impl Heads {
         self.is_open.then_some(self.begun)
     }
 
-    /// Follows these bytes, which the client has sent.
-    pub fn follow(&mut self, mut bytes: &[u8]) {
-        loop {
-            let passed = self.rest.min(bytes.len());
-            self.rest -= passed;
-            bytes = bytes.get(passed..).unwrap_or_default();
-            if self.rest == 0 && self.is_last {
+    /// Follows these bytes, which the client has sent: how many frames have begun with them.
+    pub fn follow(&mut self, mut bytes: &[u8]) -> usize {
+        let mut frames = 0;
+        while self.frames.take_payload(&mut bytes) {
+            if self.is_last {
                 (self.is_open, self.is_last) = (false, false);
             }
-            let Some((byte, more)) = bytes.split_first() else { return };
-            bytes = more;
-            if let Some(place) = self.start.get_mut(self.filled) {
-                *place = *byte;
-                self.filled += 1;
-            }
-            if self.filled == self.start.len() {
-                self.filled = 0;
-                self.begin();
-            }
+            let Some(header) = self.frames.take_header(&mut bytes) else { break };
+            frames += 1;
+            self.begin(header);
         }
+        frames
     }
 
-    fn begin(&mut self) {
-        let [high, middle, low, kind, flags, ..] = self.start;
-        self.rest = usize::from(high) << 16 | usize::from(middle) << 8 | usize::from(low);
-        match kind {
+    fn begin(&mut self, header: Header) {
+        match header.kind {
             HEADERS | CONTINUATION => {
                 self.begun += u64::from(!self.is_open);
                 self.is_open = true;
-                self.is_last = flags & END_HEADERS != 0;
+                self.is_last = header.flags & END_HEADERS != 0;
             }
             SETTINGS => self.is_last = self.is_open,
             _ => {}
@@ -98,7 +86,7 @@ mod tests {
             let mut heads = Heads::default();
             assert_eq!(heads.unfinished(), Some(1));
             for (bytes, unfinished) in &steps {
-                bytes.chunks(size).for_each(|bytes| heads.follow(bytes));
+                bytes.chunks(size).for_each(|bytes| _ = heads.follow(bytes));
                 assert_eq!(heads.unfinished(), *unfinished, "{bytes:?} by {size}");
             }
         }

@@ -15,9 +15,6 @@ use crate::proto::BodyError;
 use crate::proto::http2::Outgoing;
 use crate::transport::{Io, Stream};
 
-/// The most that a response's stream is given at once: that of a frame, unless the client asks for more (RFC 9113, 6.5.2).
-pub(super) const PIECE: usize = 16 << 10;
-
 /// Tells of a request's body that it is being read.
 pub struct RequestBody<B> {
     body: B,
@@ -51,33 +48,16 @@ impl<B: HttpBody<Data = Bytes, Error = BodyError> + Unpin> HttpBody for RequestB
 
 /// A response's body, with which its stream ends.
 ///
-/// Data goes on in pieces of at most [`PIECE`]: that a client takes a stream is known only when the library asks for more.
+/// Data goes on in the pieces of [`Outgoing`]: that a client takes a stream is known only when the library asks for more.
 pub struct ResponseBody {
     body: Outgoing,
     stream: Open,
-    /// Data that has come from the body, and is still to go on.
-    rest: Bytes,
 }
 
 impl ResponseBody {
     pub fn new(body: Outgoing, mut stream: Open) -> Self {
         stream.ended = body.is_end_stream();
-        Self { body, stream, rest: Bytes::new() }
-    }
-
-    fn poll_piece(&mut self, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
-        if self.rest.is_empty() {
-            let frame = match ready!(Pin::new(&mut self.body).poll_frame(cx)) {
-                Some(Ok(frame)) => frame.into_data(),
-                other => return Poll::Ready(other),
-            };
-            match frame {
-                Ok(data) => self.rest = data,
-                Err(trailers) => return Poll::Ready(Some(Ok(trailers))),
-            }
-        }
-        let piece = self.rest.split_to(self.rest.len().min(PIECE));
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        Self { body, stream }
     }
 }
 
@@ -88,7 +68,7 @@ impl HttpBody for ResponseBody {
     fn poll_frame(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Option<Result<Frame<Bytes>, h2::Error>>> {
         // Asked for more, the client has taken what it was given.
         self.stream.set_untaken(false);
-        let frame = ready!(self.poll_piece(cx));
+        let frame = ready!(Pin::new(&mut self.body).poll_frame(cx));
         self.stream.watch.got_on();
         let is_data = matches!(&frame, Some(Ok(frame)) if frame.is_data());
         self.stream.set_untaken(is_data);
@@ -97,16 +77,11 @@ impl HttpBody for ResponseBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty() && self.body.is_end_stream()
+        self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (mut hint, rest) = (self.body.size_hint(), self.rest.len() as u64);
-        if let Some(upper) = hint.upper() {
-            hint.set_upper(upper.saturating_add(rest));
-        }
-        hint.set_lower(hint.lower().saturating_add(rest));
-        hint
+        self.body.size_hint()
     }
 }
 

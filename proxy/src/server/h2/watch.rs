@@ -21,6 +21,7 @@ use tokio::task::AbortHandle;
 use super::heads::Heads;
 use super::parts::RequestBody;
 use crate::timer::Timers;
+use crate::turn::Items;
 
 /// From this many streams on, more than half of which the client reset at once, a connection is closed: Envoy's advice
 /// against rapid resets (CVE-2023-44487).
@@ -48,6 +49,8 @@ pub struct Watch {
     fruitless: Cell<u64>,
     since: Cell<u64>,
     heads: RefCell<Heads>,
+    /// Frames that this turn of the connection's task has to pay for.
+    frames: RefCell<Items>,
 }
 
 /// A stream that is open.
@@ -70,6 +73,7 @@ impl Watch {
             fruitless: Cell::new(0),
             since: Cell::new(0),
             heads: RefCell::default(),
+            frames: RefCell::default(),
         })
     }
 
@@ -124,7 +128,7 @@ impl Watch {
 
     /// These bytes have come.
     pub(super) fn has_read(&self, bytes: &[u8]) {
-        self.heads.borrow_mut().follow(bytes);
+        self.frames.borrow_mut().add(self.heads.borrow_mut().follow(bytes));
         self.count(bytes.len());
     }
 
@@ -210,10 +214,10 @@ mod tests {
     use http_body::Body as _;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-    use super::super::parts::{PIECE, ResponseBody, Tunnelled};
+    use super::super::parts::{ResponseBody, Tunnelled};
     use super::*;
     use crate::proto::Body;
-    use crate::proto::http2::Outgoing;
+    use crate::proto::http2::{Outgoing, PIECE};
 
     fn watch() -> Rc<Watch> {
         Watch::new(&Rc::default())
@@ -227,7 +231,7 @@ mod tests {
                 assert!(!watch.is_abused(), "after {number} streams");
                 let open = Open::new(&watch);
                 if number >= resets {
-                    drop(ResponseBody::new(Outgoing(Body::Empty), open));
+                    drop(ResponseBody::new(Outgoing::new(Body::Empty), open));
                 }
             }
             assert_eq!((watch.is_abused(), watch.is_busy()), (abused, false));
@@ -238,7 +242,7 @@ mod tests {
     fn tunnels_may_be_short() {
         let watch = watch();
         for _ in 0..STREAMS {
-            drop(ResponseBody::new(Outgoing(Body::Empty), Open::new(&watch)));
+            drop(ResponseBody::new(Outgoing::new(Body::Empty), Open::new(&watch)));
             let tunnel = Open::tunnel(&watch);
             assert!(watch.is_busy());
             drop(tunnel);
@@ -251,7 +255,7 @@ mod tests {
     fn a_response_goes_on_in_pieces_that_are_taken_one_by_one() {
         let watch = watch();
         let whole = Bytes::from(vec![7; 2 * PIECE + 1]);
-        let mut body = ResponseBody::new(Outgoing(Body::Full(whole.clone())), Open::new(&watch));
+        let mut body = ResponseBody::new(Outgoing::new(Body::Full(whole.clone())), Open::new(&watch));
         let mut came = Vec::new();
         while !body.is_end_stream() {
             assert_eq!(body.size_hint().exact(), Some((whole.len() - came.len()) as u64));
@@ -303,7 +307,7 @@ mod tests {
 
     /// A stream in a task of its own, as the library has it, whose response's body is asked for this many frames.
     fn serve(watch: &Rc<Watch>, frames: usize) -> tokio::task::JoinHandle<()> {
-        let mut body = ResponseBody::new(Outgoing(Body::Full(Bytes::from_static(b"data"))), Open::new(watch));
+        let mut body = ResponseBody::new(Outgoing::new(Body::Full(Bytes::from_static(b"data"))), Open::new(watch));
         let task = tokio::task::spawn_local(async move {
             for _ in 0..frames {
                 let mut cx = Context::from_waker(std::task::Waker::noop());
@@ -347,7 +351,7 @@ mod tests {
     fn a_stream_waits_for_its_client_until_it_is_asked_for_more() {
         let watch = watch();
         let waits = || watch.open.borrow().iter().any(|(_, stream)| stream.untaken.is_some());
-        let mut body = ResponseBody::new(Outgoing(Body::Full(Bytes::from_static(b"data"))), Open::new(&watch));
+        let mut body = ResponseBody::new(Outgoing::new(Body::Full(Bytes::from_static(b"data"))), Open::new(&watch));
         assert!(!waits());
         let mut cx = Context::from_waker(std::task::Waker::noop());
         assert!(matches!(Pin::new(&mut body).poll_frame(&mut cx), Poll::Ready(Some(Ok(_)))));
@@ -358,7 +362,7 @@ mod tests {
         drop(body);
         assert!(!watch.is_busy());
         // Given up before it was taken.
-        let mut body = ResponseBody::new(Outgoing(Body::Full(Bytes::from_static(b"data"))), Open::new(&watch));
+        let mut body = ResponseBody::new(Outgoing::new(Body::Full(Bytes::from_static(b"data"))), Open::new(&watch));
         assert!(Pin::new(&mut body).poll_frame(&mut cx).is_ready());
         drop(body);
         assert!(!waits());

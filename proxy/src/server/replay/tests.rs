@@ -121,12 +121,12 @@ fn one_that_outgrows_the_bound_goes_on_and_cannot_be_sent_again() {
 
 /// A block as connections are read with, of which nobody else has a part.
 fn block() -> Bytes {
-    BytesMut::zeroed(256 << 10).freeze()
+    BytesMut::zeroed(128 << 10).freeze()
 }
 
 #[test]
 fn no_piece_holds_on_to_a_block_that_is_more_than_four_times_as_large() {
-    for size in [1, 1024, 4 << 10, 16 << 10, (64 << 10) - 1] {
+    for size in [1, 1024, 4 << 10, 16 << 10, (32 << 10) - 1] {
         let block = block();
         let mut replay = replay(&[block.slice(..size)], None, false, 64 << 10);
         read(&mut replay.body());

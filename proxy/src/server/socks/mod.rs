@@ -31,8 +31,8 @@ pub async fn serve(connection: &Connection, mut stream: Stream) -> Option<(Strea
         Err(reply) => Err(reply),
     };
     let bound = match &opened {
-        Ok(Next::Relay(tunnel)) => tunnel.local_address(),
-        Ok(Next::Inside(_)) | Err(_) => None,
+        Ok(Next::Relay(tunnel)) if connection.listener.settings.expose_addresses => tunnel.local_address(),
+        Ok(Next::Relay(_) | Next::Inside(_)) | Err(_) => None,
     };
     let said = reply(opened.as_ref().err().copied().unwrap_or(Reply::Succeeded), bound);
     let replied = async {

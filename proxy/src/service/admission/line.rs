@@ -65,12 +65,14 @@ impl<W, G> Line<W, G> {
         Some(Waiting { line: self, number, turn: comes, has_come: false })
     }
 
-    /// Gives a turn to the first for whom `take` finds something.
-    pub fn serve(&self, mut take: impl FnMut(&W) -> Option<G>) {
+    /// Gives a turn to the first for whom `take` finds something; those that are `late` come after all others.
+    pub fn serve(&self, late: impl Fn(&W) -> bool, mut take: impl FnMut(&W) -> Option<G>) {
         loop {
             let mut queue = self.lock();
-            let found =
-                queue.waiters.iter().enumerate().find_map(|(place, waiter)| Some((place, take(&waiter.wants)?)));
+            let found = [false, true].into_iter().find_map(|is_late| {
+                let waiters = queue.waiters.iter().enumerate().filter(|(_, waiter)| late(&waiter.wants) == is_late);
+                waiters.into_iter().find_map(|(place, waiter)| Some((place, take(&waiter.wants)?)))
+            });
             let Some((place, given)) = found else { return };
             let waiter = self.remove(&mut queue, place);
             drop(queue);
@@ -93,14 +95,31 @@ impl<W, G> Line<W, G> {
         self.lock().waiters.iter().filter(|waiter| is_next(&waiter.wants)).count()
     }
 
-    /// Takes the first for whom `is_next` holds out of the line, if `is_meant` holds for it too; and its number.
+    /// What everybody wants, as `of` has it.
+    pub fn all<T>(&self, of: impl FnMut(&W) -> T) -> Vec<T> {
+        self.lock().waiters.iter().map(|waiter| &waiter.wants).map(of).collect()
+    }
+
+    /// Has the last for whom `is_it` holds leave, without a turn.
+    pub fn expel(&self, is_it: impl Fn(&W) -> bool) {
+        let mut queue = self.lock();
+        let place = queue.waiters.iter().rposition(|waiter| is_it(&waiter.wants));
+        let expelled = place.and_then(|place| self.remove(&mut queue, place));
+        drop(queue);
+        drop(expelled);
+    }
+
+    /// Takes the first for whom `is_next` holds out of the line, if `is_meant` holds for it too; and its number. Those
+    /// that are `late` come after all others.
     pub fn call(
         &self,
-        is_next: impl FnMut(&W) -> bool,
+        late: impl Fn(&W) -> bool,
+        is_next: impl Fn(&W) -> bool,
         is_meant: impl FnOnce(&W) -> bool,
     ) -> Option<(u64, oneshot::Sender<G>)> {
         let mut queue = self.lock();
-        let place = queue.waiters.iter().map(|waiter| &waiter.wants).position(is_next)?;
+        let wants = || queue.waiters.iter().map(|waiter| &waiter.wants);
+        let place = wants().position(|wants| is_next(wants) && !late(wants)).or_else(|| wants().position(&is_next))?;
         if !queue.waiters.get(place).is_some_and(|waiter| is_meant(&waiter.wants)) {
             return None;
         }

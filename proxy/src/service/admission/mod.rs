@@ -18,9 +18,15 @@
 //! **Connections** ([`Connections`]): a worker keeps connections idle for itself, so that the limit may be reached while
 //! nothing is under way. So who waits has every worker asked to look at what it keeps: each closes idle connections for
 //! as long as that serves somebody. What becomes idle while somebody waits is closed, or handed over, instead of kept.
+//!
+//! **Shares**. While requests of several clients wait, one client address has its share of an endpoint's connections
+//! ([`shares`]): who holds more gives up the slowest of its bodies, and waits behind the others. A full line has room for
+//! a client that has fewer places in it than another. Below the limits none of this is looked at.
 
 mod connections;
+mod holders;
 mod line;
+mod shares;
 #[cfg(test)]
 mod tests;
 
@@ -28,8 +34,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering::SeqCst};
 
 pub use connections::{Connections, Ending, Keeper, Permit, Reuse, Turn, Wanted};
+pub use holders::Holder;
 use line::Line;
 pub use line::Waiting;
+pub use shares::Client;
 
 /// The requests of a service that are under way, where their number is limited.
 #[derive(Debug, Default)]
@@ -74,7 +82,7 @@ impl Requests {
     }
 
     fn serve_next(self: &Arc<Self>) {
-        self.line.serve(|limit| self.take(*limit));
+        self.line.serve(|_| false, |limit| self.take(*limit));
     }
 }
 

@@ -20,7 +20,11 @@ fn turn<W, G>(waiting: &mut Waiting<'_, W, G>) -> Option<G> {
 }
 
 fn wanted(load: &Load, limit: u32, limit_of_service: u32) -> Wanted {
-    Wanted { load: load.clone(), limit, limit_of_service, home: 1, reuse: Reuse::None }
+    Wanted { load: load.clone(), limit, limit_of_service, client: client(1), home: 1, reuse: Reuse::None }
+}
+
+fn client(n: u8) -> Client {
+    Client::of([127, 0, 0, n].into())
 }
 
 fn permit(turn: Option<Turn>) -> Option<Permit> {
@@ -129,6 +133,53 @@ fn keepers_are_asked_once_until_they_look() {
     keeper.looks();
     let _another = connections.wait(wanted(&load, 1, 9), 9);
     assert_eq!(asked.try_recv().as_deref(), Ok("users"));
+}
+
+/// Issue 10, 4: a client that holds all connections gives up the slowest of its bodies, and its own requests wait behind
+/// those of others.
+#[test]
+fn one_client_has_its_share_while_others_wait() {
+    let (connections, load) = (Arc::new(Connections::default()), Load::alone());
+    let of = |n: u8| Wanted { client: client(n), ..wanted(&load, 40, u32::MAX) };
+    let mut held: Vec<_> = (0..40)
+        .map(|place| {
+            let holder = connections.holder(&load);
+            holder.begin(client(1), 0, true);
+            holder.moved(if place == 7 { 1000 } else { 2000 + place });
+            (connections.try_take(&of(1)).expect("there is room"), holder)
+        })
+        .collect();
+    let ended = |held: &Vec<(Permit, Arc<Holder>)>| held.iter().position(|(_, holder)| holder.is_ended());
+
+    let mut own = connections.wait(of(1), 1024).expect("room in the line");
+    connections.share_out(25, 10);
+    assert_eq!(ended(&held), None, "nobody else waits");
+    let mut other = connections.wait(of(2), 1024).expect("room in the line");
+    connections.share_out(25, 10);
+    assert_eq!(ended(&held), None, "it was looked at a moment ago");
+    connections.share_out(25, 11);
+    assert_eq!(ended(&held), Some(7));
+    held[7].1.end();
+    drop(held.swap_remove(7));
+    assert!(turn(&mut own).is_none());
+    assert!(permit(turn(&mut other)).is_some());
+    connections.share_out(25, 12);
+    assert_eq!(ended(&held), None, "one was enough");
+}
+
+/// Issue 10, 4: nobody can take all places of the line either.
+#[test]
+fn a_full_line_has_room_for_another_client() {
+    let (connections, load) = (Arc::new(Connections::default()), Load::alone());
+    let of = |n: u8| Wanted { client: client(n), ..wanted(&load, 1, u32::MAX) };
+    let _held = connections.try_take(&of(1)).expect("there is room");
+    let mut own: Vec<_> = (0..4).map(|_| connections.wait(of(1), 4).expect("room in the line")).collect();
+    assert!(connections.wait(of(1), 4).is_none());
+    let _other = connections.wait(of(2), 4).expect("room in the line");
+    let waker = Context::from_waker(Waker::noop());
+    let mut last = own.pop().expect("four");
+    assert!(matches!(Pin::new(&mut last).poll(&mut { waker }), Poll::Ready(None)), "it has no place any more");
+    assert_eq!(connections.pending(), 4);
 }
 
 #[test]

@@ -21,13 +21,20 @@ fn id(n: u32) -> String {
 }
 
 fn change(removed: &[u32], count: u32) -> Change {
-    let registered =
-        |n| Registered { id: id(n), address: format!("10.0.0.{n}:80"), weight: 1, order: 0, metadata: vec![] };
+    let registered = |n| Registered {
+        id: id(n),
+        address: format!("10.0.0.{n}:80"),
+        weight: 1,
+        order: 0,
+        metadata: vec![],
+        egress: Arc::default(),
+    };
     Change {
         service: "users".into(),
         removed: removed.iter().map(|n| id(*n)).collect(),
         added: (0..count).map(registered).collect(),
         paused: None,
+        proxied: None,
     }
 }
 

@@ -77,9 +77,13 @@ impl Relays {
         let mut out = Way::new(client.take_ahead());
         let mut back = Way::new(other.take_ahead());
         let mut idle = self.timers.deadline(idle_timeout);
+        let mut back_first = false;
         poll_fn(|cx| {
+            // In turn: what one moves is paid for with the turn of both.
+            back_first = !back_first;
+            let early = back_first.then(|| back.poll(self, &mut other, &mut client, cx));
             let sent = out.poll(self, &mut client, &mut other, cx);
-            let received = back.poll(self, &mut other, &mut client, cx);
+            let received = early.unwrap_or_else(|| back.poll(self, &mut other, &mut client, cx));
             for (direction, way) in [(Direction::Sent, &mut out), (Direction::Received, &mut back)] {
                 let bytes = way.take_moved();
                 if bytes > 0 {

@@ -10,8 +10,10 @@ use rustix::pipe::{PipeFlags, SpliceFlags, fcntl_setpipe_size, pipe_with, splice
 use tokio::io::Interest;
 use tokio::net::TcpStream;
 
+use super::way::TURN_BYTES;
+
 /// What a pipe holds where the system allows it (by default it does to every user, up to 64 MiB together); else 64 KiB.
-const CAPACITY: usize = 1 << 20;
+const CAPACITY: usize = TURN_BYTES;
 
 /// Pipes at once on one thread, which bounds the memory and the descriptors that slow readers take. A direction that
 /// gets none copies.
@@ -91,7 +93,7 @@ impl Pipe {
         let Some(ends) = &self.ends else { return Poll::Ready(Ok(0)) };
         // Nothing fits a full pipe, which the kernel tells no other way than that nothing has arrived: hence empty.
         let bytes = ready!(poll_io(from, Interest::READABLE, cx, || {
-            Ok(splice(from, None, &ends.write, None, CAPACITY, FLAGS)?)
+            Ok(splice(from, None, &ends.write, None, TURN_BYTES, FLAGS)?)
         }))?;
         self.bytes = bytes;
         Poll::Ready(Ok(bytes))

@@ -294,6 +294,34 @@ fn who_takes_nothing_makes_nothing_pile_up() {
     });
 }
 
+/// Issue 10, 3: counts, where both directions always have something to move.
+#[test]
+fn one_poll_moves_a_mebibyte_at_most() {
+    run(async |timers| {
+        const LENGTH: usize = 4 << 20;
+        let ((mut client, near), (far, mut endpoint)) = (duplex(LENGTH), duplex(LENGTH));
+        client.write_all(&vec![1; LENGTH]).await.unwrap();
+        endpoint.write_all(&vec![2; LENGTH]).await.unwrap();
+        let (relays, moved) = (Relays::new(&timers), Cell::new([0; 2]));
+        let count = |direction, bytes| {
+            let mut now = moved.get();
+            now[usize::from(direction == Direction::Received)] += bytes;
+            moved.set(now);
+        };
+        let mut joined = std::pin::pin!(relays.join(other(near), other(far), LONG, count));
+        poll_fn(|cx| {
+            let before = moved.get().iter().sum::<usize>();
+            assert!(joined.as_mut().poll(cx).is_pending());
+            let now = moved.get();
+            let sum = now.iter().sum::<usize>();
+            assert!(sum - before <= (1 << 20) + 2 * ROOM, "{} bytes", sum - before);
+            assert!(now[0].abs_diff(now[1]) <= 2 << 20 || sum > LENGTH, "one direction waits: {now:?}");
+            if sum == 2 * LENGTH { Poll::Ready(()) } else { Poll::Pending }
+        })
+        .await;
+    });
+}
+
 #[test]
 fn bytes_in_a_pipe_that_cannot_be_spliced_are_copied() {
     run(async |timers| {

@@ -11,10 +11,12 @@ use super::Relays;
 use super::pace::Pace;
 use super::pipe::{Pipe, is_unsupported};
 use crate::transport::Stream;
+use crate::turn;
 
-/// Reads of one direction before other tasks have their turn, and bytes: a quarter of a millisecond's worth.
+/// Reads of one direction before other tasks have their turn, and bytes: a quarter of a millisecond's worth. Both
+/// directions together move 1 MiB at most.
 const TURNS: usize = 16;
-const TURN_BYTES: usize = 1 << 20;
+pub(super) const TURN_BYTES: usize = 1 << 19;
 
 /// From one stream to the other.
 pub(super) struct Way {
@@ -84,7 +86,7 @@ impl Way {
                 break;
             }
         }
-        cx.waker().wake_by_ref();
+        turn::yield_now(cx);
         Poll::Pending
     }
 

@@ -90,6 +90,15 @@ fn expiry(certificate: &X509Certificate<'_>) -> SystemTime {
     UNIX_EPOCH.checked_add(Duration::from_secs(seconds)).unwrap_or(UNIX_EPOCH)
 }
 
+/// Until when all certificates of a chain are valid, in seconds since 1970; 0 where one cannot be read.
+pub fn valid_until<'a>(chain: impl IntoIterator<Item = &'a CertificateDer<'a>>) -> u64 {
+    let of = |certificate: &CertificateDer<'_>| {
+        let (_, parsed) = X509Certificate::from_der(certificate).ok()?;
+        u64::try_from(parsed.validity().not_after.timestamp()).ok()
+    };
+    chain.into_iter().map(|certificate| of(certificate).unwrap_or(0)).min().unwrap_or(0)
+}
+
 /// Whom a certificate that was found good proves a client to be: its SPIFFE ID, or else its first DNS name.
 ///
 /// More than one URI is no SPIFFE ID (X.509-SVID, 2), and neither is one with characters that such IDs do not have

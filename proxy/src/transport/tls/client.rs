@@ -11,7 +11,7 @@ use rustls::sign::SingleCertAndKey;
 use rustls::{ClientConfig, RootCertStore};
 use tokio_rustls::{TlsConnector, TlsStream};
 
-use super::{Certificate, FileError, H2, Reason, provider};
+use super::{Certificate, FileError, H2, HELD_BACK, Handshakes, Reason, provider};
 use crate::config::checked::TlsClient;
 use crate::transport::Stream;
 
@@ -60,6 +60,8 @@ pub struct Connector {
     config: ArcSwap<ClientConfig>,
     /// To verify, whatever the endpoint's address.
     name: Option<ServerName<'static>>,
+    /// Those that were done.
+    handshakes: Arc<Handshakes>,
 }
 
 impl Connector {
@@ -67,11 +69,12 @@ impl Connector {
         settings: &TlsClient,
         roots: Arc<RootCertStore>,
         client: Option<&Certificate>,
+        handshakes: Arc<Handshakes>,
     ) -> Result<Self, FileError> {
         let refused = |name: &String| Reason::Unusable(TlsFailure::Name(name.clone()).to_string()).of("server_name");
         let name = settings.server_name.as_ref().map(|name| server_name(name).ok_or_else(|| refused(name)));
         let config = ArcSwap::from_pointee(config(settings, roots, client)?);
-        Ok(Self { settings: settings.clone(), config, name: name.transpose()? })
+        Ok(Self { settings: settings.clone(), config, name: name.transpose()?, handshakes })
     }
 
     /// Has new connections use these. Sessions of before are not resumed: they stand for what was proven then.
@@ -98,7 +101,10 @@ impl Connector {
         };
         let protocols = protocols.iter().map(|protocol| protocol.to_vec()).collect();
         let connector = TlsConnector::from(self.config.load_full());
-        let tls = connector.with_alpn(protocols).connect(name, stream).await?;
+        let mut tls = connector.with_alpn(protocols).connect(name, stream.beneath_tls()).await?;
+        let session = tls.get_mut().1;
+        session.set_buffer_limit(Some(HELD_BACK));
+        self.handshakes.count(session);
         let http2 = tls.get_ref().1.alpn_protocol() == Some(H2);
         Ok((TlsStream::Client(tls).into(), http2))
     }

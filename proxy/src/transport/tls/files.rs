@@ -6,7 +6,6 @@
 //! second has been written.
 
 use std::collections::{HashMap, HashSet};
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,8 +16,11 @@ use rustls::RootCertStore;
 use sha2::{Digest, Sha256};
 
 use super::certificate::authorities;
-use super::{Certificate, Connector, FileError, Reason, Terminator};
+use super::server::Trusted;
+use super::{Certificate, Connector, FileError, Handshakes, Reason, Revocations, Terminator, revocations};
 use crate::config::checked::{ClientCertificates, KeyPair, Listener, TlsClient};
+use crate::regular;
+use crate::supervise;
 use crate::watch::Changes;
 
 /// How often the files are read anew although nothing announced a change.
@@ -42,9 +44,12 @@ pub struct Held {
 pub struct Files {
     pairs: HashMap<KeyPair, Kept<Certificate>>,
     authorities: HashMap<PathBuf, Kept<RootCertStore>>,
+    revocations: HashMap<PathBuf, Kept<Revocations>>,
     system: Option<Arc<RootCertStore>>,
     terminators: Vec<(Arc<Terminator>, Vec<KeyPair>)>,
     connectors: HashMap<TlsClient, Arc<Connector>>,
+    /// With endpoints.
+    handshakes: Arc<Handshakes>,
     held: Arc<ArcSwap<Vec<Held>>>,
     before: Before,
 }
@@ -55,22 +60,37 @@ pub struct Files {
 struct Before {
     pairs: HashMap<KeyPair, Kept<Certificate>>,
     authorities: HashMap<PathBuf, Kept<RootCertStore>>,
+    revocations: HashMap<PathBuf, Kept<Revocations>>,
     connectors: HashMap<TlsClient, Arc<Connector>>,
 }
 
 impl Files {
     /// For another configuration. All files are read anew.
     pub fn after(before: &Self) -> Self {
-        let (pairs, authorities) = (before.pairs.clone(), before.authorities.clone());
-        let before_them = Before { pairs, authorities, connectors: before.connectors.clone() };
-        Self { system: before.system.clone(), before: before_them, ..Self::default() }
+        let before_them = Before {
+            pairs: before.pairs.clone(),
+            authorities: before.authorities.clone(),
+            revocations: before.revocations.clone(),
+            connectors: before.connectors.clone(),
+        };
+        let (system, handshakes) = (before.system.clone(), before.handshakes.clone());
+        Self { system, handshakes, before: before_them, ..Self::default() }
     }
 
-    /// Takes the place of what was there before: from now on these are the certificates in use.
+    /// Takes the place of what was there before: from now on these are the certificates in use, and what is trusted.
     pub fn replace(&mut self, before: &Self) {
         self.held = before.held.clone();
         self.before = Before::default();
+        self.judge();
+        for (terminator, _) in &before.terminators {
+            terminator.retire(self.terminators.iter().map(|(terminator, _)| terminator));
+        }
         self.publish();
+    }
+
+    /// Has connections that are open judged by what is trusted now.
+    pub fn judge(&self) {
+        self.terminators.iter().for_each(|(terminator, _)| terminator.judge());
     }
 
     /// Ends the TLS of a listener's clients, and that inside tunnels of theirs, with the listener's own certificates
@@ -95,10 +115,13 @@ impl Files {
         if let Some(file) = authorities_of(&terminator) {
             self.open_authorities(file)?;
         }
-        let (certificates, authorities) = self.contents(&terminator, &pairs);
-        match before.filter(|before| before.is_as(&terminator, &certificates, &authorities)) {
+        if let Some(file) = &terminator.settings.client_crl {
+            self.open_revocations(file)?;
+        }
+        let (certificates, trusted) = self.contents(&terminator, &pairs);
+        match before.filter(|before| before.is_as(&terminator, &certificates, trusted.as_ref())) {
             Some(before) => terminator = before.clone(),
-            None => terminator.set(&certificates, authorities)?,
+            None => terminator.set(&certificates, trusted)?,
         }
         self.terminators.push((terminator.clone(), pairs));
         self.publish();
@@ -126,7 +149,8 @@ impl Files {
             Some(before) => before.clone(),
             None => {
                 let client = settings.client.as_ref().and_then(|pair| self.pair(pair));
-                Arc::new(Connector::new(settings, self.roots(settings), client.as_deref())?)
+                let handshakes = self.handshakes.clone();
+                Arc::new(Connector::new(settings, self.roots(settings), client.as_deref(), handshakes)?)
             }
         };
         self.connectors.insert(settings.clone(), connector.clone());
@@ -145,6 +169,11 @@ impl Files {
     /// The connectors so far.
     pub fn connectors(&self) -> HashMap<TlsClient, Arc<Connector>> {
         self.connectors.clone()
+    }
+
+    /// Handshakes with endpoints.
+    pub fn handshakes(&self) -> Arc<Handshakes> {
+        self.handshakes.clone()
     }
 
     /// The certificates in use, as they change.
@@ -171,6 +200,16 @@ impl Files {
         Ok(())
     }
 
+    fn open_revocations(&mut self, file: &Path) -> Result<(), FileError> {
+        if !self.revocations.contains_key(file) {
+            let kept = Kept::open(&[file], |contents| parse_revocations(file, contents))?;
+            let kept = kept.or_as_before(self.before.revocations.get(file));
+            warn_of_age(file, &kept.current);
+            self.revocations.insert(file.to_owned(), kept);
+        }
+        Ok(())
+    }
+
     fn pair(&self, pair: &KeyPair) -> Option<Arc<Certificate>> {
         self.pairs.get(pair).map(|kept| kept.current.clone())
     }
@@ -182,19 +221,20 @@ impl Files {
     }
 
     fn set_terminator(&self, terminator: &Terminator, pairs: &[KeyPair]) -> Result<(), FileError> {
-        let (certificates, authorities) = self.contents(terminator, pairs);
-        terminator.set(&certificates, authorities)
+        let (certificates, trusted) = self.contents(terminator, pairs);
+        terminator.set(&certificates, trusted)?;
+        terminator.judge();
+        Ok(())
     }
 
     /// What a terminator is made of.
-    fn contents(
-        &self,
-        terminator: &Terminator,
-        pairs: &[KeyPair],
-    ) -> (Vec<Arc<Certificate>>, Option<Arc<RootCertStore>>) {
+    fn contents(&self, terminator: &Terminator, pairs: &[KeyPair]) -> (Vec<Arc<Certificate>>, Option<Trusted>) {
         let authorities = authorities_of(terminator).and_then(|file| self.authorities.get(file));
+        let revocations = terminator.settings.client_crl.as_ref().and_then(|file| self.revocations.get(file));
+        let revocations = revocations.map(|kept| kept.current.clone());
+        let trusted = authorities.map(|kept| Trusted { authorities: kept.current.clone(), revocations });
         let certificates = pairs.iter().filter_map(|pair| self.pair(pair)).collect();
-        (certificates, authorities.map(|kept| kept.current.clone()))
+        (certificates, trusted)
     }
 
     fn publish(&self) {
@@ -224,12 +264,20 @@ impl Files {
                 changed.insert(file.clone());
             }
         }
+        for (file, kept) in &mut self.revocations {
+            if kept.read_again(&[file], |contents| parse_revocations(file, contents)) {
+                tracing::info!(target: "heddle::tls", "{}: new revocation lists in use", file.display());
+                warn_of_age(file, &kept.current);
+                changed.insert(file.clone());
+            }
+        }
         if changed.is_empty() {
             return;
         }
         for (terminator, pairs) in &self.terminators {
             let concerned = pairs.iter().any(|pair| changed.contains(&pair.certificate))
-                || authorities_of(terminator).is_some_and(|file| changed.contains(file));
+                || authorities_of(terminator).is_some_and(|file| changed.contains(file))
+                || terminator.settings.client_crl.as_ref().is_some_and(|file| changed.contains(file));
             if concerned && let Err(error) = self.set_terminator(terminator, pairs) {
                 tracing::error!(target: "heddle::tls", "{error}; {OLD_STAYS}");
             }
@@ -248,15 +296,15 @@ impl Files {
 
     fn paths(&self) -> Vec<PathBuf> {
         let pairs = self.pairs.keys().flat_map(|pair| [pair.certificate.clone(), pair.key.clone()]);
-        pairs.chain(self.authorities.keys().cloned()).collect()
+        pairs.chain(self.authorities.keys().cloned()).chain(self.revocations.keys().cloned()).collect()
     }
 }
 
-/// Follows the files for ever, if there are any.
+/// Follows the files for ever.
 pub async fn watch(files: Arc<Mutex<Files>>) {
     let paths = files.lock().unwrap_or_else(PoisonError::into_inner).paths();
     if paths.is_empty() {
-        return;
+        return std::future::pending().await;
     }
     let mut changes = Changes::of_files(paths);
     let mut warned = Instant::now();
@@ -267,17 +315,15 @@ pub async fn watch(files: Arc<Mutex<Files>>) {
         if warns {
             warned = Instant::now();
         }
-        let read = tokio::task::spawn_blocking(move || {
+        supervise::blocking(move || {
             let mut files = read.lock().unwrap_or_else(PoisonError::into_inner);
             files.read_again();
             if warns {
                 files.pairs.iter().for_each(|(pair, kept)| warn_of_expiry(&pair.certificate, &kept.current));
+                files.revocations.iter().for_each(|(file, kept)| warn_of_age(file, &kept.current));
             }
-        });
-        if read.await.is_err() {
-            // Shutting down.
-            return;
-        }
+        })
+        .await;
     }
 }
 
@@ -326,6 +372,10 @@ impl<T> Kept<T> {
             return false;
         }
         self.seen = seen;
+        let name = files.iter().map(|file| file.display().to_string()).collect::<Vec<_>>().join(", ");
+        let content = contents.as_ref().map(|contents| contents.concat()).unwrap_or_default();
+        // It was remembered before: content that makes this panic is not tried again.
+        let Some(_input) = supervise::input(&name, &content) else { return false };
         match contents.and_then(|contents| parse(&contents)) {
             Ok(parsed) => {
                 self.current = Arc::new(parsed);
@@ -343,7 +393,7 @@ fn read(files: &[&Path]) -> (Seen, Result<Vec<Vec<u8>>, FileError>) {
     let mut hash = Sha256::new();
     let mut contents = Vec::new();
     for file in files {
-        match fs::read(file) {
+        match regular::read(file, regular::TEXT) {
             Ok(content) => {
                 hash.update((content.len() as u64).to_le_bytes());
                 hash.update(&content);
@@ -365,6 +415,10 @@ fn parse_pair(pair: &KeyPair, contents: &[Vec<u8>]) -> Result<Certificate, FileE
 
 fn parse_authorities(file: &Path, contents: &[Vec<u8>]) -> Result<RootCertStore, FileError> {
     authorities(file, &contents.concat())
+}
+
+fn parse_revocations(file: &Path, contents: &[Vec<u8>]) -> Result<Revocations, FileError> {
+    revocations(file, &contents.concat())
 }
 
 fn authorities_of(terminator: &Terminator) -> Option<&PathBuf> {
@@ -391,6 +445,13 @@ fn warn_of_expiry(file: &Path, certificate: &Certificate) {
     if let Some(when) = expires_soon(certificate.expires, SystemTime::now()) {
         let (file, names) = (file.display(), certificate.names.join(", "));
         tracing::warn!(target: "heddle::tls", "{file}: the certificate for {names} {when}");
+    }
+}
+
+fn warn_of_age(file: &Path, revocations: &Revocations) {
+    if revocations.next_update.is_some_and(|next| next <= SystemTime::now()) {
+        let file = file.display();
+        tracing::warn!(target: "heddle::tls", "{file}: a revocation list is out of date; it stays in force");
     }
 }
 

@@ -13,21 +13,34 @@ pub enum Hello {
     Other,
 }
 
-/// Reads the client's first message from the first bytes of a stream.
-pub fn client_hello(mut start: &[u8]) -> Hello {
-    let mut acceptor = Acceptor::default();
-    loop {
-        match acceptor.accept() {
-            Ok(Some(accepted)) => {
-                let name = accepted.client_hello().server_name().map(|name| name.to_ascii_lowercase().into_boxed_str());
-                return Hello::Whole(name);
+/// Reads the client's first message, which comes in several pieces as often as not: the shares of its key exchange alone
+/// are larger than a packet. Each byte is looked at once.
+#[derive(Default)]
+pub struct HelloReader {
+    acceptor: Acceptor,
+    /// Bytes of the stream that it has been given.
+    taken: usize,
+}
+
+impl HelloReader {
+    /// What the first bytes of a stream say, of which this has seen a part before. Not to be asked again once it has said
+    /// more than that more are needed.
+    pub fn read(&mut self, start: &[u8]) -> Hello {
+        let mut more = start.get(self.taken..).unwrap_or_default();
+        self.taken = start.len();
+        loop {
+            match self.acceptor.accept() {
+                Ok(Some(accepted)) => {
+                    let name = accepted.client_hello().server_name().map(str::to_ascii_lowercase);
+                    return Hello::Whole(name.map(String::into_boxed_str));
+                }
+                Ok(None) if more.is_empty() => return Hello::Incomplete,
+                Ok(None) => {}
+                Err(_) => return Hello::Other,
             }
-            Ok(None) if start.is_empty() => return Hello::Incomplete,
-            Ok(None) => {}
-            Err(_) => return Hello::Other,
-        }
-        if acceptor.read_tls(&mut start).is_err() {
-            return Hello::Other;
+            if self.acceptor.read_tls(&mut more).is_err() {
+                return Hello::Other;
+            }
         }
     }
 }
@@ -49,6 +62,36 @@ mod tests {
         let mut bytes = Vec::new();
         client.write_tls(&mut bytes).unwrap();
         bytes
+    }
+
+    fn client_hello(start: &[u8]) -> Hello {
+        HelloReader::default().read(start)
+    }
+
+    /// Issue 10, 11: larger than a packet, in whatever pieces it comes, and also cut into records.
+    #[test]
+    fn a_message_of_several_packets_is_read_in_any_pieces() {
+        let bytes = hello("users.example");
+        assert!(bytes.len() > 1400, "{}", bytes.len());
+        let (header, message) = bytes.split_at(5);
+        let records: Vec<u8> = message
+            .chunks(700)
+            .flat_map(|part| [&header[..3], &(part.len() as u16).to_be_bytes(), part].concat())
+            .collect();
+        for bytes in [&bytes, &records] {
+            for size in [1, 5, 6, 536, 1000, 1440, bytes.len()] {
+                let mut reader = HelloReader::default();
+                let mut end = 0;
+                let found = loop {
+                    end = (end + size).min(bytes.len());
+                    match reader.read(&bytes[..end]) {
+                        Hello::Incomplete => assert!(end < bytes.len(), "{size}"),
+                        found => break found,
+                    }
+                };
+                assert_eq!((found, end), (Hello::Whole(Some("users.example".into())), bytes.len()), "{size}");
+            }
+        }
     }
 
     #[test]

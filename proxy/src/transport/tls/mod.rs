@@ -3,14 +3,22 @@
 //! A [`Terminator`] ends the TLS of one listener's clients, and a [`Connector`] begins TLS to endpoints. Both work from
 //! one immutable snapshot that is replaced as a whole when a file has changed, so that a handshake sees the certificates
 //! of one moment, and connections that are open go on with those that they began with. What the files held is
-//! [`Files`]' to know: it reads each once, however many listeners and services use it, and follows them.
+//! [`Files`]' to know: it reads each once, however many listeners and services use it, and follows them. Whose
+//! certificates are accepted from clients, and for how long, is the matter of [`trust`] and [`tickets`].
+//!
+//! The key exchange that is preferred on both sides is X25519MLKEM768, which also a quantum computer of later days cannot
+//! undo (rustls' feature `prefer-post-quantum`). Its share makes a client's first message larger than a packet: nothing
+//! here expects a message to come in one piece.
 
 mod certificate;
 mod choice;
 mod client;
 mod files;
+mod handshakes;
 mod hello;
 mod server;
+mod tickets;
+mod trust;
 
 use std::io;
 use std::path::PathBuf;
@@ -22,11 +30,17 @@ use rustls::crypto::CryptoProvider;
 pub use certificate::{Certificate, authorities};
 pub use client::{Connector, TlsFailure};
 pub use files::{Files, Held, watch};
-pub use hello::{Hello, client_hello};
+pub use handshakes::Handshakes;
+pub use hello::{Hello, HelloReader};
 pub use server::{HandshakeError, Terminator};
+pub use trust::{Proof, Revocations, Standing, revocations};
 
 /// HTTP/2 over TLS, as it is called in a handshake (RFC 9113, 3.1).
 pub const H2: &[u8] = b"h2";
+
+/// What a session holds of encrypted bytes that the socket has not taken: a record of the largest size with what is around
+/// its data. With one read of a body that waits for it, a blocked reader holds about 64 KiB.
+const HELD_BACK: usize = 18 * 1024;
 
 /// HTTP/1.1, as it is called in a handshake (RFC 7301, 6).
 pub const HTTP_1_1: &[u8] = b"http/1.1";
@@ -52,6 +66,10 @@ pub enum Reason {
     NoKey,
     #[error("not a certificate that can be used: {0}")]
     Certificate(String),
+    #[error("holds no revocation list; expected PEM with at least one (X509 CRL)")]
+    NoRevocations,
+    #[error("not a revocation list that can be used: {0}")]
+    Revocations(String),
     #[error("not a key that can be used: {0}")]
     Key(rustls::Error),
     #[error("the key is not that of the certificate {}", .0.display())]

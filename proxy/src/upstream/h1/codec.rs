@@ -31,6 +31,8 @@ pub enum Malformed {
     Upgrade,
     #[error("a success that is not the upgrade that was asked for")]
     NoUpgrade,
+    #[error("more than 16 interim responses")]
+    Interim,
 }
 
 /// A response's head, and what it says about what follows.

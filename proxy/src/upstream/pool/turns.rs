@@ -8,7 +8,7 @@
 
 use tokio::sync::MutexGuard;
 
-use super::{Open, Pool, Stage, Target};
+use super::{Hold, Open, Pool, Stage, Target};
 use crate::service::{Ending, Permit, Reuse, Turn, Wanted};
 use crate::upstream::Failure;
 use crate::upstream::h1::Connection;
@@ -30,25 +30,33 @@ impl Pool {
 
     /// The right to a new connection, or one that is open and can be reused. Where there may be no more connections
     /// it waits for its turn, for as long as connecting may take.
-    pub(super) async fn permit(&self, reuse: Reuse) -> Result<Granted, Failure> {
-        let Target { connections, limits, connect, load, max_connections, max_waiting, .. } = &self.target;
+    pub(super) async fn permit(&self, reuse: Reuse, hold: &Hold) -> Result<Granted, Failure> {
+        let Target { connections, limits, connect, load, max_connections, max_waiting, descriptors, .. } = &self.target;
         let wanted = Wanted {
             load: load.clone(),
             limit: u32::try_from(limits.max_connections).unwrap_or(u32::MAX),
-            limit_of_service: max_connections.unwrap_or(u32::MAX),
+            limit_of_service: max_connections.unwrap_or(u32::MAX).min(descriptors.one_service()),
+            client: hold.client(),
             home: self.home(),
             reuse,
         };
         if let Some(permit) = connections.try_take(&wanted) {
-            return Ok(Granted::Permit(permit));
+            return self.granted(permit, hold);
         }
         let waiting = connections.wait(wanted, *max_waiting).ok_or_else(|| self.no_permit())?;
         let awaited = Awaited::new(self, waiting.number());
         match self.timers.within(connect.timeout, waiting).await {
-            Ok(Some(Turn::Permit(permit))) => Ok(Granted::Permit(permit)),
+            Ok(Some(Turn::Permit(permit))) => self.granted(permit, hold),
             Ok(Some(Turn::Home)) => awaited.take().map(Granted::Home).ok_or_else(|| self.no_permit()),
             Ok(None) | Err(_) => Err(self.no_permit()),
         }
+    }
+
+    /// The right to a connection, with a descriptor for it.
+    fn granted(&self, permit: Permit, hold: &Hold) -> Result<Granted, Failure> {
+        let descriptor = self.target.descriptors.take().ok_or_else(|| self.no_permit())?;
+        hold.begin();
+        Ok(Granted::Permit(permit.with(descriptor)))
     }
 
     pub(super) fn no_permit(&self) -> Failure {

@@ -56,7 +56,13 @@ impl Host {
     }
 
     pub fn change(&self, service: &str, removed: &[String], added: Vec<Registered>) {
-        self.directory.apply(vec![Change { service: service.into(), removed: removed.to_vec(), added, paused: None }]);
+        self.directory.apply(vec![Change {
+            service: service.into(),
+            removed: removed.to_vec(),
+            added,
+            paused: None,
+            proxied: None,
+        }]);
     }
 
     pub fn service(&self, name: &str) -> Arc<Service> {
@@ -86,7 +92,14 @@ pub fn balancers() -> Vec<&'static str> {
 /// Endpoint number `n`.
 pub fn registered(n: usize) -> Registered {
     let address = format!("10.{}.{}.{}:80", n >> 16, n >> 8 & 255, n & 255);
-    Registered { id: format!("{n}#{address}"), address, weight: 1, order: n as u64, metadata: Vec::new() }
+    Registered {
+        id: format!("{n}#{address}"),
+        address,
+        weight: 1,
+        order: n as u64,
+        metadata: Vec::new(),
+        egress: Arc::default(),
+    }
 }
 
 /// What one worker has for a service.

@@ -5,10 +5,10 @@ use super::*;
 /// Feeds the body in parts of `step` bytes; data, trailers, and what was left over.
 fn decode_body(framing: Framing, wire: &[u8], step: usize) -> Result<(Vec<u8>, Option<HeaderMap>, usize), Malformed> {
     let (mut decoder, mut data, mut trailers) = (BodyDecoder::new(framing), Vec::new(), None);
-    let mut buffer = Bytes::new();
+    let (mut buffer, mut joined) = (Bytes::new(), BytesMut::new());
     let mut parts = wire.chunks(step.max(1));
     loop {
-        match decoder.decode(&mut buffer)? {
+        match decoder.decode(&mut buffer, &mut joined)? {
             Piece::Data(piece) => data.extend_from_slice(&piece),
             Piece::Trailers(map) => trailers = Some(map),
             Piece::End => return Ok((data, trailers, buffer.len() + parts.map(<[u8]>::len).sum::<usize>())),
@@ -55,6 +55,59 @@ fn a_body_that_ends_early_is_an_error_unless_the_connection_delimits_it() {
     assert!(decode_body(Framing::Length(5), b"hi", 1).is_err());
     assert!(decode_body(Framing::Chunked, b"5\r\nhi", 1).is_err());
     assert_eq!(decode_body(Framing::UntilClose, b"hi", 1).unwrap().0, b"hi");
+}
+
+fn chunked(sizes: impl IntoIterator<Item = usize>) -> Bytes {
+    let mut wire = Vec::new();
+    for size in sizes {
+        encode_chunk_size(size, &mut wire);
+        wire.resize(wire.len() + size, b'x');
+        wire.extend_from_slice(b"\r\n");
+    }
+    wire.into()
+}
+
+/// Issue 10, 1: small chunks that have arrived together cost one piece, and large ones no copy.
+#[test]
+fn small_chunks_are_joined_and_large_ones_are_not() {
+    let pieces = |wire: &Bytes| {
+        let (mut decoder, mut buffer, mut joined) = (BodyDecoder::new(Framing::Chunked), wire.clone(), BytesMut::new());
+        let mut pieces = Vec::new();
+        while let Piece::Data(data) = decoder.decode(&mut buffer, &mut joined).unwrap() {
+            let is_copy = !wire.as_ptr_range().contains(&data.as_ptr());
+            pieces.push((data.len(), is_copy));
+        }
+        pieces
+    };
+    assert_eq!(pieces(&chunked([4096; 8])), [(8 * 4096, true)]);
+    assert_eq!(pieces(&chunked([100])), [(100, false)]);
+    assert_eq!(pieces(&chunked([1, 2, LARGE, 3, 4])), [(3, true), (LARGE, false), (7, true)]);
+    assert_eq!(pieces(&chunked([LARGE, LARGE])), [(LARGE, false); 2]);
+    // The last of these is not all here.
+    assert_eq!(pieces(&chunked([10, 20, 30]).slice(..38)), [(29, true)]);
+    // Issue 10, 3: one call decodes so many at most.
+    assert_eq!(pieces(&chunked([1; 2 * MAX_JOINED])), [(MAX_JOINED, true); 2]);
+}
+
+#[test]
+fn nothing_is_left_of_a_buffer_that_is_empty() {
+    for sizes in [&[100][..], &[100, 200], &[LARGE]] {
+        let (mut buffer, mut decoder) = (chunked(sizes.iter().copied()), BodyDecoder::new(Framing::Chunked));
+        let block = buffer.clone();
+        let data = decoder.decode(&mut buffer, &mut BytesMut::new()).unwrap();
+        assert_eq!(decoder.decode(&mut buffer, &mut BytesMut::new()).unwrap(), Piece::More);
+        drop((data, decoder));
+        assert!(buffer.is_empty() && block.is_unique(), "{sizes:?}");
+    }
+}
+
+#[test]
+fn what_came_before_a_bad_chunk_is_passed_on() {
+    let (mut decoder, mut joined) = (BodyDecoder::new(Framing::Chunked), BytesMut::new());
+    let mut buffer = Bytes::from_static(b"1\r\na\r\n2\r\nbc\r\nno chunk\r\n");
+    assert_eq!(decoder.decode(&mut buffer, &mut joined), Ok(Piece::Data(Bytes::from_static(b"abc"))));
+    assert_eq!(decoder.decode(&mut buffer, &mut joined), Err(Malformed::Chunk));
+    assert_eq!(decoder.decode(&mut buffer, &mut joined), Err(Malformed::Chunk));
 }
 
 proptest! {

@@ -287,7 +287,7 @@ proptest! {
             let (mut decoder, mut buffer, mut data) = (BodyDecoder::new(Framing::Chunked), Bytes::new(), Vec::new());
             let mut parts = wire.as_bytes().chunks(step);
             loop {
-                match decoder.decode(&mut buffer) {
+                match decoder.decode(&mut buffer, &mut bytes::BytesMut::new()) {
                     Ok(Piece::Data(piece)) => data.extend_from_slice(&piece),
                     Ok(Piece::Trailers(_) | Piece::End) => break Ok((data, buffer.len() + parts.map(<[u8]>::len).sum::<usize>())),
                     Err(malformed) => break Err(malformed),
