@@ -213,7 +213,7 @@ impl State {
         self.in_force.load().config.drain
     }
 
-    /// How long a stop may take in all: the delay, the time for what is under way, and [`MARGIN`].
+    /// How long a stop may take in all: the delay, the time for what is under way, and `MARGIN`.
     pub fn time_to_stop(&self) -> Duration {
         self.drain_delay().saturating_add(self.drain()).saturating_add(MARGIN)
     }

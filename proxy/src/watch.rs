@@ -5,11 +5,10 @@
 //! link is in is watched too: whoever points a link elsewhere changes nothing in the folder that it pointed to. A folder
 //! may be deleted or moved away and made anew, as those do who replace it as a whole: a watch follows what was watched and
 //! not its name. So its own end is a change, and while there is none of that name, the nearest folder above it that there
-//! is has to announce it. Some mounts announce nothing, so whoever follows something also looks by itself once in a while; what counts is the
-//! content.
+//! is has to announce it. Some mounts announce nothing, so whoever follows something also looks by itself once in a while;
+//! what counts is the content.
 //!
-//! A folder on a mount that hangs blocks even a look at it, so folders are looked at by
-//! [`blocking`](crate::supervise::blocking).
+//! A folder on a mount that hangs blocks even a look at it, so folders are looked at by [`blocking`].
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

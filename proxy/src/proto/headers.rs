@@ -11,7 +11,7 @@
 //! `X-Forwarded-Client-Cert` where the client proved who it is by a certificate: `URI=spiffe://...`, or `DNS=name` for one
 //! without a SPIFFE ID. Name and form are Envoy's, of whose keys these are the two that say who. What a client sends
 //! under this name is always removed, also where it proved nothing. A service may rely on what it reads there as far as
-//! nothing but requests that went through here reaches it: see [`crate::server::layer`] for where that is so.
+//! nothing but requests that went through here reaches it: see `server/layer.rs` for where that is so.
 //!
 //! # Spellings
 //!

@@ -19,7 +19,7 @@ use crate::egress::Egress;
 /// The longest key that is taken, in bytes; its text is part of each endpoint's id.
 pub const LONGEST_KEY: usize = 2 << 10;
 
-/// The metadata of one endpoint that is kept, in bytes: names, values and [`OF_A_PAIR`] for each pair.
+/// The metadata of one endpoint that is kept, in bytes: names, values and `OF_A_PAIR` for each pair.
 pub const MOST_METADATA: usize = 64 << 10;
 
 /// What a pair of metadata counts beside its text.

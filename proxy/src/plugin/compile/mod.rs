@@ -11,9 +11,9 @@
 //! - The parent copies the file to the child's standard input in pieces, so it never holds it. Standard output is a
 //!   memory file that becomes immutable when the child has ended, and is then mapped: the proxy's memory grows by the
 //!   compiled module and nothing else. Standard error carries the answer, or what a dying process said.
-//! - At most [`PLACES`] children run at a time. Whoever waits for one, or for a place, notices within
-//!   [`POLL`] that it is no longer wanted. A child that was killed by somebody else is started again.
-//! - What was compiled is kept in a [`Cache`], if the configuration has a `state` folder.
+//! - At most `PLACES` children run at a time. Whoever waits for one, or for a place, notices within
+//!   `POLL` that it is no longer wanted. A child that was killed by somebody else is started again.
+//! - What was compiled is kept in a `Cache`, if the configuration has a `state` folder.
 //!
 //! The binary switches this on ([`compile_in_children`]). A program that embeds the library and does not is compiled for
 //! within its own process, after the same judgement but without these bounds.

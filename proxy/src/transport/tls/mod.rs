@@ -4,7 +4,7 @@
 //! one immutable snapshot that is replaced as a whole when a file has changed, so that a handshake sees the certificates
 //! of one moment, and connections that are open go on with those that they began with. What the files held is
 //! [`Files`]' to know: it reads each once, however many listeners and services use it, and follows them. Whose
-//! certificates are accepted from clients, and for how long, is the matter of [`trust`] and [`tickets`].
+//! certificates are accepted from clients, and for how long, is the matter of `trust` and `tickets`.
 //!
 //! The key exchange that is preferred on both sides is X25519MLKEM768, which also a quantum computer of later days cannot
 //! undo (rustls' feature `prefer-post-quantum`). Its share makes a client's first message larger than a packet: nothing
