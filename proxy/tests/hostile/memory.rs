@@ -164,7 +164,8 @@ impl Small {
 /// An endpoint that sends and takes what the path says, as in the soak.
 fn users() -> (Endpoint, String) {
     let endpoint = Endpoint::start(|_, wire| serve(wire));
-    let text = format!("[service.users]\nendpoints = [\"{}\"]\n", endpoint.address);
+    // Hundreds of connections at once are more than its queue takes.
+    let text = format!("[service.users]\nendpoints = [\"{}\"]\nconnect_timeout = \"30s\"\n", endpoint.address);
     (endpoint, text)
 }
 
@@ -232,7 +233,7 @@ fn stalled_readers() {
     drop(clients);
     wait_for("they are gone", || (figure(small.admin, "heddle_requests_in_flight") < 10.0).then_some(()));
     let clients = [(); 8].map(|()| http2_client(small.address, "GET", "/bytes/8000000", 45, END_STREAM));
-    wait_for("they are served", || (figure(small.admin, "heddle_requests_in_flight") >= 350.0).then_some(()));
+    wait_for("they are served", || (figure(small.admin, "heddle_requests_in_flight") >= 300.0).then_some(()));
     small.settle();
     small.check("360 stalled streams of HTTP/2");
     drop(clients);
