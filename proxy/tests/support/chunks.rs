@@ -159,14 +159,14 @@ impl Endpoint {
         Self { address, sent }
     }
 
-    /// Waits until it cannot send any more.
+    /// Waits until it cannot send any more: until nothing has been taken for two seconds, since a busy machine may let
+    /// everybody wait for some of one.
     pub fn until_blocked(&self) {
-        let mut before = u64::MAX;
-        loop {
+        const SAMPLES: u32 = 5;
+        let (mut before, mut same) = (u64::MAX, 0);
+        while same < SAMPLES {
             let now = self.sent.load(Relaxed);
-            if now == before && now > 0 {
-                return;
-            }
+            same = if now == before && now > 0 { same + 1 } else { 0 };
             before = now;
             thread::sleep(Duration::from_millis(400));
         }
