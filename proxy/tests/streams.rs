@@ -175,8 +175,7 @@ fn assert_each_holds_little<T>(what: &str, mut blocked: impl FnMut(&chunks::Prox
     // So many that what the process takes once, and not for each, is no part of the figure.
     const FIRST: usize = 48;
     const MANY: usize = 48;
-    // 64 KiB of data, and what two connections, their task and their TLS take in any case.
-    const MOST: u64 = 64 + 8;
+    const MOST: u64 = 64;
     // One after the other: each wants the machine to come to rest.
     static TURN: Mutex<()> = Mutex::new(());
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
